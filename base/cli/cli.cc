@@ -1,0 +1,106 @@
+#include "base/cli/cli.h"
+
+#include <unistd.h>
+
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <iostream>
+#include <new>
+
+namespace moepack::cli {
+namespace po = boost::program_options;
+
+Command::Command(CommandInfo info) : info_(std::move(info)), options_("Options") {}
+
+void Command::Positional(const std::string& name, bool many) {
+  positional_names_.push_back(name);
+  positional_.add(name.c_str(), many ? -1 : 1);
+}
+
+Status Command::Parse(int argc, char** argv) {
+  options_.add_options()("help,h", "this text")("json", "print one JSON object to standard output")(
+      "quiet,q", "no progress on standard error")("threads", po::value<int>(), "worker threads (default: all cores)");
+  po::options_description hidden;
+  for (size_t i = 0; i < positional_names_.size(); ++i) {
+    const bool many = positional_.max_total_count() > positional_names_.size() && i + 1 == positional_names_.size();
+    if (many) {
+      hidden.add_options()(positional_names_[i].c_str(), po::value<std::vector<std::string>>());
+    } else {
+      hidden.add_options()(positional_names_[i].c_str(), po::value<std::string>());
+    }
+  }
+  po::options_description all;
+  all.add(options_).add(hidden);
+  try {
+    const int style = po::command_line_style::default_style & ~po::command_line_style::allow_guessing;
+    po::store(po::command_line_parser(argc, argv).options(all).positional(positional_).style(style).run(), values_);
+  } catch (const po::error& error) {
+    return Status(ErrorCode::kUsage, std::string(error.what()) + " (see " + info_.name + " --help)");
+  }
+  if (Has("help")) {
+    help_shown_ = true;
+    std::cout << info_.summary << "\n\nUsage: " << info_.name << " " << info_.usage << "\n\n" << options_ << "\nExamples:\n";
+    for (const std::string& example : info_.examples) std::cout << "  " << example << "\n";
+    return Status::Ok();
+  }
+  if (Has("threads") && (Get<int>("threads") < 1 || Get<int>("threads") > 1024)) {
+    return Status(ErrorCode::kUsage, "--threads: expected 1 to 1024");
+  }
+  return Status::Ok();
+}
+
+int Command::threads() const { return GetOr<int>("threads", 0); }
+
+Progress& Command::progress() const { return StderrProgress(Has("quiet")); }
+
+Status Command::Require(const std::string& name) const {
+  if (Has(name)) return Status::Ok();
+  bool positional = false;
+  for (const std::string& p : positional_names_) positional |= p == name;
+  return Status(ErrorCode::kUsage, (positional ? "missing argument " : "missing option --") + name + "; usage: " + info_.name +
+                                       " " + info_.usage);
+}
+
+Result<uint64_t> ParseSize(const std::string& text) {
+  const Status bad(ErrorCode::kUsage, "'" + text + "' is not a size; write bytes, or a number with KB, MB, GB, KiB, MiB or GiB");
+  size_t end = 0;
+  while (end < text.size() && (std::isdigit(static_cast<unsigned char>(text[end])) || text[end] == '.')) ++end;
+  if (end == 0 || end > 20) return bad;
+  char* stop = nullptr;
+  const std::string number = text.substr(0, end);
+  const double value = std::strtod(number.c_str(), &stop);
+  if (stop != number.c_str() + number.size()) return bad;
+  static const struct {
+    const char* name;
+    double factor;
+  } kUnits[] = {{"", 1},      {"B", 1},         {"KB", 1e3},           {"kB", 1e3},
+                {"MB", 1e6},  {"GB", 1e9},      {"KiB", 1024.0},       {"MiB", 1024.0 * 1024},
+                {"TB", 1e12}, {"TiB", 1.099511627776e12}, {"GiB", 1024.0 * 1024 * 1024}};
+  for (const auto& unit : kUnits) {
+    if (text.substr(end) != unit.name) continue;
+    const double bytes = value * unit.factor;
+    if (!(bytes >= 0 && bytes < 9e18)) return bad;
+    return static_cast<uint64_t>(bytes);
+  }
+  return bad;
+}
+
+int Main(const std::string& name, const std::function<Status()>& body) {
+  std::signal(SIGPIPE, SIG_IGN);
+  std::signal(SIGXFSZ, SIG_IGN);  // a file-size limit is then a write error with a message
+  Status status;
+  try {
+    status = body();
+  } catch (const std::bad_alloc&) {
+    status = Status(ErrorCode::kNoMemory, "out of memory");
+  } catch (const std::exception& error) {
+    status = Status(ErrorCode::kInternal, error.what());
+  }
+  if (!status.ok()) std::fprintf(stderr, "%s: %s\n", name.c_str(), status.message().c_str());
+  return status.exit_status();
+}
+
+void PrintJson(const nlohmann::json& object) { std::cout << object.dump(2) << std::endl; }
+
+}  // namespace moepack::cli

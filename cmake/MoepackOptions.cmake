@@ -1,0 +1,42 @@
+# Language, warnings and instruction-set baseline for every target.
+set(CMAKE_CXX_STANDARD 20)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_CXX_EXTENSIONS OFF)
+set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
+if(NOT CMAKE_BUILD_TYPE)
+  set(CMAKE_BUILD_TYPE Release)
+endif()
+
+option(MOEPACK_DEVICE_ONLY "Build the device libraries and programs only" OFF)
+option(MOEPACK_STATIC "Link the device programs statically" OFF)
+option(MOEPACK_TESTS "Build tests" ON)
+option(MOEPACK_FUZZ "Build libFuzzer targets (clang)" OFF)
+option(MOEPACK_WERROR "Treat warnings as errors" OFF)
+set(MOEPACK_SANITIZE "" CACHE STRING "Sanitizers for -fsanitize=, e.g. address,undefined or thread")
+
+find_program(MOEPACK_CCACHE ccache)
+if(MOEPACK_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${MOEPACK_CCACHE})
+endif()
+
+add_compile_options(-Wall -Wextra -Wpedantic -Wshadow -Wno-missing-field-initializers)
+# GCC 12 reports std::string operator+ falsely (PR 105329).
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+  add_compile_options(-Wno-restrict)
+endif()
+if(MOEPACK_WERROR)
+  add_compile_options(-Werror)
+endif()
+# One baseline for all cloud tools, so that float results are the same on every x86-64-v3 processor. Kernels that need
+# more are compiled file by file and chosen at run time. Contraction is off so that a*b+c means the same everywhere.
+add_compile_options(-ffp-contract=off)
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64" AND NOT MOEPACK_DEVICE_ONLY)
+  add_compile_options(-march=x86-64-v3)
+endif()
+if(MOEPACK_SANITIZE)
+  add_compile_options(-fsanitize=${MOEPACK_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)
+  add_link_options(-fsanitize=${MOEPACK_SANITIZE})
+endif()
+include_directories(${CMAKE_SOURCE_DIR})
+find_package(Threads REQUIRED)
+link_libraries(Threads::Threads)

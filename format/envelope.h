@@ -1,0 +1,43 @@
+// The fixed-width start of a bundle: all that is read before a signature has been checked. Byte layout in SPEC.md.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <vector>
+
+#include "base/bytes.h"
+#include "base/status.h"
+
+namespace moepack {
+
+inline constexpr std::array<uint8_t, 8> kBundleMagic = {'M', 'O', 'E', 'B', 'N', 'D', 'L', '\n'};
+inline constexpr uint32_t kFormatVersion = 1;
+inline constexpr uint32_t kMaxSignatures = 16;
+inline constexpr uint64_t kMaxManifestBytes = 1 << 20;
+
+// Role inside a key record and the signed message: a key of one role never counts for another.
+enum class KeyRole : uint8_t { kRelease = 1 };
+
+struct EnvelopeSignature {
+  std::array<uint8_t, 32> public_key{};
+  std::array<uint8_t, 64> signature{};
+  bool operator==(const EnvelopeSignature&) const = default;
+};
+
+struct Envelope {
+  uint64_t manifest_bytes = 0;
+  std::vector<EnvelopeSignature> signatures;  // strictly increasing by public key
+  // Bytes of the envelope itself; the manifest follows directly, blobs start at the next multiple of kBundleAlignment.
+  uint64_t envelope_bytes() const;
+};
+
+Bytes SerializeEnvelope(const Envelope& envelope);
+// Bytes needed before ParseEnvelope can say more: the fixed head; then head + signatures.
+inline constexpr uint64_t kEnvelopeHeadBytes = 32;
+Result<uint32_t> ParseEnvelopeHead(ByteSpan head);  // signature count; kNotABundle, kVersion, kEnvelope
+Result<Envelope> ParseEnvelope(ByteSpan bytes);     // kNotABundle, kVersion, kEnvelope
+
+// The message that Ed25519 signs: a domain string with role and format version, then the exact manifest bytes.
+Bytes SignedMessage(KeyRole role, ByteSpan manifest);
+
+}  // namespace moepack

@@ -1,0 +1,91 @@
+// The compressed model folder: what compressor/ writes and packager/ and model/ read. A bundle without compression and
+// signatures: program, tokenizer, plain bytes of every unit, one file a program block so that a killed run can resume.
+//
+//   program.pb      SerializeProgram
+//   tokenizer.bin   compiled tokenizer (tokenizer/tokenizer.h), absent when the model has none
+//   block-NNN.moeu  the units of program block NNN (SPEC.md, section Model folder): index, then plain bytes, digests
+//   hot.pb          SerializeHotList
+//   plan.json errors.json provenance.json   for people and for --like; provenance goes into the bundle
+//   complete        written last: digests of all files above
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/env.h"
+#include "format/manifest/manifest.h"
+
+namespace moepack {
+
+// Whose weights a unit holds.
+struct UnitKey {
+  bool expert = false;
+  uint32_t table = 0;     // expert units: index into Program::expert_tables
+  uint32_t physical = 0;  // expert units: index of the unit in its table, from 0 without gaps
+  auto operator<=>(const UnitKey&) const = default;
+};
+
+// A unit's tensors with plain bytes, in load order. Dense units: tensors of one block by id; expert units: gate, up, down.
+struct FolderUnit {
+  UnitKey key;
+  std::vector<UnitTensor> tensors;
+  Bytes plain;  // concatenation; size = sum of PlainBytes
+};
+
+class ModelFolderWriter {
+ public:
+  // Writes into `directory`.partial, created when absent; with `resume`, blocks already there and intact are kept,
+  // otherwise it starts empty.
+  static Result<std::unique_ptr<ModelFolderWriter>> Create(Env& env, const std::string& directory, bool resume);
+  bool HasBlock(int32_t block) const;
+  // Units of a block, dense unit first, experts in physical order. Atomic: after a kill the block is there whole or not.
+  Status WriteBlock(int32_t block, const std::vector<FolderUnit>& units);
+  // Reads a block back (for resume).
+  Result<std::vector<FolderUnit>> ReadBlock(int32_t block) const;
+  // A named text or binary file of the list above.
+  Status WriteFile(const std::string& name, ByteSpan bytes);
+  Result<Bytes> ReadFileIfPresent(const std::string& name) const;  // empty when absent
+  // Expert indirection (one entry a Program::expert_tables; only `experts` is used, units come from the blocks).
+  Status SetExperts(const std::vector<std::vector<ExpertEntry>>& experts);
+  // Checks completeness against the program, writes program.pb and `complete`, renames .partial to `directory`
+  // (replacing an earlier complete model folder only).
+  Status Finish(const Program& program);
+
+ private:
+  struct State;
+  explicit ModelFolderWriter(std::unique_ptr<State> state);
+  std::unique_ptr<State> state_;
+
+ public:
+  ~ModelFolderWriter();
+};
+
+class ModelFolder {
+ public:
+  // kBadInput when `complete` is missing, kDigest when a file does not match it.
+  static Result<std::unique_ptr<ModelFolder>> Open(Env& env, const std::string& directory);
+  ~ModelFolder();
+  const Program& program() const;
+  ByteSpan tokenizer_blob() const;
+  const HotList& hot_list() const;
+  const std::vector<std::vector<ExpertEntry>>& experts() const;
+  Result<Bytes> ReadNamedFile(const std::string& name) const;  // plan.json, errors.json, provenance.json
+  // Tensors of every unit without their bytes, sorted by key (dense units in block order first).
+  struct UnitInfo {
+    UnitKey key;
+    int32_t block = 0;
+    std::vector<UnitTensor> tensors;
+    uint64_t plain_bytes = 0;
+  };
+  const std::vector<UnitInfo>& units() const;
+  // Plain bytes of units()[index], digest checked. Thread-safe.
+  Result<Bytes> ReadUnit(size_t index) const;
+
+ private:
+  struct State;
+  explicit ModelFolder(std::unique_ptr<State> state);
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace moepack

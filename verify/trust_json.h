@@ -1,0 +1,17 @@
+// T.json, the authoring form of a trust policy, read by programs only (nlohmann-json); the library takes the struct.
+//   {"moepack_trust": 1, "product": "wren", "threshold": 1, "key_epoch": 1, "minimum_security_counter": 1,
+//    "release_keys": ["<64 hex digits>", ...]}
+#pragma once
+
+#include <string>
+
+#include "base/env.h"
+#include "verify/verify.h"
+
+namespace moepack::verify {
+
+// kNotFound, kTrustRecord (names the field).
+Result<TrustPolicy> ReadTrustJson(Env& env, const std::string& path);
+std::string WriteTrustJson(const TrustPolicy& policy);
+
+}  // namespace moepack::verify

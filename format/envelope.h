@@ -27,15 +27,19 @@ struct EnvelopeSignature {
 struct Envelope {
   uint64_t manifest_bytes = 0;
   std::vector<EnvelopeSignature> signatures;  // strictly increasing by public key
-  // Bytes of the envelope itself; the manifest follows directly, blobs start at the next multiple of kBundleAlignment.
-  uint64_t envelope_bytes() const;
 };
 
-Bytes SerializeEnvelope(const Envelope& envelope);
-// Bytes needed before ParseEnvelope can say more: the fixed head; then head + signatures.
+// An envelope always has room for kMaxSignatures, unused slots zero, so that adding a signature moves nothing that the
+// manifest names by offset. The manifest follows directly, blobs start at the next multiple of kBundleAlignment.
 inline constexpr uint64_t kEnvelopeHeadBytes = 32;
-Result<uint32_t> ParseEnvelopeHead(ByteSpan head);  // signature count; kNotABundle, kVersion, kEnvelope
-Result<Envelope> ParseEnvelope(ByteSpan bytes);     // kNotABundle, kVersion, kEnvelope
+inline constexpr uint64_t kEnvelopeSignatureBytes = 96;
+inline constexpr uint64_t kEnvelopeBytes = kEnvelopeHeadBytes + kMaxSignatures * kEnvelopeSignatureBytes;
+
+Bytes SerializeEnvelope(const Envelope& envelope);  // kEnvelopeBytes long
+// Signature count of the first kEnvelopeHeadBytes. kNotABundle, kVersion, kEnvelope (also for a wrong size).
+Result<uint32_t> ParseEnvelopeHead(ByteSpan head);
+// Exactly kEnvelopeBytes. kNotABundle, kVersion, kEnvelope (lengths, caps, order of keys, reserved bytes, unused slots).
+Result<Envelope> ParseEnvelope(ByteSpan bytes);
 
 // The message that Ed25519 signs: a domain string with role and format version, then the exact manifest bytes.
 Bytes SignedMessage(KeyRole role, ByteSpan manifest);

@@ -17,7 +17,7 @@ Status SystemError(const std::string& path, const char* action) {
   const int error = errno;
   ErrorCode code = ErrorCode::kAccess;
   if (error == ENOENT || error == ENOTDIR) code = ErrorCode::kNotFound;
-  if (error == ENOSPC || error == EDQUOT) code = ErrorCode::kNoSpace;
+  if (error == ENOSPC || error == EDQUOT || error == EFBIG) code = ErrorCode::kNoSpace;
   if (error == ENOMEM) code = ErrorCode::kNoMemory;
   return Status(code, path + ": cannot " + action + ": " + std::strerror(error));
 }

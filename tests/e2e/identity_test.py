@@ -1,0 +1,64 @@
+"""The runtime computes what the forward computes on the dequantized weights, however it is run."""
+import json
+
+from harness import GOLDEN, TRUST, WORK, WREN, Case, floats, largest_difference, run
+
+CODECS = ("f32", "i8g64", "i4g64")
+PROMPT = "The President said to the Congress that"
+
+
+class Identity(Case):
+    def tokens(self):
+        return ",".join(map(str, json.loads((GOLDEN / "wren/speech.json").read_text())["tokens"]))
+
+    def test_runtime_logits_equal_forward_on_dequantized_weights(self):
+        for codec in CODECS:
+            run("logits", WORK / f"dir-{codec}", "--tokens", self.tokens(), "-o", self.dir / "forward.f32")
+            forward = floats(self.dir / "forward.f32")
+            for threads in (1, 2):
+                run("run", "logits", WORK / f"wren-{codec}.moeb", "--trust", TRUST, "--tokens", self.tokens(), "--threads", threads,
+                    "-o", self.dir / "runtime.f32")
+                self.assertLess(largest_difference(floats(self.dir / "runtime.f32"), forward), 1e-3, codec)
+
+    def test_lossless_bundle_is_the_model(self):
+        run("logits", WREN, "--tokens", self.tokens(), "-o", self.dir / "model.f32")
+        run("logits", WORK / "dir-f32", "--tokens", self.tokens(), "-o", self.dir / "folder.f32")
+        self.assertEqual(floats(self.dir / "model.f32"), floats(self.dir / "folder.f32"))
+
+    def generate(self, codec, *options):
+        outcome = run("run", "generate", WORK / f"wren-{codec}.moeb", "--trust", TRUST, "--prompt", PROMPT, "-n", 48, "--json", *options)
+        return outcome.json()
+
+    def test_same_tokens_for_threads_and_expert_cache(self):
+        for codec in CODECS:
+            full = self.generate(codec, "--threads", 2)
+            resident = run("inspect", WORK / f"wren-{codec}.moeb", "--trust", TRUST, "--json").json()["expert_bytes_resident"]
+            floor = self.minimum_cache(codec)
+            for ram in (resident, resident // 2, floor):
+                for threads in (1, 2):
+                    other = self.generate(codec, "--threads", threads, "--expert-ram", ram)
+                    self.assertEqual(other["tokens"], full["tokens"], (codec, ram, threads))
+            self.assertGreater(other["expert_loads"], full["expert_loads"])
+            self.assertLess(other["hit_rate"], 1)
+
+    def minimum_cache(self, codec):
+        """The message that refuses a cache of one byte names the least it takes."""
+        outcome = run("run", "generate", WORK / f"wren-{codec}.moeb", "--trust", TRUST, "--prompt", PROMPT, "--expert-ram", "1", expect=2)
+        numbers = [int(word) for word in outcome.err.replace(",", " ").split() if word.isdigit()]
+        return max(numbers)
+
+    def test_greedy_tokens_follow_the_forward(self):
+        """Each greedy token is the largest logit of the forward on the text so far."""
+        result = self.generate("f32")
+        ids = result["prompt_tokens"] + result["tokens"]
+        run("logits", WREN, "--tokens", ",".join(map(str, ids)), "-o", self.dir / "l.f32")
+        logits, vocab = floats(self.dir / "l.f32"), 4096
+        for i in range(len(result["prompt_tokens"]) - 1, len(ids) - 1):
+            row = logits[i * vocab:(i + 1) * vocab]
+            self.assertEqual(row.index(max(row)), ids[i + 1], i)
+
+    def test_sampling_repeats_with_its_seed(self):
+        options = ("--temperature", "0.9", "--top-k", "40", "--top-p", "0.95")
+        first = self.generate("i4g64", *options, "--seed", 11)["tokens"]
+        self.assertEqual(first, self.generate("i4g64", *options, "--seed", 11)["tokens"])
+        self.assertNotEqual(first, self.generate("i4g64", *options, "--seed", 12)["tokens"])

@@ -1,0 +1,55 @@
+"""Nothing holds a whole model: peak memory of calibrate and compress does not grow with the number of layers."""
+import json
+import shutil
+
+from harness import BIN, TEXT, WREN, Case, read_safetensors, write_safetensors
+import os
+import subprocess
+
+
+def peak_kib(*args):
+    """Peak resident memory of one run, from the operating system's account of the finished process."""
+    process = subprocess.Popen([str(BIN / args[0]), *map(str, args[1:])], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    error = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    process.stderr.close()
+    assert process.returncode == 0, error[-2000:]
+    return usage.ru_maxrss
+
+
+class Memory(Case):
+    def deep_wren(self, layers):
+        """wren with its four layers repeated."""
+        model = self.dir / f"wren{layers}"
+        model.mkdir()
+        shutil.copy(WREN / "tokenizer.json", model)
+        shutil.copy(WREN / "tokenizer_config.json", model)
+        config = json.loads((WREN / "config.json").read_text())
+        config["num_hidden_layers"] = layers
+        config["max_window_layers"] = layers
+        (model / "config.json").write_text(json.dumps(config))
+        source = read_safetensors(WREN / "model.safetensors")
+        tensors = {}
+        for name, entry in source.items():
+            if not name.startswith("model.layers."):
+                tensors[name] = entry
+                continue
+            _, _, layer, rest = name.split(".", 3)
+            for copy in range(int(layer), layers, 4):
+                tensors[f"model.layers.{copy}.{rest}"] = entry
+        write_safetensors(model / "model.safetensors", tensors)
+        return model
+
+    def test_peak_memory_of_4_and_16_layers(self):
+        peaks = {}
+        for layers in (4, 16):
+            model = self.deep_wren(layers)
+            profile = self.dir / f"{layers}.mprof"
+            peaks["calibrate", layers] = peak_kib("moepack-calibrate", model, "--data", TEXT / "novel.calib.txt", "--tokens", 4096, "-o", profile)
+            peaks["compress", layers] = peak_kib("moepack-compress", model, "--profile", profile, "--target-bpw", "4.5", "-o",
+                                                 self.dir / f"dir{layers}")
+        for command in ("calibrate", "compress"):
+            four, sixteen = peaks[command, 4], peaks[command, 16]
+            print(f"{command}: 4 layers {four} KiB, 16 layers {sixteen} KiB, {sixteen / four - 1:+.1%}")
+            self.assertLess(abs(sixteen / four - 1), 0.2, peaks)

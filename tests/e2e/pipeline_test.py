@@ -1,0 +1,96 @@
+"""The commands as CI pipelines use them: JSON, gates, plans that stay stable, resume after a kill."""
+import json
+import os
+import signal
+import subprocess
+import time
+
+from harness import BIN, TEXT, TRUST, WORK, WREN, Case, run
+
+VERBS = ("inspect", "calibrate", "logits", "compress", "pack", "verify", "run", "export")
+
+
+class Pipeline(Case):
+    def test_help_has_an_example(self):
+        for verb in VERBS:
+            outcome = run(verb, "--help")
+            self.assertIn("Example", outcome.out, verb)
+            self.assertIn("moepack", outcome.out)
+
+    def test_inspect_model_folder_and_bundle(self):
+        for target in (WREN, WORK / "dir-i4g64", WORK / "wren-i4g64.moeb"):
+            report = run("inspect", target, "--json").json()
+            self.assertEqual(report["parameters"], 16274688, target)
+            for key in ("bytes_stored", "bytes_resident", "bits_per_weight"):
+                self.assertGreater(report[key], 0)
+        bundle = WORK / "wren-i4g64.moeb"
+        self.assertEqual(report["bytes_stored"], bundle.stat().st_size)
+        self.assertAlmostEqual(report["bits_per_weight"], bundle.stat().st_size * 8 / 16274688, places=3)
+
+    def test_target_size_holds_and_dry_run_tells_it(self):
+        target = 9_000_000
+        plan = run("compress", WREN, "--profile", WORK / "wren.mprof", "--target-size", target, "--dry-run", "--json", "-o",
+                   self.dir / "d").json()
+        self.assertFalse((self.dir / "d").exists())
+        self.assertLessEqual(plan["bundle_bytes"], target)
+        run("compress", WREN, "--profile", WORK / "wren.mprof", "--target-size", target, "-o", self.dir / "d")
+        run("pack", self.dir / "d", "--key", WORK / "key.pem", "--product", "wren", "-o", self.dir / "b.moeb")
+        self.assertLessEqual((self.dir / "b.moeb").stat().st_size, target)
+        self.assertGreater((self.dir / "b.moeb").stat().st_size, 0.85 * target)
+
+    def test_like_keeps_the_plan(self):
+        first, second = self.dir / "a", self.dir / "b"
+        run("compress", WREN, "--profile", WORK / "wren.mprof", "--target-bpw", "4.5", "-o", first)
+        run("compress", WREN, "--profile", WORK / "wren.mprof", "--target-bpw", "4.5", "--like", first / "plan.json", "-o", second)
+        self.assertEqual((first / "plan.json").read_text(), (second / "plan.json").read_text())
+
+    def test_dry_run_from_a_config_alone(self):
+        report = run("compress", WREN / "config.json", "--codec", "i4g64", "--dry-run", "--json", "-o", self.dir / "d").json()
+        run("compress", WREN, "--codec", "i4g64", "--profile", WORK / "wren.mprof", "-o", self.dir / "full")
+        full = run("inspect", self.dir / "full", "--json").json()
+        self.assertEqual(report["bytes_resident"], full["bytes_resident"])
+
+    def test_resume_after_a_kill(self):
+        arguments = ["compress", WREN, "--profile", WORK / "wren.mprof", "--target-bpw", "4.5"]
+        run(*arguments, "-o", self.dir / "whole")
+        partial = self.dir / "killed.partial"
+        process = subprocess.Popen([str(BIN / "moepack"), *map(str, arguments), "-o", str(self.dir / "killed"), "-q"])
+        while process.poll() is None and not list(partial.glob("block-001*")):
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        if not (self.dir / "killed").exists():
+            run(*arguments, "-o", self.dir / "killed", "--resume")
+        names = {p.name for p in (self.dir / "whole").iterdir()}
+        self.assertEqual(names, {p.name for p in (self.dir / "killed").iterdir()})
+        for name in sorted(names):
+            self.assertEqual((self.dir / "whole" / name).read_bytes(), (self.dir / "killed" / name).read_bytes(), name)
+
+    def test_eval_keys_and_gate(self):
+        data = self.dir / "text.txt"
+        data.write_text((TEXT / "novel.eval.txt").read_text()[:20000])
+        run("logits", WREN, "--data", data, "--ctx", 256, "-o", self.dir / "base.f32")
+        command = ("run", "eval", WORK / "wren-i8g64.moeb", "--trust", TRUST, "--base", self.dir / "base.f32", "--data", data, "--ctx", 256)
+        report = run(*command, "--json").json()
+        for key in ("tokens", "ppl", "ppl_base", "kld_mean", "kld_median", "kld_p99", "same_top1"):
+            self.assertIn(key, report)
+        self.assertLess(report["kld_mean"], 0.0006)
+        self.assertGreater(report["same_top1"], 0.97)
+        run(*command, "--max-kld", "0.0000001", expect=6)
+
+    def test_bench_keys(self):
+        report = run("run", "bench", WORK / "wren-i4g64.moeb", "--trust", TRUST, "-n", 16, "--json").json()
+        for key in ("ttft_ms", "prefill_tokens_per_s", "decode_tokens_per_s", "p50_ms", "p95_ms", "p99_ms", "hit_rate", "expert_loads",
+                    "expert_bytes_read", "peak_rss_bytes", "verified"):
+            self.assertIn(key, report)
+        self.assertIs(report["verified"], True)
+        self.assertGreater(report["decode_tokens_per_s"], 0)
+
+    def test_profile_report_is_a_page(self):
+        page = (WORK / "wren.html").read_text()
+        self.assertIn("<svg", page)
+        self.assertIn("scripture", page)
+
+    def test_inspect_prints_provenance_of_inputs(self):
+        provenance = json.loads((WORK / "dir-i4g64/provenance.json").read_text())
+        self.assertTrue(any("model.safetensors" in str(entry) for entry in provenance.values()), provenance)

@@ -1,0 +1,52 @@
+#!/usr/bin/env python3
+"""Refuses an #include that crosses the dependency table of cmake/MoepackTargets.cmake.
+
+CMake guards what is linked; headers are found from the top folder, so an include could still cross. Programs
+(*_main.cc) and tests may use any library."""
+import pathlib
+import re
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+FOLDERS = {  # longest prefix first
+    "base/digest": "digest", "base/cli": "cli", "base/testing": "base", "base": "base", "format/manifest": "manifest", "format/codec": "format",
+    "format/proto": "manifest", "format": "format", "tokenizer": "tokenizer", "verify": "verify", "runtime-min/kernels": "kernels",
+    "runtime-min": "runtime", "model": "model", "forward": "forward", "calibrate": "calibrate", "compressor": "compressor",
+    "packager": "packager"}
+
+
+def library_of(path):
+    for folder in sorted(FOLDERS, key=len, reverse=True):
+        if path.startswith(folder + "/"):
+            return FOLDERS[folder]
+    return None
+
+
+def allowed():
+    text = (ROOT / "cmake/MoepackTargets.cmake").read_text()
+    direct = {m[1]: set(m[2].replace('"', "").split()) for m in re.finditer(r"set\(MOEPACK_MAY_LINK_(\S+) (.*)\)", text)}
+
+    def reach(name):
+        return {name}.union(*(reach(d) for d in direct[name]))
+    return {name: reach(name) for name in direct}
+
+
+def main():
+    may, bad, seen = allowed(), [], 0
+    for path in sorted(ROOT.glob("*/**/*")):
+        name = path.relative_to(ROOT).as_posix()
+        library = library_of(name)
+        if path.suffix not in (".h", ".cc") or library is None or re.search(r"_(test|main|fuzz)\.cc$", name):
+            continue
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            match = re.match(r'\s*#include "([^"]+)"', line)
+            target = library_of(match[1]) if match else None
+            seen += target is not None
+            if target is not None and target not in may[library] and "trust_json" not in name:
+                bad.append(f"{name}:{number}: {library} may not include {match[1]} ({target})")
+    print("\n".join(bad) if bad else f"{seen} includes, all within the dependency table")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -20,9 +20,10 @@ if(MOEPACK_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
 endif()
 
 add_compile_options(-Wall -Wextra -Wpedantic -Wshadow -Wno-missing-field-initializers)
-# GCC 12 reports std::string operator+ falsely (PR 105329).
+# GCC 12 reports std::string operator+ falsely (PR 105329) and takes an enumerator of an enum class for one that shadows a
+# namespace's constant of the same name; =local keeps the rest of -Wshadow.
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
-  add_compile_options(-Wno-restrict)
+  add_compile_options(-Wno-restrict -Wno-shadow -Wshadow=local)
 endif()
 if(MOEPACK_WERROR)
   add_compile_options(-Werror)

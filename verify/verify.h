@@ -67,7 +67,7 @@ class VerifiedBundle {
   Bytes tokenizer_, provenance_;
   DigestBytes manifest_digest_{};
   uint32_t valid_signatures_ = 0;
-  uint64_t blobs_end_ = 0;
+  uint64_t signed_end_ = 0;  // first byte after the manifest
 };
 
 }  // namespace moepack::verify

@@ -1,0 +1,230 @@
+#include <algorithm>
+
+#include "base/checked.h"
+#include "base/digest/sha256.h"
+#include "format/envelope.h"
+#include "format/manifest/program_wire.h"
+#include "verify/verify.h"
+
+namespace moepack::verify {
+namespace {
+
+constexpr uint64_t kMaxBlobBytes = 64 << 20;
+
+unsigned long long Ull(uint64_t v) { return v; }
+
+// Everything that is read before a signature has been checked.
+struct SignedManifest {
+  Envelope envelope;
+  Bytes manifest;
+};
+
+// A file too short for its envelope: truncated when what is there begins like a bundle.
+Status RefuseShortFile(const RandomAccessFile& file, uint64_t size) {
+  Bytes start(std::min(size, kEnvelopeHeadBytes));
+  MOEPACK_RETURN_IF_ERROR(file.Read(0, start));
+  const size_t known = std::min<size_t>(start.size(), kBundleMagic.size());
+  if (!std::equal(start.begin(), start.begin() + static_cast<ptrdiff_t>(known), kBundleMagic.begin())) {
+    return Status(ErrorCode::kNotABundle, file.path() + ": not a moepack bundle (wrong magic)");
+  }
+  return Status(ErrorCode::kTruncated, StrFormat("%s: %llu bytes, shorter than the %llu of an envelope; fetch the bundle again",
+                                                 file.path().c_str(), Ull(size), Ull(kEnvelopeBytes)));
+}
+
+Result<SignedManifest> ReadSignedManifest(const RandomAccessFile& file, uint64_t size) {
+  if (size < kEnvelopeBytes) return RefuseShortFile(file, size);
+  Bytes start(kEnvelopeBytes);
+  MOEPACK_RETURN_IF_ERROR(file.Read(0, start));
+  SignedManifest out;
+  Result<Envelope> envelope = ParseEnvelope(start);
+  if (!envelope.ok()) return envelope.status().With(file.path());
+  out.envelope = std::move(*envelope);
+  if (out.envelope.manifest_bytes > kMaxManifestBytes) {
+    return Status(ErrorCode::kEnvelope, file.path() + ": the manifest is longer than any manifest may be");
+  }
+  if (out.envelope.manifest_bytes > size - kEnvelopeBytes) {
+    return Status(ErrorCode::kTruncated, StrFormat("%s: %llu bytes, ends inside its manifest; fetch the bundle again",
+                                                   file.path().c_str(), Ull(size)));
+  }
+  out.manifest.resize(out.envelope.manifest_bytes);
+  MOEPACK_RETURN_IF_ERROR(file.Read(kEnvelopeBytes, out.manifest));
+  return out;
+}
+
+// How many distinct trusted keys signed. Every signature in the envelope must verify, trusted or not, so that no byte of
+// an envelope can change unnoticed. The envelope's keys strictly increase, so none is counted twice.
+Result<uint32_t> CountTrustedSignatures(const std::string& path, const SignedManifest& in, const TrustPolicy& policy) {
+  const Bytes message = SignedMessage(KeyRole::kRelease, in.manifest);
+  uint32_t trusted = 0;
+  for (const EnvelopeSignature& s : in.envelope.signatures) {
+    if (!CheckSignature(s.public_key, message, s.signature)) {
+      return Status(ErrorCode::kSignature, path + ": the signature of key " + ToHex(ByteSpan(s.public_key)) +
+                                               " does not fit the manifest; the bundle is damaged or forged");
+    }
+    trusted += static_cast<uint32_t>(std::count(policy.release_keys.begin(), policy.release_keys.end(), s.public_key));
+  }
+  if (trusted < policy.threshold) {
+    return Status(ErrorCode::kUntrusted, StrFormat("%s: signed by %u trusted keys, %u required (%zu signatures in all)", path.c_str(),
+                                                   trusted, policy.threshold, in.envelope.signatures.size()));
+  }
+  return trusted;
+}
+
+Status CheckPolicy(const std::string& path, const Manifest& manifest, const TrustPolicy& policy) {
+  if (manifest.product != policy.product) {
+    return Status(ErrorCode::kPolicy, path + ": is for product '" + manifest.product + "', this device takes '" + policy.product + "'");
+  }
+  if (manifest.key_epoch < policy.key_epoch) {
+    return Status(ErrorCode::kRollback, StrFormat("%s: key epoch %llu is below the floor of %llu", path.c_str(),
+                                                  Ull(manifest.key_epoch), Ull(policy.key_epoch)));
+  }
+  if (manifest.key_epoch == policy.key_epoch && manifest.security_counter < policy.minimum_security_counter) {
+    return Status(ErrorCode::kRollback, StrFormat("%s: security counter %llu is below the floor of %llu", path.c_str(),
+                                                  Ull(manifest.security_counter), Ull(policy.minimum_security_counter)));
+  }
+  if (!manifest.required_features.empty()) {
+    return Status(ErrorCode::kPolicy, StrFormat("%s: requires feature %u, which this build does not have; update moepack",
+                                                path.c_str(), manifest.required_features[0]));
+  }
+  return Status::Ok();
+}
+
+// Blobs follow the manifest in the manifest's order, each at the next aligned offset. Returns the end of the last.
+Result<uint64_t> CheckBlobPlaces(const Manifest& manifest, uint64_t manifest_bytes) {
+  uint64_t end = kEnvelopeBytes + manifest_bytes;
+  for (const BlobRef& blob : manifest.blobs) {
+    uint64_t expected = 0;
+    if (!CheckedAlign(end, kBundleAlignment, &expected) || blob.offset != expected) {
+      return Status(ErrorCode::kMalformed, StrFormat("blob of kind %u starts at %llu, expected %llu",
+                                                     static_cast<unsigned>(blob.kind), Ull(blob.offset), Ull(expected)));
+    }
+    if (blob.bytes > kMaxBlobBytes) {
+      return Status(ErrorCode::kLimit, StrFormat("blob of kind %u has %llu bytes, at most %llu are accepted",
+                                                 static_cast<unsigned>(blob.kind), Ull(blob.bytes), Ull(kMaxBlobBytes)));
+    }
+    if (!CheckedAdd(blob.offset, blob.bytes, &end) || end > manifest.file_bytes) {
+      return Status(ErrorCode::kMalformed, StrFormat("blob at %llu ends outside of the file", Ull(blob.offset)));
+    }
+  }
+  return end;
+}
+
+Result<Bytes> ReadDigested(const RandomAccessFile& file, uint64_t offset, uint64_t size, const DigestBytes& digest, const char* what) {
+  Bytes bytes(size);
+  MOEPACK_RETURN_IF_ERROR(file.Read(offset, bytes));
+  if (Sha256(bytes) != digest) {
+    return Status(ErrorCode::kDigest, StrFormat("%s: the %s at offset %llu (%llu bytes) does not match its signed digest; fetch the "
+                                                "bundle again",
+                                                file.path().c_str(), what, Ull(offset), Ull(size)));
+  }
+  return bytes;
+}
+
+struct Contents {
+  Program program;
+  DenseTable dense;
+  std::vector<ExpertTable> experts;
+  HotList hot_list;
+  Bytes tokenizer, provenance;
+};
+
+// Parses one blob whose digest was right into its place.
+Status TakeBlob(const BlobRef& blob, Bytes bytes, Contents* out) {
+  switch (blob.kind) {
+    case BlobKind::kProgram: {
+      MOEPACK_ASSIGN_OR_RETURN(out->program, ParseProgram(bytes));
+      return Status::Ok();
+    }
+    case BlobKind::kTokenizer:
+      out->tokenizer = std::move(bytes);
+      return Status::Ok();
+    case BlobKind::kDenseTable: {
+      MOEPACK_ASSIGN_OR_RETURN(out->dense, ParseDenseTable(bytes));
+      return Status::Ok();
+    }
+    case BlobKind::kExpertTable: {
+      MOEPACK_ASSIGN_OR_RETURN(ExpertTable table, ParseExpertTable(bytes));
+      if (table.table != blob.index || blob.index != out->experts.size()) {
+        return Status(ErrorCode::kMalformed, StrFormat("expert table %u stands in the place of table %zu", table.table, out->experts.size()));
+      }
+      out->experts.push_back(std::move(table));
+      return Status::Ok();
+    }
+    case BlobKind::kHotList: {
+      MOEPACK_ASSIGN_OR_RETURN(out->hot_list, ParseHotList(bytes));
+      return Status::Ok();
+    }
+    case BlobKind::kProvenance:
+      out->provenance = std::move(bytes);
+      return Status::Ok();
+  }
+  return Status(ErrorCode::kMalformed, "blob of an unknown kind");
+}
+
+Status RequireBlob(const Manifest& manifest, BlobKind kind, const char* name) {
+  for (const BlobRef& blob : manifest.blobs) {
+    if (blob.kind == kind) return Status::Ok();
+  }
+  return Status(ErrorCode::kMalformed, std::string("the manifest names no ") + name);
+}
+
+Result<Contents> ReadContents(const RandomAccessFile& file, const Manifest& manifest) {
+  MOEPACK_RETURN_IF_ERROR(RequireBlob(manifest, BlobKind::kProgram, "program").With(file.path()));
+  MOEPACK_RETURN_IF_ERROR(RequireBlob(manifest, BlobKind::kDenseTable, "dense table").With(file.path()));
+  Contents out;
+  for (const BlobRef& blob : manifest.blobs) {
+    MOEPACK_ASSIGN_OR_RETURN(Bytes bytes, ReadDigested(file, blob.offset, blob.bytes, blob.digest, "blob"));
+    const Status status = TakeBlob(blob, std::move(bytes), &out);
+    if (!status.ok()) return status.With(StrFormat("%s: blob at offset %llu", file.path().c_str(), Ull(blob.offset)));
+  }
+  return out;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<VerifiedBundle>> VerifiedBundle::Open(std::unique_ptr<RandomAccessFile> file, const TrustPolicy& policy) {
+  MOEPACK_RETURN_IF_ERROR(ValidateTrustPolicy(policy));
+  const std::string path = file->path();
+  MOEPACK_ASSIGN_OR_RETURN(const uint64_t size, file->Size());
+  MOEPACK_ASSIGN_OR_RETURN(const SignedManifest head, ReadSignedManifest(*file, size));
+  std::unique_ptr<VerifiedBundle> bundle(new VerifiedBundle());
+  MOEPACK_ASSIGN_OR_RETURN(bundle->valid_signatures_, CountTrustedSignatures(path, head, policy));
+
+  // Signed from here on: parsers may run.
+  Result<Manifest> manifest = ParseManifest(head.manifest);
+  if (!manifest.ok()) return manifest.status().With(path + ": manifest");
+  bundle->manifest_ = std::move(*manifest);
+  bundle->manifest_digest_ = Sha256(head.manifest);
+  MOEPACK_RETURN_IF_ERROR(CheckPolicy(path, bundle->manifest_, policy));
+  if (bundle->manifest_.file_bytes != size) {
+    return Status(ErrorCode::kTruncated, StrFormat("%s: %llu bytes, the signed length is %llu; fetch the bundle again", path.c_str(),
+                                                   Ull(size), Ull(bundle->manifest_.file_bytes)));
+  }
+  Result<uint64_t> blobs_end = CheckBlobPlaces(bundle->manifest_, head.manifest.size());
+  if (!blobs_end.ok()) return blobs_end.status().With(path);
+  bundle->signed_end_ = kEnvelopeBytes + head.manifest.size();
+  MOEPACK_ASSIGN_OR_RETURN(Contents contents, ReadContents(*file, bundle->manifest_));
+  const Status layout = ValidateLayout(bundle->manifest_, contents.program, contents.dense, contents.experts, contents.hot_list,
+                                       *blobs_end);
+  if (!layout.ok()) return layout.With(path);
+  bundle->program_ = std::move(contents.program);
+  bundle->dense_ = std::move(contents.dense);
+  bundle->experts_ = std::move(contents.experts);
+  bundle->hot_list_ = std::move(contents.hot_list);
+  bundle->tokenizer_ = std::move(contents.tokenizer);
+  bundle->provenance_ = std::move(contents.provenance);
+  bundle->file_ = std::move(file);
+  return bundle;
+}
+
+Result<VerifiedBytes> VerifiedBundle::ReadChunk(const ChunkRef& chunk) const {
+  if (chunk.stored_bytes > kMaxChunkPlainBytes) {
+    return Status(ErrorCode::kLimit, StrFormat("%s: chunk at offset %llu claims %llu stored bytes, at most %llu are accepted",
+                                               file_->path().c_str(), Ull(chunk.offset), Ull(chunk.stored_bytes),
+                                               Ull(kMaxChunkPlainBytes)));
+  }
+  MOEPACK_ASSIGN_OR_RETURN(Bytes bytes, ReadDigested(*file_, chunk.offset, chunk.stored_bytes, chunk.stored_digest, "chunk"));
+  return VerifiedBytes(std::move(bytes));
+}
+
+}  // namespace moepack::verify

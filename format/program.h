@@ -182,11 +182,28 @@ struct Program {
   int32_t blocks() const { return nodes.empty() ? 0 : nodes.back().block + 1; }
 };
 
+// Caps on a program from outside. Widths of linear inputs and tensor columns: kMaxCols; rows and value widths: kMaxRows
+// (format/codec/codec.h).
+inline constexpr uint32_t kMaxNodes = 65536, kMaxTensors = 1 << 20, kMaxValues = 1 << 18, kMaxNodeInputs = 4096;
+inline constexpr uint32_t kMaxExpertTables = 1024, kMaxExperts = 4096, kMaxLayers = 4096, kMaxInvFreq = 4096;
+inline constexpr uint32_t kMaxPositions = 1 << 24, kMaxNameBytes = 200;
+
 // Every rule above: ids in range, single production, use after production, widths and tensor shapes that fit, closed enums,
-// finite numbers, caps. kMalformed with the node's number and the rule. Nothing may execute a Program that was not validated.
+// finite numbers, caps. kMalformed (kLimit above a cap) with the node's number and the rule. Nothing may execute a Program that was not validated.
 Status ValidateProgram(const Program& program);
 
 // Parameters that the program's tensors and expert tables hold now.
 uint64_t CountParameters(const Program& program);
+
+// Tensors are loaded and stored with a block: every tensor is used by the nodes of exactly one block, except an embedding
+// table that is also a later linear weight (tied head), which belongs to the block of its first use. Each expert table is
+// used by exactly one MoE node. The three functions below are for validated programs.
+
+// Block of the first node that uses `tensor`, -1 when none does.
+int32_t BlockOfTensor(const Program& program, TensorId tensor);
+// Tensors whose first use is in `block`, by increasing id: the dense unit of that block, in its load order.
+std::vector<TensorId> TensorsOfBlock(const Program& program, int32_t block);
+// Block of the MoE node that uses `table`, -1 when none does.
+int32_t BlockOfTable(const Program& program, uint32_t table);
 
 }  // namespace moepack

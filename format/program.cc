@@ -1,0 +1,86 @@
+#include "format/program.h"
+
+#include <array>
+
+namespace moepack {
+namespace {
+
+// Tensors a node reads, kNone where an optional one is absent.
+std::array<TensorId, 2> TensorsOfNode(const Node& node) {
+  switch (node.kind) {
+    case NodeKind::kEmbedding: return {node.embedding.table, kNone};
+    case NodeKind::kLinear: return {node.linear.weight, node.linear.bias};
+    case NodeKind::kNorm: return {node.norm.weight, node.norm.bias};
+    default: return {kNone, kNone};
+  }
+}
+
+}  // namespace
+
+const char* TensorRoleName(TensorRole role) {
+  switch (role) {
+    case TensorRole::kEmbedding: return "embedding";
+    case TensorRole::kHead: return "head";
+    case TensorRole::kNorm: return "norm";
+    case TensorRole::kAttention: return "attention";
+    case TensorRole::kRouter: return "router";
+    case TensorRole::kSharedExpert: return "shared_expert";
+    case TensorRole::kDenseFfn: return "dense_ffn";
+    case TensorRole::kBias: return "bias";
+    case TensorRole::kOther: return "other";
+  }
+  return "unknown";
+}
+
+const char* ExpertMatrixName(ExpertMatrix m) {
+  switch (m) {
+    case ExpertMatrix::kGate: return "gate_proj";
+    case ExpertMatrix::kUp: return "up_proj";
+    case ExpertMatrix::kDown: return "down_proj";
+  }
+  return "unknown";
+}
+
+std::string ExpertTensorName(const ExpertTableDecl& table, uint32_t expert, ExpertMatrix m) {
+  return StrFormat("layers.%d.experts.%u.%s", table.layer, table.original[expert], ExpertMatrixName(m));
+}
+
+uint64_t CountParameters(const Program& program) {
+  uint64_t total = 0;
+  for (const TensorDecl& tensor : program.tensors) total += tensor.rows * tensor.cols;
+  for (const ExpertTableDecl& table : program.expert_tables) {
+    for (const uint64_t width : table.intermediate) total += table.hidden * width * (table.gated ? 3 : 2);
+  }
+  return total;
+}
+
+int32_t BlockOfTensor(const Program& program, TensorId tensor) {
+  for (const Node& node : program.nodes) {
+    const auto used = TensorsOfNode(node);
+    if (used[0] == tensor || used[1] == tensor) return node.block;
+  }
+  return -1;
+}
+
+std::vector<TensorId> TensorsOfBlock(const Program& program, int32_t block) {
+  std::vector<int32_t> first(program.tensors.size(), -1);
+  for (const Node& node : program.nodes) {
+    for (const TensorId id : TensorsOfNode(node)) {
+      if (id < first.size() && first[id] < 0) first[id] = node.block;
+    }
+  }
+  std::vector<TensorId> out;
+  for (TensorId id = 0; id < first.size(); ++id) {
+    if (first[id] == block) out.push_back(id);
+  }
+  return out;
+}
+
+int32_t BlockOfTable(const Program& program, uint32_t table) {
+  for (const Node& node : program.nodes) {
+    if (node.kind == NodeKind::kMoe && node.moe.table == table) return node.block;
+  }
+  return -1;
+}
+
+}  // namespace moepack

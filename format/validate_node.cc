@@ -1,0 +1,278 @@
+#include "format/validate_node.h"
+
+#include <cmath>
+
+namespace moepack {
+namespace {
+
+Status Malformed(std::string message) { return Status(ErrorCode::kMalformed, "program: " + std::move(message)); }
+
+const char* NodeKindName(NodeKind kind) {
+  switch (kind) {
+    case NodeKind::kEmbedding: return "embedding";
+    case NodeKind::kLinear: return "linear";
+    case NodeKind::kNorm: return "norm";
+    case NodeKind::kRotary: return "rotary";
+    case NodeKind::kAttention: return "attention";
+    case NodeKind::kMoe: return "moe";
+    case NodeKind::kElementwise: return "elementwise";
+    case NodeKind::kSlice: return "slice";
+    case NodeKind::kConcat: return "concat";
+  }
+  return "unknown";
+}
+
+bool NotNegative(float v) { return std::isfinite(v) && v >= 0; }
+
+}  // namespace
+
+NodeChecker::NodeChecker(const Program& program)
+    : program_(program),
+      produced_(program.values.size(), false),
+      slot_used_(program.state_slots, false),
+      table_used_(program.expert_tables.size(), false),
+      uses_(program.tensors.size()) {}
+
+Status NodeChecker::Bad(const std::string& rule) const {
+  return Malformed(StrFormat("node %zu (%s): %s", index_, NodeKindName(program_.nodes[index_].kind), rule.c_str()));
+}
+
+Status NodeChecker::Arity(const Node& node, size_t inputs) const {
+  if (node.inputs.size() == inputs) return Status::Ok();
+  return Bad(StrFormat("has %zu inputs, must have %zu", node.inputs.size(), inputs));
+}
+
+Status NodeChecker::Width(const char* what, uint64_t have, uint64_t want) const {
+  if (have == want) return Status::Ok();
+  return Bad(StrFormat("%s is %llu wide, must be %llu", what, static_cast<unsigned long long>(have),
+                       static_cast<unsigned long long>(want)));
+}
+
+Status NodeChecker::UseTensor(const char* what, TensorId id, uint64_t rows, uint64_t cols) {
+  if (id >= program_.tensors.size()) return Bad(StrFormat("%s: tensor %u does not exist", what, id));
+  const TensorDecl& tensor = program_.tensors[id];
+  if (tensor.rows != rows || tensor.cols != cols) {
+    return Bad(StrFormat("%s: tensor '%s' is [%llu, %llu], must be [%llu, %llu]", what, tensor.name.c_str(),
+                         static_cast<unsigned long long>(tensor.rows), static_cast<unsigned long long>(tensor.cols),
+                         static_cast<unsigned long long>(rows), static_cast<unsigned long long>(cols)));
+  }
+  const Node& node = program_.nodes[index_];
+  TensorUse& use = uses_[id];
+  if (use.block < 0) {
+    use.block = node.block;
+    use.by_embedding = node.kind == NodeKind::kEmbedding;
+  } else if (use.block != node.block && !(use.by_embedding && node.kind == NodeKind::kLinear && id == node.linear.weight)) {
+    return Bad(StrFormat("%s: tensor '%s' belongs to block %d; only an embedding table may be a weight of a later block", what,
+                         tensor.name.c_str(), use.block));
+  }
+  return Status::Ok();
+}
+
+Status NodeChecker::UseVector(const char* what, TensorId id, uint64_t cols) {
+  return id == kNone ? Status::Ok() : UseTensor(what, id, 1, cols);
+}
+
+Status NodeChecker::CheckInputs() {
+  if (program_.inputs.size() != 1) return Malformed(StrFormat("%zu inputs, must be one of tokens", program_.inputs.size()));
+  const ValueId input = program_.inputs[0];
+  if (input >= program_.values.size()) return Malformed(StrFormat("input: value %u does not exist", input));
+  if (program_.values[input].kind != ValueKind::kTokens) return Malformed(StrFormat("input: value %u is not of tokens", input));
+  produced_[input] = true;
+  return Status::Ok();
+}
+
+Status NodeChecker::CheckNode(size_t index) {
+  index_ = index;
+  const Node& node = program_.nodes[index];
+  MOEPACK_RETURN_IF_ERROR(CheckBlock(node));
+  MOEPACK_RETURN_IF_ERROR(CheckEdges(node));
+  MOEPACK_RETURN_IF_ERROR(CheckUnusedFields(node));
+  MOEPACK_RETURN_IF_ERROR(CheckKind(node));
+  produced_[node.output] = true;
+  return Status::Ok();
+}
+
+Status NodeChecker::CheckBlock(const Node& node) const {
+  const int32_t before = index_ == 0 ? 0 : program_.nodes[index_ - 1].block;
+  const int32_t highest = index_ == 0 ? 0 : before + 1;
+  if (node.block >= before && node.block <= highest) return Status::Ok();
+  return Bad(StrFormat("block %d after block %d: blocks start at 0, never fall and rise by one", node.block, before));
+}
+
+Status NodeChecker::CheckEdges(const Node& node) const {
+  if (node.inputs.size() > kMaxNodeInputs) return Bad(StrFormat("more than %u inputs", kMaxNodeInputs));
+  for (const ValueId id : node.inputs) {
+    if (id >= program_.values.size()) return Bad(StrFormat("input value %u does not exist", id));
+    if (!produced_[id]) return Bad(StrFormat("reads value %u before it is produced", id));
+    const bool tokens = program_.values[id].kind == ValueKind::kTokens;
+    if (tokens != (node.kind == NodeKind::kEmbedding)) {
+      return Bad(StrFormat("value %u: an embedding reads tokens, every other node reads floats", id));
+    }
+  }
+  if (node.output >= program_.values.size()) return Bad(StrFormat("output value %u does not exist", node.output));
+  if (produced_[node.output]) return Bad(StrFormat("value %u is produced twice", node.output));
+  if (program_.values[node.output].kind != ValueKind::kFloat) return Bad(StrFormat("output value %u is not a float", node.output));
+  return Status::Ok();
+}
+
+Status NodeChecker::CheckUnusedFields(const Node& node) const {
+  const auto unused = [&](NodeKind kind, bool is_default) { return node.kind == kind || is_default; };
+  const bool clean = unused(NodeKind::kEmbedding, node.embedding == EmbeddingNode()) &&
+                     unused(NodeKind::kLinear, node.linear == LinearNode()) && unused(NodeKind::kNorm, node.norm == NormNode()) &&
+                     unused(NodeKind::kRotary, node.rotary == RotaryNode()) &&
+                     unused(NodeKind::kAttention, node.attention == AttentionNode()) &&
+                     unused(NodeKind::kMoe, node.moe == MoeNode()) &&
+                     unused(NodeKind::kElementwise, node.elementwise == ElementwiseNode()) &&
+                     unused(NodeKind::kSlice, node.slice == SliceNode());
+  return clean ? Status::Ok() : Bad("has fields of another kind");
+}
+
+Status NodeChecker::CheckKind(const Node& node) {
+  switch (node.kind) {
+    case NodeKind::kEmbedding: return CheckEmbedding(node);
+    case NodeKind::kLinear: return CheckLinear(node);
+    case NodeKind::kNorm: return CheckNorm(node);
+    case NodeKind::kRotary: return CheckRotary(node);
+    case NodeKind::kAttention: return CheckAttention(node);
+    case NodeKind::kMoe: return CheckMoe(node);
+    case NodeKind::kElementwise: return CheckElementwise(node);
+    case NodeKind::kSlice: return CheckSlice(node);
+    case NodeKind::kConcat: return CheckConcat(node);
+  }
+  return Bad("unknown kind");
+}
+
+Status NodeChecker::CheckEmbedding(const Node& node) {
+  MOEPACK_RETURN_IF_ERROR(Arity(node, 1));
+  const TensorId table = node.embedding.table;
+  const uint64_t vocabulary = table < program_.tensors.size() ? program_.tensors[table].rows : 0;
+  return UseTensor("table", table, vocabulary, OutputWidth(node));
+}
+
+Status NodeChecker::CheckLinear(const Node& node) {
+  MOEPACK_RETURN_IF_ERROR(Arity(node, 1));
+  MOEPACK_RETURN_IF_ERROR(UseTensor("weight", node.linear.weight, OutputWidth(node), InputWidth(node, 0)));
+  return UseVector("bias", node.linear.bias, OutputWidth(node));
+}
+
+Status NodeChecker::CheckNorm(const Node& node) {
+  MOEPACK_RETURN_IF_ERROR(Arity(node, 1));
+  const NormNode& norm = node.norm;
+  if (norm.kind > NormKind::kLayer) return Bad(StrFormat("unknown norm kind %d", static_cast<int>(norm.kind)));
+  MOEPACK_RETURN_IF_ERROR(Width("output", OutputWidth(node), InputWidth(node, 0)));
+  if (norm.group == 0 || InputWidth(node, 0) % norm.group != 0) return Bad("group must divide the width");
+  if (!NotNegative(norm.eps)) return Bad("eps must be finite and not negative");
+  if (norm.one_plus_weight && norm.weight == kNone) return Bad("1 + weight without a weight");
+  MOEPACK_RETURN_IF_ERROR(UseVector("weight", norm.weight, norm.group));
+  return UseVector("bias", norm.bias, norm.group);
+}
+
+Status NodeChecker::CheckRotary(const Node& node) const {
+  MOEPACK_RETURN_IF_ERROR(Arity(node, 1));
+  const RotaryNode& rotary = node.rotary;
+  MOEPACK_RETURN_IF_ERROR(Width("input", InputWidth(node, 0), static_cast<uint64_t>(rotary.heads) * rotary.head_dim));
+  MOEPACK_RETURN_IF_ERROR(Width("output", OutputWidth(node), InputWidth(node, 0)));
+  if (rotary.rotary_dim == 0 || rotary.rotary_dim % 2 != 0 || rotary.rotary_dim > rotary.head_dim) {
+    return Bad("rotary_dim must be even, 2 to head_dim");
+  }
+  if (rotary.rotary_dim / 2 > kMaxInvFreq || rotary.inv_freq.size() != rotary.rotary_dim / 2) {
+    return Bad(StrFormat("%zu inverse frequencies, must be rotary_dim / 2 and at most %u", rotary.inv_freq.size(), kMaxInvFreq));
+  }
+  if (!std::isfinite(rotary.magnitude)) return Bad("magnitude is not finite");
+  for (const float f : rotary.inv_freq) {
+    if (!std::isfinite(f)) return Bad("an inverse frequency is not finite");
+  }
+  return Status::Ok();
+}
+
+Status NodeChecker::CheckAttention(const Node& node) {
+  MOEPACK_RETURN_IF_ERROR(Arity(node, 3));
+  const AttentionNode& a = node.attention;
+  if (a.heads == 0 || a.kv_heads == 0 || a.heads % a.kv_heads != 0) return Bad("kv_heads must divide heads, both at least 1");
+  const uint64_t q_width = static_cast<uint64_t>(a.heads) * a.head_dim, kv_width = static_cast<uint64_t>(a.kv_heads) * a.head_dim;
+  MOEPACK_RETURN_IF_ERROR(Width("q", InputWidth(node, 0), q_width));
+  MOEPACK_RETURN_IF_ERROR(Width("k", InputWidth(node, 1), kv_width));
+  MOEPACK_RETURN_IF_ERROR(Width("v", InputWidth(node, 2), kv_width));
+  MOEPACK_RETURN_IF_ERROR(Width("output", OutputWidth(node), q_width));
+  if (!std::isfinite(a.scale)) return Bad("scale is not finite");
+  if (!NotNegative(a.softcap)) return Bad("softcap must be finite and not negative");
+  if (a.window > kMaxPositions) return Bad(StrFormat("window %u, at most %u", a.window, kMaxPositions));
+  if (a.state_slot >= slot_used_.size()) return Bad(StrFormat("state slot %u, only %zu declared", a.state_slot, slot_used_.size()));
+  if (slot_used_[a.state_slot]) return Bad(StrFormat("state slot %u belongs to another attention", a.state_slot));
+  slot_used_[a.state_slot] = true;
+  return Status::Ok();
+}
+
+Status NodeChecker::CheckMoe(const Node& node) {
+  MOEPACK_RETURN_IF_ERROR(Arity(node, 2));
+  const MoeNode& moe = node.moe;
+  if (moe.table >= program_.expert_tables.size()) return Bad(StrFormat("expert table %u does not exist", moe.table));
+  const ExpertTableDecl& table = program_.expert_tables[moe.table];
+  MOEPACK_RETURN_IF_ERROR(Width("hidden state", InputWidth(node, 0), table.hidden));
+  MOEPACK_RETURN_IF_ERROR(Width("router logits", InputWidth(node, 1), table.experts()));
+  MOEPACK_RETURN_IF_ERROR(Width("output", OutputWidth(node), table.hidden));
+  MOEPACK_RETURN_IF_ERROR(CheckRouting(moe, table));
+  if (moe.activation.function > Activation::kIdentity) return Bad("unknown activation");
+  if (moe.activation.gated != table.gated) return Bad("gated differs from its expert table");
+  if (table_used_[moe.table]) return Bad(StrFormat("expert table %u belongs to another moe", moe.table));
+  table_used_[moe.table] = true;
+  return Status::Ok();
+}
+
+Status NodeChecker::CheckRouting(const MoeNode& moe, const ExpertTableDecl& table) const {
+  const RoutingRecord& routing = moe.routing;
+  if (routing.score > ScoreFunction::kSigmoid) return Bad("unknown score function");
+  if (routing.k == 0 || routing.k > table.experts()) {
+    return Bad(StrFormat("k is %u, must be 1 to %u experts", routing.k, table.experts()));
+  }
+  if (!NotNegative(routing.eps)) return Bad("routing eps must be finite and not negative");
+  if (!std::isfinite(routing.scale)) return Bad("routing scale is not finite");
+  return Status::Ok();
+}
+
+Status NodeChecker::CheckElementwise(const Node& node) const {
+  const ElementwiseNode& e = node.elementwise;
+  if (e.op > ElementOp::kClamp) return Bad("unknown operation");
+  const bool binary = e.op == ElementOp::kAdd || e.op == ElementOp::kMul;
+  MOEPACK_RETURN_IF_ERROR(Arity(node, binary ? 2 : 1));
+  MOEPACK_RETURN_IF_ERROR(Width("output", OutputWidth(node), InputWidth(node, 0)));
+  if (binary && InputWidth(node, 1) != 1) MOEPACK_RETURN_IF_ERROR(Width("second input", InputWidth(node, 1), InputWidth(node, 0)));
+  if (!std::isfinite(e.alpha)) return Bad("alpha is not finite");
+  if (e.op == ElementOp::kClamp && e.alpha <= 0) return Bad("alpha of a clamp must be positive");
+  if (e.op != ElementOp::kClamp && e.op != ElementOp::kScale && e.alpha != 0) return Bad("alpha is set but not used");
+  return Status::Ok();
+}
+
+Status NodeChecker::CheckSlice(const Node& node) const {
+  MOEPACK_RETURN_IF_ERROR(Arity(node, 1));
+  const uint64_t width = InputWidth(node, 0);
+  if (node.slice.begin <= width && OutputWidth(node) <= width - node.slice.begin) return Status::Ok();
+  return Bad("reaches past the columns of its input");
+}
+
+Status NodeChecker::CheckConcat(const Node& node) const {
+  if (node.inputs.empty()) return Bad("has no inputs");
+  uint64_t width = 0;  // at most kMaxNodeInputs * kMaxRows
+  for (size_t i = 0; i < node.inputs.size(); ++i) width += InputWidth(node, i);
+  return Width("output", OutputWidth(node), width);
+}
+
+Status NodeChecker::CheckCompleteness() const {
+  for (size_t i = 0; i < produced_.size(); ++i) {
+    if (!produced_[i]) return Malformed(StrFormat("value %zu is never produced", i));
+  }
+  for (size_t i = 0; i < uses_.size(); ++i) {
+    if (uses_[i].block < 0) return Malformed(StrFormat("tensor %zu '%s' is never used", i, program_.tensors[i].name.c_str()));
+  }
+  for (size_t i = 0; i < table_used_.size(); ++i) {
+    if (!table_used_[i]) return Malformed(StrFormat("expert table %zu is never used", i));
+  }
+  for (size_t i = 0; i < slot_used_.size(); ++i) {
+    if (!slot_used_[i]) return Malformed(StrFormat("state slot %zu is never used", i));
+  }
+  if (program_.output >= produced_.size()) return Malformed(StrFormat("output: value %u does not exist", program_.output));
+  if (program_.values[program_.output].kind != ValueKind::kFloat) return Malformed("output is not a float value");
+  return Status::Ok();
+}
+
+}  // namespace moepack

@@ -1,0 +1,41 @@
+// The tokenizer blob: bytes <-> TokenizerData.
+//
+//   u32 magic "MTOK"   u16 version 1   u8 pre-tokenizer   u8 normalizer
+//   u32 tokens (256 .. 2^20)   u32 merges (0 .. 2^22)   u32 special   u32 end_of_text
+//   u16 length[tokens]         bytes of each token, 0 .. 1024; 0 = the id is not used
+//   bytes                      the tokens one after the other, by id
+//   {u32 left, u32 right}[merges]   token ids, by rank
+//   u32 special[]              strictly increasing
+//   u32 end_of_text[]          strictly increasing
+// Little endian, no padding, nothing after it. Rules (kTokenizer each):
+//   T1 magic and version   T2 closed enums   T3 counts in range   T4 token length in range   T5 blob ends with its last field
+//   T6 ids below the token count   T7 special and end_of_text strictly increasing   T8 each of the 256 bytes is a token
+//   T9 no two ordinary tokens are equal   T10 a merge names ordinary, used tokens whose concatenation is an ordinary token
+//   T11 no pair is merged twice
+// Ordinary means not special.
+#pragma once
+
+#include <memory>
+
+#include "tokenizer/bpe.h"
+#include "tokenizer/tokenizer.h"
+
+namespace moepack {
+
+inline constexpr uint32_t kMaxTokens = 1u << 20;
+inline constexpr uint32_t kMaxMerges = 1u << 22;
+inline constexpr uint32_t kMaxTokenBytes = 1024;
+
+// Rules T1 to T7.
+Result<TokenizerData> ParseTokenizerBlob(ByteSpan blob);
+
+// What encoding looks up.
+struct EncodingTables {
+  uint32_t byte_token[256] = {};
+  MergeTable merges{0};
+};
+
+// Rules T8 to T11.
+Result<EncodingTables> BuildEncodingTables(const TokenizerData& data);
+
+}  // namespace moepack

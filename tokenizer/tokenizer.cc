@@ -14,7 +14,9 @@ namespace {
 // Longer pieces are rare and rarely come twice.
 constexpr size_t kMaxCachedPiece = 64;
 
-bool Contains(const std::vector<uint32_t>& sorted, uint32_t id) { return std::binary_search(sorted.begin(), sorted.end(), id); }
+bool Contains(const std::vector<uint32_t>& sorted, uint32_t id) {
+  return std::binary_search(sorted.begin(), sorted.end(), id);
+}
 
 // Encodes the pieces of one text. A piece that came before is copied from where its tokens stand in the output.
 class Encoder {

@@ -28,7 +28,8 @@ Result<Header> ReadHeader(ByteReader* reader) {
   if (pre_tokenizer != static_cast<uint8_t>(PreTokenizer::kQwen2)) {
     return Broken(6, StrFormat("T2: unknown pre-tokenizer %u", pre_tokenizer));
   }
-  if (normalizer > static_cast<uint8_t>(Normalizer::kNfc)) return Broken(7, StrFormat("T2: unknown normalizer %u", normalizer));
+  if (normalizer > static_cast<uint8_t>(Normalizer::kNfc))
+    return Broken(7, StrFormat("T2: unknown normalizer %u", normalizer));
   header.pre_tokenizer = static_cast<PreTokenizer>(pre_tokenizer);
   header.normalizer = static_cast<Normalizer>(normalizer);
   header.tokens = reader->U32();
@@ -67,8 +68,8 @@ Status ReadMerges(ByteReader* reader, const Header& header, std::vector<std::pai
   for (uint32_t rank = 0; rank < header.merges; ++rank) {
     const uint32_t left = pairs.U32(), right = pairs.U32();
     if (left >= header.tokens || right >= header.tokens) {
-      return Broken(begin + size_t{8} * rank, StrFormat("T6: merge %u joins tokens %u and %u of %u", rank, left, right,
-                                                        header.tokens));
+      return Broken(begin + size_t{8} * rank,
+                    StrFormat("T6: merge %u joins tokens %u and %u of %u", rank, left, right, header.tokens));
     }
     merges->emplace_back(left, right);
   }
@@ -111,7 +112,8 @@ Status AddMerge(const TokenizerData& data, const TokenIds& ids, uint32_t rank, M
   for (uint32_t id : {left, right}) {
     const auto it = ids.find(data.tokens[id]);
     if (it == ids.end() || it->second != id) {
-      return Status(ErrorCode::kTokenizer, StrFormat("tokenizer: T10: merge %u joins token %u, which no text produces", rank, id));
+      return Status(ErrorCode::kTokenizer,
+                    StrFormat("tokenizer: T10: merge %u joins token %u, which no text produces", rank, id));
     }
   }
   const auto merged = ids.find(data.tokens[left] + data.tokens[right]);

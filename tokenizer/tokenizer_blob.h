@@ -8,10 +8,10 @@
 //   u32 special[]              strictly increasing
 //   u32 end_of_text[]          strictly increasing
 // Little endian, no padding, nothing after it. Rules (kTokenizer each):
-//   T1 magic and version   T2 closed enums   T3 counts in range   T4 token length in range   T5 blob ends with its last field
-//   T6 ids below the token count   T7 special and end_of_text strictly increasing   T8 each of the 256 bytes is a token
-//   T9 no two ordinary tokens are equal   T10 a merge names ordinary, used tokens whose concatenation is an ordinary token
-//   T11 no pair is merged twice
+//   T1 magic and version   T2 closed enums   T3 counts in range   T4 token length in range   T5 blob ends with its last
+//   field T6 ids below the token count   T7 special and end_of_text strictly increasing   T8 each of the 256 bytes is a
+//   token T9 no two ordinary tokens are equal   T10 a merge names ordinary, used tokens whose concatenation is an ordinary
+//   token T11 no pair is merged twice
 // Ordinary means not special.
 #pragma once
 

@@ -91,8 +91,8 @@ TEST(UnicodeTest, Utf8RoundTripsAndRefusesWhatIsNotUtf8) {
     EXPECT_EQ(point.code, code);
     EXPECT_EQ(point.length, text.size());
   }
-  for (const std::string_view bad : {"\xc0\x80", "\xe0\x80\x80", "\xf0\x80\x80\x80", "\xed\xbf\xbf", "\xf4\x90\x80\x80", "\xf8", "\x80",
-                                     "\xe2\x82", "\xe2\x28\xa1"}) {
+  for (const std::string_view bad : {"\xc0\x80", "\xe0\x80\x80", "\xf0\x80\x80\x80", "\xed\xbf\xbf", "\xf4\x90\x80\x80",
+                                     "\xf8", "\x80", "\xe2\x82", "\xe2\x28\xa1"}) {
     EXPECT_EQ(DecodeUtf8(bad, 0).length, 1u);
     EXPECT_GE(DecodeUtf8(bad, 0).code, kInvalidByte);
   }
@@ -100,14 +100,14 @@ TEST(UnicodeTest, Utf8RoundTripsAndRefusesWhatIsNotUtf8) {
 
 TEST(UnicodeTest, NfcComposesOrdersAndExcludes) {
   EXPECT_EQ(NormalizeNfc("cafe\u0301"), "caf\u00e9");
-  EXPECT_EQ(NormalizeNfc("a\u0323\u0302"), "\u1ead");             // two steps
-  EXPECT_EQ(NormalizeNfc("a\u0302\u0323"), "\u1ead");             // marks ordered first
-  EXPECT_EQ(NormalizeNfc("\u1112\u1161\u11ab"), "\ud55c");        // Hangul L + V + T
+  EXPECT_EQ(NormalizeNfc("a\u0323\u0302"), "\u1ead");       // two steps
+  EXPECT_EQ(NormalizeNfc("a\u0302\u0323"), "\u1ead");       // marks ordered first
+  EXPECT_EQ(NormalizeNfc("\u1112\u1161\u11ab"), "\ud55c");  // Hangul L + V + T
   EXPECT_EQ(NormalizeNfc("\ud55c"), "\ud55c");
-  EXPECT_EQ(NormalizeNfc("\u0958"), "\u0915\u093c");              // composition exclusion
-  EXPECT_EQ(NormalizeNfc("\u212b"), "\u00c5");                    // singleton
+  EXPECT_EQ(NormalizeNfc("\u0958"), "\u0915\u093c");  // composition exclusion
+  EXPECT_EQ(NormalizeNfc("\u212b"), "\u00c5");        // singleton
   EXPECT_EQ(NormalizeNfc("a\u0315\u0300\u05ae\u0300b"), "\u00e0\u05ae\u0300\u0315b");
-  EXPECT_EQ(NormalizeNfc("e\xff\u0301"), "e\xff\u0301");          // an invalid byte blocks
+  EXPECT_EQ(NormalizeNfc("e\xff\u0301"), "e\xff\u0301");  // an invalid byte blocks
   EXPECT_EQ(NormalizeNfc("\u0301"), "\u0301");
 }
 

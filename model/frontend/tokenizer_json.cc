@@ -17,7 +17,8 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr const char* kQwen2Pattern =
-    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| "
+    "?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
 // Caps of the blob (tokenizer/tokenizer_blob.h), checked here before anything is allocated by them.
 constexpr uint64_t kMaxTokens = 1u << 20;
 constexpr size_t kMaxTokenBytes = 1024;
@@ -98,8 +99,9 @@ class Compiler {
   explicit Compiler(uint64_t vocab_size) : vocab_size_(vocab_size) {}
 
   Status ReadTokenizer(const Json& json) {
-    MOEPACK_RETURN_IF_ERROR(KnownKeys(json, "tokenizer.json", {"version", "truncation", "padding", "added_tokens", "normalizer",
-                                                               "pre_tokenizer", "post_processor", "decoder", "model"}));
+    MOEPACK_RETURN_IF_ERROR(KnownKeys(json, "tokenizer.json",
+                                      {"version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer",
+                                       "post_processor", "decoder", "model"}));
     MOEPACK_RETURN_IF_ERROR(ReadNormalizer(Member(json, "normalizer")));
     MOEPACK_RETURN_IF_ERROR(CheckPreTokenizer(Member(json, "pre_tokenizer")));
     const Json& post = Member(json, "post_processor");
@@ -123,7 +125,8 @@ class Compiler {
     if (eos->is_null()) return Status::Ok();
     if (!eos->is_string()) return Unsupported("tokenizer_config.json: eos_token", *eos);
     const std::string text = eos->get<std::string>();
-    if (const auto it = added_.find(text); it != added_.end()) return AddEndOfText(it->second, "tokenizer_config.json: eos_token");
+    if (const auto it = added_.find(text); it != added_.end())
+      return AddEndOfText(it->second, "tokenizer_config.json: eos_token");
     if (const auto it = vocabulary_.find(text); it != vocabulary_.end()) {
       return AddEndOfText(it->second, "tokenizer_config.json: eos_token");
     }
@@ -169,7 +172,8 @@ class Compiler {
     const Json& steps = Member(json, "pretokenizers");
     if (!IsType(json, "Sequence") || !steps.is_array() || steps.size() != 2) return Unsupported(field, json);
     const Json& split = steps[0];
-    const bool is_split = IsType(split, "Split") && Member(split, "behavior") == "Isolated" && Member(split, "invert") == false;
+    const bool is_split =
+        IsType(split, "Split") && Member(split, "behavior") == "Isolated" && Member(split, "invert") == false;
     if (!is_split || Member(Member(split, "pattern"), "Regex") != kQwen2Pattern) return Unsupported(field + "[0]", split);
     const Json& bytes = steps[1];
     if (!IsType(bytes, "ByteLevel") || Member(bytes, "add_prefix_space") != false || Member(bytes, "use_regex") != false) {
@@ -181,9 +185,9 @@ class Compiler {
   static Status CheckModel(const Json& model) {
     const std::string field = "tokenizer.json: model";
     if (!model.is_object()) return Refuse(field, "missing");
-    MOEPACK_RETURN_IF_ERROR(KnownKeys(model, field, {"type", "dropout", "unk_token", "continuing_subword_prefix",
-                                                     "end_of_word_suffix", "fuse_unk", "byte_fallback", "ignore_merges", "vocab",
-                                                     "merges"}));
+    MOEPACK_RETURN_IF_ERROR(KnownKeys(model, field,
+                                      {"type", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix",
+                                       "fuse_unk", "byte_fallback", "ignore_merges", "vocab", "merges"}));
     if (!IsType(model, "BPE")) return Unsupported(field + ".type", Member(model, "type"));
     for (const char* key : {"fuse_unk", "byte_fallback", "ignore_merges"}) {
       MOEPACK_RETURN_IF_ERROR(Neutral(model, field, key, false));

@@ -32,7 +32,8 @@ Result<Bytes> Compile(const Json& tokenizer, const std::string& config = "", con
 }
 
 std::unique_ptr<Tokenizer> Wren() {
-  const auto blob = Compile(WrenJson(), ReadText(kModel + "tokenizer_config.json"), ReadText(kModel + "generation_config.json"));
+  const auto blob =
+      Compile(WrenJson(), ReadText(kModel + "tokenizer_config.json"), ReadText(kModel + "generation_config.json"));
   EXPECT_TRUE(blob.ok()) << blob.status().message();
   auto parsed = Tokenizer::Parse(*blob);
   EXPECT_TRUE(parsed.ok()) << parsed.status().message();

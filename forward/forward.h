@@ -22,6 +22,10 @@ namespace moepack {
 
 using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
+// Fixes the cache sizes by which Eigen cuts matrix products, so that sums run in the same order on every processor. Forward
+// calls it; call it before other use of Eigen whose results must be reproducible. Thread-safe.
+void PinMatrixBlocking();
+
 // Weights of one program block in float32. Weights may be replaced between runs (compressor).
 class BlockWeights {
  public:
@@ -74,7 +78,8 @@ struct MoeCapture {
   std::vector<ExpertCapture> experts;  // those that got at least one row, by index
 };
 
-// Sees what happens inside a block, tile by tile in token order, always from one thread at a time.
+// Sees what happens inside a block, tile by tile in token order, always on the thread that called Forward, which may use
+// the pool.
 class Observer {
  public:
   virtual ~Observer() = default;

@@ -1,0 +1,260 @@
+#include "forward/forward.h"
+
+#include <algorithm>
+#include <mutex>
+
+#include "forward/nodes.h"
+
+namespace moepack {
+namespace {
+
+constexpr uint64_t kTileTokens = 2048;
+// Values of one matrix of a tile: bounds tiles of blocks with a wide output (64 MiB).
+constexpr uint64_t kTileValues = uint64_t{1} << 24;
+
+// Tokens [begin, end) of a batch that go through a block together.
+struct Tile {
+  uint64_t begin = 0, end = 0;
+};
+
+bool HasAttention(const Program& program, int32_t block) {
+  return std::any_of(program.nodes.begin(), program.nodes.end(),
+                     [&](const Node& n) { return n.block == block && n.kind == NodeKind::kAttention; });
+}
+
+uint64_t TileTokens(const Program& program, int32_t block) {
+  uint64_t widest = 1;
+  for (const Node& node : program.nodes) {
+    if (node.block == block) widest = std::max(widest, program.values[node.output].width);
+  }
+  return std::clamp<uint64_t>(kTileValues / widest, 64, kTileTokens);
+}
+
+// Whole sequences where the block mixes tokens, otherwise just runs of tokens.
+std::vector<Tile> CutIntoTiles(const Program& program, int32_t block, const TokenBatch& batch) {
+  std::vector<Tile> tiles;
+  const uint64_t most = TileTokens(program, block);
+  if (!HasAttention(program, block)) {
+    for (uint64_t t = 0; t < batch.size(); t += most) tiles.push_back({t, std::min(t + most, batch.size())});
+    return tiles;
+  }
+  for (uint64_t s = 0; s < batch.sequences(); ++s) {
+    if (!tiles.empty() && batch.end(s) - tiles.back().begin <= most) {
+      tiles.back().end = batch.end(s);
+    } else {
+      tiles.push_back({batch.begin(s), batch.end(s)});
+    }
+  }
+  return tiles;
+}
+
+Status CheckBatch(const Program& program, const TokenBatch& batch) {
+  if (batch.sequences() == 0 || batch.begin(0) != 0) return Status(ErrorCode::kInternal, "batch does not start a sequence at 0");
+  for (uint64_t s = 0; s < batch.sequences(); ++s) {
+    if (batch.end(s) <= batch.begin(s)) return Status(ErrorCode::kInternal, "batch has a sequence without tokens");
+    if (batch.end(s) - batch.begin(s) > program.max_positions) {
+      return Status(ErrorCode::kBadInput, StrFormat("a sequence has %llu tokens; the model takes at most %u",
+                                                    static_cast<unsigned long long>(batch.end(s) - batch.begin(s)),
+                                                    program.max_positions));
+    }
+  }
+  return Status::Ok();
+}
+
+// Position in its sequence of every token of a tile, and the sequences as rows of the tile.
+struct TileLayout {
+  std::vector<uint32_t> positions;
+  std::vector<TileSequence> sequences;
+  TileLayout(const TokenBatch& batch, const Tile& tile) {
+    const auto& starts = batch.sequence_start;
+    uint64_t s = std::upper_bound(starts.begin(), starts.end(), tile.begin) - starts.begin() - 1;
+    positions.reserve(tile.end - tile.begin);
+    for (; s < batch.sequences() && batch.begin(s) < tile.end; ++s) {
+      const uint64_t begin = std::max(batch.begin(s), tile.begin), end = std::min(batch.end(s), tile.end);
+      sequences.push_back({begin - tile.begin, end - tile.begin});
+      for (uint64_t t = begin; t < end; ++t) positions.push_back(static_cast<uint32_t>(t - batch.begin(s)));
+    }
+  }
+};
+
+// Runs one block on one tile at a time.
+class BlockRunner {
+ public:
+  BlockRunner(const Program& program, int32_t block, const std::vector<int32_t>& last_use, const BlockWeights& weights,
+              const TokenBatch& batch, ThreadPool& pool, Observer* observer)
+      : program_(program), block_(block), last_use_(last_use), weights_(weights), batch_(batch), pool_(pool),
+        observer_(observer), values_(program.values.size()), last_reader_(program.values.size(), nullptr) {
+    for (const Node& node : program.nodes) {
+      if (node.block != block) continue;
+      for (ValueId id : node.inputs) last_reader_[id] = &node;
+    }
+  }
+
+  // Values the block reads from earlier blocks.
+  std::vector<ValueId> Imports() const {
+    std::vector<bool> made(program_.values.size(), false);
+    std::vector<ValueId> imports;
+    for (const Node& node : program_.nodes) {
+      if (node.block != block_) continue;
+      for (ValueId id : node.inputs) {
+        if (made[id] || program_.values[id].kind == ValueKind::kTokens) continue;
+        made[id] = true;
+        imports.push_back(id);
+      }
+      made[node.output] = true;
+    }
+    return imports;
+  }
+
+  Matrix& value(ValueId id) { return values_[id]; }
+
+  Status RunTile(const Tile& tile) {
+    const TileLayout layout(batch_, tile);
+    for (const Node& node : program_.nodes) {
+      if (node.block != block_) continue;
+      MOEPACK_RETURN_IF_ERROR(RunNode(node, tile, layout));
+      if (observer_ != nullptr && observer_->wants_values()) observer_->OnValue(node, tile.begin, values_[node.output]);
+      for (ValueId id : node.inputs) {
+        if (last_reader_[id] == &node && last_use_[id] <= block_) values_[id].resize(0, 0);
+      }
+    }
+    return Status::Ok();
+  }
+
+ private:
+  const Matrix* Dense(TensorId id) const { return id == kNone ? nullptr : &weights_.dense(id); }
+
+  Status RunNode(const Node& node, const Tile& tile, const TileLayout& layout) {
+    Matrix* out = &values_[node.output];
+    const Matrix& in = values_[node.inputs[0]];
+    const Matrix* second = node.inputs.size() > 1 ? &values_[node.inputs[1]] : nullptr;
+    switch (node.kind) {
+      case NodeKind::kEmbedding:
+        return RunEmbedding(weights_.dense(node.embedding.table), {&batch_.tokens[tile.begin], tile.end - tile.begin}, out);
+      case NodeKind::kLinear:
+        RunLinear(in, weights_.dense(node.linear.weight), Dense(node.linear.bias), pool_, out);
+        if (observer_ != nullptr && observer_->wants_linear()) observer_->OnLinear(node, tile.begin, in, *out);
+        break;
+      case NodeKind::kNorm: RunNorm(node.norm, in, Dense(node.norm.weight), Dense(node.norm.bias), pool_, out); break;
+      case NodeKind::kRotary: RunRotary(node.rotary, layout.positions, in, pool_, out); break;
+      case NodeKind::kAttention:
+        RunAttention(node.attention, layout.sequences, in, *second, values_[node.inputs[2]], pool_, out);
+        break;
+      case NodeKind::kMoe: RunMoeNode(node, tile, in, *second, out); break;
+      case NodeKind::kElementwise: RunElementwise(node.elementwise, in, second, pool_, out); break;
+      case NodeKind::kSlice: *out = in.middleCols(node.slice.begin, program_.values[node.output].width); break;
+      case NodeKind::kConcat: RunConcat(node, out); break;
+    }
+    return Status::Ok();
+  }
+
+  void RunMoeNode(const Node& node, const Tile& tile, const Matrix& in, const Matrix& logits, Matrix* out) {
+    const bool wanted = observer_ != nullptr && observer_->wants_moe();
+    MoeCapture capture;
+    capture.first_token = tile.begin;
+    RunMoe(node, program_.expert_tables[node.moe.table], weights_, in, logits, pool_, wanted ? &capture : nullptr, out);
+    if (wanted) observer_->OnMoe(capture);
+  }
+
+  void RunConcat(const Node& node, Matrix* out) {
+    out->resize(values_[node.inputs[0]].rows(), program_.values[node.output].width);
+    Eigen::Index column = 0;
+    for (ValueId id : node.inputs) {
+      out->middleCols(column, values_[id].cols()) = values_[id];
+      column += values_[id].cols();
+    }
+  }
+
+  const Program& program_;
+  const int32_t block_;
+  const std::vector<int32_t>& last_use_;
+  const BlockWeights& weights_;
+  const TokenBatch& batch_;
+  ThreadPool& pool_;
+  Observer* observer_;
+  std::vector<Matrix> values_;             // of the tile, by ValueId
+  std::vector<const Node*> last_reader_;   // in this block, by ValueId
+};
+
+}  // namespace
+
+void PinMatrixBlocking() {
+  static std::once_flag once;
+  std::call_once(once, [] { Eigen::setCpuCacheSizes(32 << 10, 512 << 10, 4 << 20); });
+}
+
+Forward::Forward(const Program& program, ThreadPool& pool)
+    : program_(program), pool_(pool), last_use_(program.values.size(), -1) {
+  PinMatrixBlocking();
+  for (const Node& node : program.nodes) {
+    for (ValueId id : node.inputs) last_use_[id] = std::max(last_use_[id], node.block);
+  }
+}
+
+Status Forward::RunBlock(int32_t block, const BlockWeights& weights, const TokenBatch& batch, Stream* stream,
+                         Observer* observer) {
+  MOEPACK_RETURN_IF_ERROR(CheckBatch(program_, batch));
+  BlockRunner runner(program_, block, last_use_, weights, batch, pool_, observer);
+  const std::vector<ValueId> imports = runner.Imports();
+  // An output takes over the storage of an input of the same width that nobody reads later: a tile is read whole before
+  // it is written, so the residual stream is held once.
+  std::map<ValueId, ValueId> storage;
+  std::vector<ValueId> free;
+  for (ValueId id : imports) {
+    if (last_use_[id] <= block) free.push_back(id);
+  }
+  for (const Node& node : program_.nodes) {
+    if (node.block != block || last_use_[node.output] <= block) continue;
+    const uint64_t width = program_.values[node.output].width;
+    const auto taken = std::find_if(free.begin(), free.end(), [&](ValueId id) { return program_.values[id].width == width; });
+    storage[node.output] = taken != free.end() ? *taken : node.output;
+    if (taken != free.end()) {
+      free.erase(taken);
+    } else {
+      stream->values[node.output].resize(batch.size(), width);
+    }
+  }
+  for (const Tile& tile : CutIntoTiles(program_, block, batch)) {
+    const uint64_t rows = tile.end - tile.begin;
+    for (ValueId id : imports) runner.value(id) = stream->values.at(id).middleRows(tile.begin, rows);
+    MOEPACK_RETURN_IF_ERROR(runner.RunTile(tile));
+    for (const auto& [id, place] : storage) stream->values.at(place).middleRows(tile.begin, rows) = runner.value(id);
+  }
+  for (const auto& [id, place] : storage) {
+    if (id != place) stream->values[id] = std::move(stream->values.at(place));
+  }
+  std::erase_if(stream->values, [&](const auto& entry) { return last_use_[entry.first] <= block; });
+  return Status::Ok();
+}
+
+Status Forward::RunLastBlock(const BlockWeights& weights, const TokenBatch& batch, const Stream& stream,
+                             const LogitsSink& sink, Observer* observer) {
+  MOEPACK_RETURN_IF_ERROR(CheckBatch(program_, batch));
+  const int32_t block = program_.blocks() - 1;
+  BlockRunner runner(program_, block, last_use_, weights, batch, pool_, observer);
+  const std::vector<ValueId> imports = runner.Imports();
+  for (const Tile& tile : CutIntoTiles(program_, block, batch)) {
+    for (ValueId id : imports) runner.value(id) = stream.values.at(id).middleRows(tile.begin, tile.end - tile.begin);
+    MOEPACK_RETURN_IF_ERROR(runner.RunTile(tile));
+    MOEPACK_RETURN_IF_ERROR(sink(tile.begin, runner.value(program_.output)));
+  }
+  return Status::Ok();
+}
+
+Status Forward::Run(const TensorSource& source, const TokenBatch& batch, const LogitsSink& sink, Progress& progress,
+                    Observer* observer) {
+  const int32_t blocks = program_.blocks();
+  Stream stream;
+  progress.Begin("forward", batch.size() * static_cast<uint64_t>(blocks), "token-layers");
+  for (int32_t block = 0; block < blocks; ++block) {
+    auto weights = BlockWeights::Load(program_, source, block, pool_);
+    if (!weights.ok()) return weights.status();
+    MOEPACK_RETURN_IF_ERROR(block + 1 < blocks ? RunBlock(block, *weights, batch, &stream, observer)
+                                               : RunLastBlock(*weights, batch, stream, sink, observer));
+    progress.Advance(batch.size());
+  }
+  progress.End();
+  return Status::Ok();
+}
+
+}  // namespace moepack

@@ -1,0 +1,145 @@
+#include <algorithm>
+
+#include "forward/nodes.h"
+
+namespace moepack {
+namespace {
+
+// Which rows of the tile go to which expert. Rows of all experts are numbered through: expert by expert, each in token
+// order, so that outputs fit one matrix [tokens * k, hidden].
+struct Dispatch {
+  std::vector<uint32_t> ids;          // [tokens, k]
+  std::vector<float> weights;         // [tokens, k]
+  std::vector<uint32_t> routed;       // [tokens, k]: row of (token, slot) in that order
+  std::vector<uint32_t> token;        // [tokens * k]: its inverse, token only
+  std::vector<float> gate;            // [tokens * k]
+  std::vector<uint32_t> first;        // [experts + 1]
+};
+
+Dispatch RouteTile(const RoutingRecord& routing, const Matrix& logits, ThreadPool& pool) {
+  const size_t tokens = logits.rows(), k = routing.k, experts = logits.cols();
+  Dispatch d;
+  d.ids.resize(tokens * k);
+  d.weights.resize(tokens * k);
+  pool.ParallelFor(tokens, kRowBlock, [&](size_t begin, size_t end) {
+    for (size_t t = begin; t < end; ++t) {
+      Route(routing, {logits.row(t).data(), experts}, {&d.ids[t * k], k}, {&d.weights[t * k], k});
+    }
+  });
+  d.first.assign(experts + 1, 0);
+  for (uint32_t id : d.ids) ++d.first[id + 1];
+  for (size_t e = 0; e < experts; ++e) d.first[e + 1] += d.first[e];
+  std::vector<uint32_t> next(d.first.begin(), d.first.end() - 1);
+  d.routed.resize(tokens * k);
+  d.token.resize(tokens * k);
+  d.gate.resize(tokens * k);
+  for (size_t i = 0; i < d.ids.size(); ++i) {
+    const uint32_t row = next[d.ids[i]]++;
+    d.routed[i] = row;
+    d.token[row] = static_cast<uint32_t>(i / k);
+    d.gate[row] = d.weights[i];
+  }
+  return d;
+}
+
+// Rows [begin, end) in Dispatch order, all of one expert.
+struct Task {
+  uint32_t expert = 0, begin = 0, end = 0;
+};
+
+std::vector<Task> CutIntoTasks(const Dispatch& d) {
+  std::vector<Task> tasks;
+  for (uint32_t e = 0; e + 1 < d.first.size(); ++e) {
+    const uint32_t rows = d.first[e + 1] - d.first[e];
+    const uint32_t blocks = (rows + kRowBlock - 1) / kRowBlock;  // of nearly equal size: a block of one row is slow
+    for (uint32_t b = 0; b < blocks; ++b) {
+      tasks.push_back({e, d.first[e] + rows * b / blocks, d.first[e] + rows * (b + 1) / blocks});
+    }
+  }
+  return tasks;
+}
+
+struct ExpertRun {
+  const MoeNode& node;
+  const BlockWeights& weights;
+  const Matrix& in;
+  const Dispatch& dispatch;
+  std::vector<ExpertCapture>* captures;     // null, or
+  const std::vector<uint32_t>& capture_of;  // by expert
+  Matrix* outputs;
+
+  void operator()(const Task& task) const {
+    const uint32_t table = node.table, rows = task.end - task.begin;
+    Matrix x(rows, in.cols());
+    for (uint32_t i = 0; i < rows; ++i) x.row(i) = in.row(dispatch.token[task.begin + i]);
+    const Matrix& up = weights.expert(table, task.expert, ExpertMatrix::kUp);
+    Matrix h(rows, up.rows());
+    h.noalias() = x * up.transpose();
+    if (node.activation.gated) {
+      Matrix g(rows, up.rows());
+      g.noalias() = x * weights.expert(table, task.expert, ExpertMatrix::kGate).transpose();
+      Activate(node.activation.function, g);
+      h.array() *= g.array();
+    } else {
+      Activate(node.activation.function, h);
+    }
+    auto y = outputs->middleRows(task.begin, rows);
+    y.noalias() = h * weights.expert(table, task.expert, ExpertMatrix::kDown).transpose();
+    if (captures == nullptr) return;
+    ExpertCapture& capture = (*captures)[capture_of[task.expert]];
+    const uint32_t at = task.begin - dispatch.first[task.expert];
+    capture.input.middleRows(at, rows) = x;
+    capture.down_input.middleRows(at, rows) = h;
+    capture.output.middleRows(at, rows) = y;
+  }
+};
+
+// Captures with their matrices allocated; capture_of[e] is the place of expert e, if it got rows.
+std::vector<ExpertCapture> AllocateCaptures(const ExpertTableDecl& table, const Dispatch& d, std::vector<uint32_t>* capture_of) {
+  std::vector<ExpertCapture> captures;
+  capture_of->assign(table.experts(), kNone);
+  for (uint32_t e = 0; e < table.experts(); ++e) {
+    const uint32_t begin = d.first[e], end = d.first[e + 1];
+    if (begin == end) continue;
+    (*capture_of)[e] = static_cast<uint32_t>(captures.size());
+    ExpertCapture& c = captures.emplace_back();
+    c.expert = e;
+    c.rows.assign(d.token.begin() + begin, d.token.begin() + end);
+    c.gates.assign(d.gate.begin() + begin, d.gate.begin() + end);
+    c.input.resize(end - begin, table.hidden);
+    c.down_input.resize(end - begin, table.intermediate[e]);
+    c.output.resize(end - begin, table.hidden);
+  }
+  return captures;
+}
+
+}  // namespace
+
+void RunMoe(const Node& node, const ExpertTableDecl& table, const BlockWeights& weights, const Matrix& in,
+            const Matrix& logits, ThreadPool& pool, MoeCapture* capture, Matrix* out) {
+  const size_t k = node.moe.routing.k;
+  Dispatch d = RouteTile(node.moe.routing, logits, pool);
+  std::vector<uint32_t> capture_of;
+  if (capture != nullptr) capture->experts = AllocateCaptures(table, d, &capture_of);
+  Matrix outputs(d.ids.size(), in.cols());
+  const std::vector<Task> tasks = CutIntoTasks(d);
+  const ExpertRun run{node.moe, weights, in, d, capture ? &capture->experts : nullptr, capture_of, &outputs};
+  pool.ParallelFor(tasks.size(), 1, [&](size_t begin, size_t end) {
+    for (size_t i = begin; i < end; ++i) run(tasks[i]);
+  });
+  out->resize(in.rows(), in.cols());
+  pool.ParallelFor(in.rows(), kRowBlock, [&](size_t begin, size_t end) {
+    for (size_t t = begin; t < end; ++t) {
+      out->row(t) = d.weights[t * k] * outputs.row(d.routed[t * k]);
+      for (size_t s = 1; s < k; ++s) out->row(t) += d.weights[t * k + s] * outputs.row(d.routed[t * k + s]);
+    }
+  });
+  if (capture == nullptr) return;
+  capture->node = &node;
+  capture->input = &in;
+  capture->logits = &logits;
+  capture->ids = std::move(d.ids);
+  capture->weights = std::move(d.weights);
+}
+
+}  // namespace moepack

@@ -1,0 +1,13 @@
+// An ONNX graph: what is accepted gives a valid Program whose tensors load or are refused.
+#include "model/model.h"
+#include "tests/fuzz/memory_env.h"
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  moepack::fuzz::MemoryEnv env;
+  env.files["m/m.onnx"] = moepack::Bytes(data, data + size);
+  const auto model = moepack::OpenModel(env, "m/m.onnx");
+  if (!model.ok()) return 0;
+  if (!moepack::ValidateProgram(model->program).ok()) __builtin_trap();
+  for (moepack::TensorId id = 0; id < model->program.tensors.size(); ++id) (void)model->tensors->Load(id);
+  return 0;
+}

@@ -1,0 +1,271 @@
+#include "format/manifest/program_wire.h"
+
+#include <algorithm>
+
+#include "format/manifest/program_schema.h"
+#include "format/proto/program.pb.h"
+
+namespace moepack {
+namespace {
+
+constexpr uint32_t kProgramVersion = 1;
+constexpr uint32_t kNodeSemantics = 1;
+
+// Values above a byte must not wrap into a known one; 255 is in no enum, so that ValidateProgram refuses it.
+template <typename E>
+E ToEnum(uint32_t value) {
+  return static_cast<E>(std::min(value, 255u));
+}
+
+uint32_t PlusOne(TensorId id) { return id + 1; }    // kNone -> 0
+TensorId MinusOne(uint32_t wire) { return wire - 1; }  // 0 -> kNone
+
+void WriteRecord(const RotaryNode& in, wire::Rotary* out) {
+  out->set_heads(in.heads);
+  out->set_head_dim(in.head_dim);
+  out->set_rotary_dim(in.rotary_dim);
+  out->set_interleaved(in.interleaved);
+  out->set_magnitude(in.magnitude);
+  out->mutable_inv_freq()->Add(in.inv_freq.begin(), in.inv_freq.end());
+}
+
+void WriteRecord(const AttentionNode& in, wire::Attention* out) {
+  out->set_heads(in.heads);
+  out->set_kv_heads(in.kv_heads);
+  out->set_head_dim(in.head_dim);
+  out->set_scale(in.scale);
+  out->set_window(in.window);
+  out->set_softcap(in.softcap);
+  out->set_state_slot(in.state_slot);
+}
+
+void WriteRecord(const NormNode& in, wire::Norm* out) {
+  out->set_kind(static_cast<uint32_t>(in.kind));
+  out->set_weight_plus_one(PlusOne(in.weight));
+  out->set_bias_plus_one(PlusOne(in.bias));
+  out->set_group(in.group);
+  out->set_eps(in.eps);
+  out->set_one_plus_weight(in.one_plus_weight);
+}
+
+void WriteRecord(const MoeNode& in, wire::Moe* out) {
+  wire::Routing* routing = out->mutable_routing();
+  routing->set_score(static_cast<uint32_t>(in.routing.score));
+  routing->set_score_before_topk(in.routing.score_before_topk);
+  routing->set_k(in.routing.k);
+  routing->set_renormalise(in.routing.renormalise);
+  routing->set_eps(in.routing.eps);
+  routing->set_scale(in.routing.scale);
+  wire::ExpertActivation* activation = out->mutable_activation();
+  activation->set_function(static_cast<uint32_t>(in.activation.function));
+  activation->set_gated(in.activation.gated);
+  out->set_table(in.table);
+}
+
+void WriteKind(const Node& in, wire::Node* out) {
+  switch (in.kind) {
+    case NodeKind::kEmbedding: out->mutable_embedding()->set_table(in.embedding.table); break;
+    case NodeKind::kLinear:
+      out->mutable_linear()->set_weight(in.linear.weight);
+      out->mutable_linear()->set_bias_plus_one(PlusOne(in.linear.bias));
+      break;
+    case NodeKind::kNorm: WriteRecord(in.norm, out->mutable_norm()); break;
+    case NodeKind::kRotary: WriteRecord(in.rotary, out->mutable_rotary()); break;
+    case NodeKind::kAttention: WriteRecord(in.attention, out->mutable_attention()); break;
+    case NodeKind::kMoe: WriteRecord(in.moe, out->mutable_moe()); break;
+    case NodeKind::kElementwise:
+      out->mutable_elementwise()->set_op(static_cast<uint32_t>(in.elementwise.op));
+      out->mutable_elementwise()->set_alpha(in.elementwise.alpha);
+      break;
+    case NodeKind::kSlice: out->mutable_slice()->set_begin(in.slice.begin); break;
+    case NodeKind::kConcat: out->mutable_concat(); break;
+  }
+}
+
+void WriteNode(const Node& in, wire::Node* out) {
+  out->set_semantics(kNodeSemantics);
+  out->set_block(static_cast<uint32_t>(in.block));
+  out->mutable_inputs()->Add(in.inputs.begin(), in.inputs.end());
+  out->set_output(in.output);
+  WriteKind(in, out);
+}
+
+void WriteTensor(const TensorDecl& in, wire::Tensor* out) {
+  out->set_name(in.name);
+  out->set_rows(in.rows);
+  out->set_cols(in.cols);
+  out->set_role(static_cast<uint32_t>(in.role));
+  out->set_layer(in.layer);
+}
+
+void WriteTable(const ExpertTableDecl& in, wire::ExpertTableDecl* out) {
+  out->set_layer(static_cast<uint32_t>(in.layer));
+  out->set_hidden(in.hidden);
+  out->mutable_intermediate()->Add(in.intermediate.begin(), in.intermediate.end());
+  out->mutable_original()->Add(in.original.begin(), in.original.end());
+  out->set_gated(in.gated);
+}
+
+RotaryNode ReadRecord(const wire::Rotary& in) {
+  RotaryNode out;
+  out.heads = in.heads();
+  out.head_dim = in.head_dim();
+  out.rotary_dim = in.rotary_dim();
+  out.interleaved = in.interleaved();
+  out.magnitude = in.magnitude();
+  out.inv_freq.assign(in.inv_freq().begin(), in.inv_freq().end());
+  return out;
+}
+
+AttentionNode ReadRecord(const wire::Attention& in) {
+  AttentionNode out;
+  out.heads = in.heads();
+  out.kv_heads = in.kv_heads();
+  out.head_dim = in.head_dim();
+  out.scale = in.scale();
+  out.window = in.window();
+  out.softcap = in.softcap();
+  out.state_slot = in.state_slot();
+  return out;
+}
+
+NormNode ReadRecord(const wire::Norm& in) {
+  NormNode out;
+  out.kind = ToEnum<NormKind>(in.kind());
+  out.weight = MinusOne(in.weight_plus_one());
+  out.bias = MinusOne(in.bias_plus_one());
+  out.group = in.group();
+  out.eps = in.eps();
+  out.one_plus_weight = in.one_plus_weight();
+  return out;
+}
+
+MoeNode ReadRecord(const wire::Moe& in) {
+  MoeNode out;
+  out.routing.score = ToEnum<ScoreFunction>(in.routing().score());
+  out.routing.score_before_topk = in.routing().score_before_topk();
+  out.routing.k = in.routing().k();
+  out.routing.renormalise = in.routing().renormalise();
+  out.routing.eps = in.routing().eps();
+  out.routing.scale = in.routing().scale();
+  out.activation.function = ToEnum<Activation>(in.activation().function());
+  out.activation.gated = in.activation().gated();
+  out.table = in.table();
+  return out;
+}
+
+void ReadKind(const wire::Node& in, Node* out) {
+  switch (in.kind_case()) {
+    case wire::Node::kEmbedding:
+      out->kind = NodeKind::kEmbedding;
+      out->embedding.table = in.embedding().table();
+      return;
+    case wire::Node::kLinear:
+      out->kind = NodeKind::kLinear;
+      out->linear = {in.linear().weight(), MinusOne(in.linear().bias_plus_one())};
+      return;
+    case wire::Node::kNorm: out->kind = NodeKind::kNorm, out->norm = ReadRecord(in.norm()); return;
+    case wire::Node::kRotary: out->kind = NodeKind::kRotary, out->rotary = ReadRecord(in.rotary()); return;
+    case wire::Node::kAttention: out->kind = NodeKind::kAttention, out->attention = ReadRecord(in.attention()); return;
+    case wire::Node::kMoe: out->kind = NodeKind::kMoe, out->moe = ReadRecord(in.moe()); return;
+    case wire::Node::kElementwise:
+      out->kind = NodeKind::kElementwise;
+      out->elementwise = {ToEnum<ElementOp>(in.elementwise().op()), in.elementwise().alpha()};
+      return;
+    case wire::Node::kSlice:
+      out->kind = NodeKind::kSlice;
+      out->slice.begin = in.slice().begin();
+      return;
+    case wire::Node::kConcat: out->kind = NodeKind::kConcat; return;
+    case wire::Node::KIND_NOT_SET: return;  // wire_check has refused it
+  }
+}
+
+Node ReadNode(const wire::Node& in) {
+  Node out;
+  out.block = static_cast<int32_t>(in.block());
+  out.inputs.assign(in.inputs().begin(), in.inputs().end());
+  out.output = in.output();
+  ReadKind(in, &out);
+  return out;
+}
+
+ExpertTableDecl ReadTable(const wire::ExpertTableDecl& in) {
+  ExpertTableDecl out;
+  out.layer = static_cast<int32_t>(in.layer());
+  out.hidden = in.hidden();
+  out.intermediate.assign(in.intermediate().begin(), in.intermediate().end());
+  out.original.assign(in.original().begin(), in.original().end());
+  out.gated = in.gated();
+  return out;
+}
+
+Status CheckVersions(const wire::Program& message) {
+  if (message.version() != kProgramVersion) {
+    return Status(ErrorCode::kVersion, StrFormat("program: version %u, this build knows %u", message.version(), kProgramVersion));
+  }
+  for (int i = 0; i < message.nodes_size(); ++i) {
+    if (message.nodes(i).semantics() == kNodeSemantics) continue;
+    return Status(ErrorCode::kVersion, StrFormat("program: node %d has semantics version %u, this build knows %u", i,
+                                                 message.nodes(i).semantics(), kNodeSemantics));
+  }
+  return Status::Ok();
+}
+
+Program ReadProgram(const wire::Program& message) {
+  Program out;
+  for (const wire::Value& v : message.values()) out.values.push_back({v.name(), ToEnum<ValueKind>(v.kind()), v.width()});
+  out.inputs.assign(message.inputs().begin(), message.inputs().end());
+  out.output = message.output();
+  for (const wire::Node& node : message.nodes()) out.nodes.push_back(ReadNode(node));
+  for (const wire::Tensor& t : message.tensors()) {
+    out.tensors.push_back({t.name(), t.rows(), t.cols(), ToEnum<TensorRole>(t.role()), t.layer()});
+  }
+  for (const wire::ExpertTableDecl& table : message.expert_tables()) out.expert_tables.push_back(ReadTable(table));
+  out.state_slots = message.state_slots();
+  out.max_positions = message.max_positions();
+  out.original_parameters = message.original_parameters();
+  return out;
+}
+
+}  // namespace
+
+Bytes SerializeProgram(const Program& program) {
+  wire::Program message;
+  message.set_version(kProgramVersion);
+  for (const ValueDecl& v : program.values) {
+    wire::Value* value = message.add_values();
+    value->set_name(v.name);
+    value->set_kind(static_cast<uint32_t>(v.kind));
+    value->set_width(v.width);
+  }
+  message.mutable_inputs()->Add(program.inputs.begin(), program.inputs.end());
+  message.set_output(program.output);
+  for (const Node& node : program.nodes) WriteNode(node, message.add_nodes());
+  for (const TensorDecl& tensor : program.tensors) WriteTensor(tensor, message.add_tensors());
+  for (const ExpertTableDecl& table : program.expert_tables) WriteTable(table, message.add_expert_tables());
+  message.set_state_slots(program.state_slots);
+  message.set_max_positions(program.max_positions);
+  message.set_original_parameters(program.original_parameters);
+  Bytes out(message.ByteSizeLong());
+  message.SerializeWithCachedSizesToArray(out.data());
+  return out;
+}
+
+Result<Program> ParseProgram(ByteSpan bytes) {
+  MOEPACK_RETURN_IF_ERROR(wire_check::Check(wire_check::kProgram, bytes));
+  wire::Program message;
+  if (bytes.size() > INT32_MAX || !message.ParseFromArray(bytes.data(), static_cast<int>(bytes.size()))) {
+    return Status(ErrorCode::kMalformed, "program: not a protobuf message of this format");
+  }
+  MOEPACK_RETURN_IF_ERROR(CheckVersions(message));
+  Program program = ReadProgram(message);
+  MOEPACK_RETURN_IF_ERROR(ValidateProgram(program));
+  const Bytes canonical = SerializeProgram(program);
+  if (!std::equal(canonical.begin(), canonical.end(), bytes.begin(), bytes.end())) {
+    return Status(ErrorCode::kMalformed, "program: not in canonical form");
+  }
+  return program;
+}
+
+}  // namespace moepack

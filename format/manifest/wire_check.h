@@ -1,0 +1,41 @@
+// A strict look at protobuf bytes before protobuf sees them: protobuf itself accepts unknown and repeated fields, overlong
+// varints, any field order and values it silently cuts, so many byte strings mean the same message. Here exactly one does.
+// Internal to format/manifest.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "base/bytes.h"
+#include "base/status.h"
+
+namespace moepack::wire_check {
+
+enum class Type : uint8_t { kBool, kUint32, kUint64, kFloat, kBytes, kMessage };
+
+struct Message;
+
+struct Field {
+  uint32_t number = 0;
+  const char* name = "";
+  Type type = Type::kUint32;
+  bool repeated = false;
+  // kBytes: most bytes of one; repeated: most elements. 0 for other singular fields.
+  uint64_t limit = 0;
+  const Message* message = nullptr;  // kMessage
+  bool required = false;             // must be present (an empty message is present)
+};
+
+struct Message {
+  const char* name = "";
+  std::span<const Field> fields;     // ascending by number
+  // Members of fields[oneof_begin ..] exclude each other and one must be present; fields.size() when there is no oneof.
+  size_t oneof_begin = SIZE_MAX;
+};
+
+// kMalformed (kLimit above a limit) with message, field and byte offset unless `bytes` are the canonical form of
+// `message`: known fields only, ascending, singular ones once, defaults left out, numbers packed, varints shortest and in
+// range, lengths exact, limits kept, no trailing bytes. Uses no memory; depth is that of the tables.
+Status Check(const Message& message, ByteSpan bytes);
+
+}  // namespace moepack::wire_check

@@ -1,0 +1,72 @@
+#include "runtime-min/chunk_decoder.h"
+
+#include <zstd.h>
+
+#include <cstring>
+
+#include "base/checked.h"
+
+namespace moepack::runtime {
+namespace {
+
+Status ChunkError(const ChunkRef& chunk, const char* what) {
+  return Status(ErrorCode::kMalformed,
+                StrFormat("chunk at offset %llu: %s although its digest is right; pack the model again",
+                          static_cast<unsigned long long>(chunk.offset), what));
+}
+
+}  // namespace
+
+ChunkDecoder::ChunkDecoder() : context_(ZSTD_createDCtx()) {}
+ChunkDecoder::~ChunkDecoder() = default;
+void ChunkDecoder::FreeContext::operator()(ZSTD_DCtx_s* context) const { ZSTD_freeDCtx(context); }
+
+Result<PlainUnit> ChunkDecoder::Decode(const verify::VerifiedBundle& bundle, const Unit& unit) {
+  CheckedU64 total(0);
+  for (const ChunkRef& chunk : unit.chunks) {
+    if (chunk.plain_bytes > kMaxChunkPlainBytes) return ChunkError(chunk, "its plain size is above the cap");
+    total = total + chunk.plain_bytes;
+  }
+  if (!total.valid()) return Status(ErrorCode::kLimit, "unit: plain size overflows");
+  Bytes plain(total.value());
+  std::span<uint8_t> rest(plain);
+  for (const ChunkRef& chunk : unit.chunks) {
+    MOEPACK_RETURN_IF_ERROR(DecodeChunk(bundle, chunk, rest.first(chunk.plain_bytes)));
+    rest = rest.subspan(chunk.plain_bytes);
+  }
+  return PlainUnit(std::move(plain));
+}
+
+Status ChunkDecoder::DecodeChunk(const verify::VerifiedBundle& bundle, const ChunkRef& chunk, std::span<uint8_t> out) {
+  MOEPACK_ASSIGN_OR_RETURN(const VerifiedBytes stored, bundle.ReadChunk(chunk));
+  switch (chunk.encoding) {
+    case Encoding::kRaw:
+      if (stored.bytes().size() != out.size()) return ChunkError(chunk, "a raw chunk whose stored and plain sizes differ");
+      std::memcpy(out.data(), stored.bytes().data(), out.size());
+      return Status::Ok();
+    case Encoding::kZstd:
+      return Decompress(chunk, stored.bytes(), out);
+    case Encoding::kRans:
+      break;
+  }
+  return Status(ErrorCode::kUnsupported,
+                StrFormat("chunk at offset %llu: encoding %d is not known to this version",
+                          static_cast<unsigned long long>(chunk.offset), static_cast<int>(chunk.encoding)));
+}
+
+// In one call into a buffer of the signed size: the decoder then needs no window of its own, so a frame cannot make it
+// allocate, whatever window it declares.
+Status ChunkDecoder::Decompress(const ChunkRef& chunk, ByteSpan stored, std::span<uint8_t> out) {
+  if (context_ == nullptr) return Status(ErrorCode::kNoMemory, "cannot allocate a decompressor");
+  if (ZSTD_getFrameContentSize(stored.data(), stored.size()) != out.size()) {
+    return ChunkError(chunk, "its zstd frame does not declare the signed plain size");
+  }
+  if (ZSTD_findFrameCompressedSize(stored.data(), stored.size()) != stored.size()) {
+    return ChunkError(chunk, "it is not exactly one zstd frame");
+  }
+  const size_t written = ZSTD_decompressDCtx(context_.get(), out.data(), out.size(), stored.data(), stored.size());
+  if (ZSTD_isError(written) || written != out.size()) return ChunkError(chunk, "its zstd frame does not decompress");
+  return Status::Ok();
+}
+
+}  // namespace moepack::runtime

@@ -1,0 +1,116 @@
+#include "runtime-min/engine.h"
+
+#include <algorithm>
+
+#include "runtime-min/dense_weights.h"
+#include "runtime-min/executor.h"
+#include "runtime-min/unit_source.h"
+
+namespace moepack::runtime {
+namespace {
+
+constexpr uint32_t kMaxTileTokens = 4096;
+
+Status CheckOptions(const Program& program, EngineOptions* options) {
+  const std::vector<kernels::Isa> isas = kernels::SupportedIsas();
+  if (std::find(isas.begin(), isas.end(), options->isa) == isas.end()) {
+    return Status(ErrorCode::kUsage, StrFormat("this processor cannot run %s kernels", kernels::IsaName(options->isa)));
+  }
+  if (options->tile_tokens < 1 || options->tile_tokens > kMaxTileTokens) {
+    return Status(ErrorCode::kUsage, StrFormat("tile of %u tokens: expected 1 to %u", options->tile_tokens, kMaxTileTokens));
+  }
+  if (options->context == 0) options->context = program.max_positions;
+  if (options->context > program.max_positions) {
+    return Status(ErrorCode::kUsage, StrFormat("a context of %u tokens is too long: the model takes at most %u",
+                                               options->context, program.max_positions));
+  }
+  options->tile_tokens = std::min(options->tile_tokens, options->context);
+  return Status::Ok();
+}
+
+// Experts that one token needs, by expert table.
+std::vector<uint32_t> TopKByTable(const Program& program) {
+  std::vector<uint32_t> top_k(program.expert_tables.size(), 0);
+  for (const Node& node : program.nodes) {
+    if (node.kind == NodeKind::kMoe) top_k[node.moe.table] = std::max(top_k[node.moe.table], node.moe.routing.k);
+  }
+  return top_k;
+}
+
+uint64_t SmallestEmbedding(const Program& program) {
+  uint64_t rows = INT32_MAX;
+  for (const Node& node : program.nodes) {
+    if (node.kind == NodeKind::kEmbedding) rows = std::min(rows, program.tensors[node.embedding.table].rows);
+  }
+  return rows;
+}
+
+}  // namespace
+
+Engine::Engine(std::unique_ptr<UnitSource> source, const EngineOptions& options)
+    : source_(std::move(source)), options_(options) {}
+Engine::~Engine() = default;
+
+Result<std::unique_ptr<Engine>> Engine::Create(std::unique_ptr<verify::VerifiedBundle> bundle, ThreadPool& pool,
+                                               const EngineOptions& options) {
+  std::unique_ptr<UnitSource> source = std::make_unique<BundleSource>(std::move(bundle));
+  return Create(std::move(source), pool, options);
+}
+
+Result<std::unique_ptr<Engine>> Engine::Create(std::unique_ptr<UnitSource> source, ThreadPool& pool,
+                                               const EngineOptions& options) {
+  std::unique_ptr<Engine> engine(new Engine(std::move(source), options));
+  const Program& program = engine->source_->program();
+  MOEPACK_RETURN_IF_ERROR(CheckOptions(program, &engine->options_));
+  engine->token_limit_ = SmallestEmbedding(program);
+  MOEPACK_ASSIGN_OR_RETURN(ExpertCache cache,
+                           ExpertCache::Create(*engine->source_, pool, TopKByTable(program), options.expert_ram_bytes));
+  engine->cache_ = std::make_unique<ExpertCache>(std::move(cache));
+  MOEPACK_ASSIGN_OR_RETURN(DenseWeights weights, DenseWeights::Load(*engine->source_, pool));
+  engine->weights_ = std::make_unique<DenseWeights>(std::move(weights));
+  ExecutorOptions execution;
+  execution.isa = options.isa;
+  execution.context = engine->options_.context;
+  execution.tile_tokens = engine->options_.tile_tokens;
+  execution.all_logits = options.all_logits;
+  MOEPACK_ASSIGN_OR_RETURN(engine->executor_,
+                           Executor::Create(program, *engine->weights_, *engine->cache_, pool, execution));
+  MOEPACK_RETURN_IF_ERROR(engine->cache_->Preload());
+  return engine;
+}
+
+Status Engine::Run(std::span<const int32_t> tokens) {
+  if (tokens.empty() || tokens.size() > options_.tile_tokens) {
+    return Status(ErrorCode::kUsage,
+                  StrFormat("%zu tokens in one run: expected 1 to %u", tokens.size(), options_.tile_tokens));
+  }
+  if (tokens.size() > options_.context - position_) {
+    return Status(ErrorCode::kLimit,
+                  StrFormat("the context of %u tokens is full; raise --ctx or shorten the prompt", options_.context));
+  }
+  for (int32_t token : tokens) {
+    if (token < 0 || static_cast<uint64_t>(token) >= token_limit_) {
+      return Status(ErrorCode::kUsage, StrFormat("token %d: the model has tokens 0 to %llu", token,
+                                                 static_cast<unsigned long long>(token_limit_ - 1)));
+    }
+  }
+  MOEPACK_RETURN_IF_ERROR(executor_->Run(tokens, position_));
+  position_ += static_cast<uint32_t>(tokens.size());
+  return Status::Ok();
+}
+
+Status Engine::Prefill(std::span<const int32_t> tokens) {
+  while (!tokens.empty()) {
+    const size_t count = std::min<size_t>(tokens.size(), options_.tile_tokens);
+    MOEPACK_RETURN_IF_ERROR(Run(tokens.first(count)));
+    tokens = tokens.subspan(count);
+  }
+  return Status::Ok();
+}
+
+std::span<const float> Engine::logits() const { return executor_->logits(); }
+uint64_t Engine::vocab_size() const { return source_->program().values[source_->program().output].width; }
+uint64_t Engine::dense_bytes() const { return weights_->resident_bytes(); }
+uint64_t Engine::state_bytes() const { return executor_->state_bytes(); }
+
+}  // namespace moepack::runtime

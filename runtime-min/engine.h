@@ -1,0 +1,79 @@
+// runtime-min: verified tokens on a device. The public header of the library; sampler.h and metrics.h belong to it.
+//
+// An engine takes a verified bundle and nothing else: every byte of a weight is checked against the signed manifest before
+// it is used, expert by expert as they are needed. Libraries here never throw, print or abort on bad input.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "base/status.h"
+#include "base/thread_pool.h"
+#include "runtime-min/expert_cache.h"
+#include "runtime-min/kernels/kernels.h"
+#include "verify/verify.h"
+
+namespace moepack::runtime {
+
+class DenseWeights;
+class Executor;
+class UnitSource;
+
+inline constexpr uint64_t kAllExperts = UINT64_MAX;
+
+struct EngineOptions {
+  kernels::Isa isa = kernels::BestIsa();
+  // Most bytes that resident experts may take. At least what the experts of one token need in every layer.
+  uint64_t expert_ram_bytes = kAllExperts;
+  uint32_t context = 0;        // longest sequence in tokens; 0: what the program allows
+  uint32_t tile_tokens = 128;  // tokens computed at once in prefill, 1..4096; less takes less memory
+  bool all_logits = false;     // logits of every token, otherwise of the last one of each call
+};
+
+// One sequence of tokens through one model. Logits do not depend on threads, tile, expert budget or on how the sequence is
+// cut into calls, bit for bit. One thread at a time.
+class Engine {
+ public:
+  // Loads dense weights and the experts of the hot list that fit. `pool` must outlive the engine. kUsage for options that
+  // cannot be (the message gives the minimum), kDigest and kMalformed for damaged bundles, kNoMemory.
+  static Result<std::unique_ptr<Engine>> Create(std::unique_ptr<verify::VerifiedBundle> bundle, ThreadPool& pool,
+                                                const EngineOptions& options);
+  // The same from any source of units.
+  static Result<std::unique_ptr<Engine>> Create(std::unique_ptr<UnitSource> source, ThreadPool& pool,
+                                                const EngineOptions& options);
+  ~Engine();
+
+  // Appends 1..tile_tokens() tokens to the sequence. kUsage for a token that the model does not have, kLimit when the
+  // context is full, errors of loading experts (kDigest: layer, expert and offset). After an error the sequence is as
+  // before.
+  Status Run(std::span<const int32_t> tokens);
+  // Any number of tokens, in tiles; logits() are those of the last tile.
+  Status Prefill(std::span<const int32_t> tokens);
+  // [rows, vocab_size()] of the last Run: a row a token with all_logits, otherwise one. Valid until the next call.
+  std::span<const float> logits() const;
+  // Starts a new sequence. Experts stay resident.
+  void Reset() { position_ = 0; }
+
+  uint32_t position() const { return position_; }
+  uint32_t context() const { return options_.context; }
+  uint32_t tile_tokens() const { return options_.tile_tokens; }
+  uint64_t vocab_size() const;
+  const ExpertCache& experts() const { return *cache_; }
+  void ResetStats() { cache_->ResetStats(); }
+  uint64_t dense_bytes() const;  // resident weights outside of experts
+  uint64_t state_bytes() const;  // KV caches
+
+ private:
+  Engine(std::unique_ptr<UnitSource> source, const EngineOptions& options);
+
+  std::unique_ptr<UnitSource> source_;
+  EngineOptions options_;
+  std::unique_ptr<DenseWeights> weights_;
+  std::unique_ptr<ExpertCache> cache_;
+  std::unique_ptr<Executor> executor_;
+  uint64_t token_limit_ = 0;  // rows of the smallest embedding table
+  uint32_t position_ = 0;
+};
+
+}  // namespace moepack::runtime

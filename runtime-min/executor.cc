@@ -1,0 +1,233 @@
+#include "runtime-min/executor.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/checked.h"
+#include "runtime-min/parallel.h"
+#include "runtime-min/vector_math.h"
+
+namespace moepack::runtime {
+
+Result<std::unique_ptr<Executor>> Executor::Create(const Program& program, const DenseWeights& weights, ExpertCache& cache,
+                                                   ThreadPool& pool, const ExecutorOptions& options) {
+  std::unique_ptr<Executor> executor(new Executor(program, weights, pool, options));
+  MOEPACK_ASSIGN_OR_RETURN(executor->plan_, MakePlan(program, options.tile_tokens, options.all_logits));
+  MOEPACK_ASSIGN_OR_RETURN(executor->arena_, FloatBuffer::Create(executor->plan_.arena_floats));
+  MOEPACK_RETURN_IF_ERROR(executor->CreateState());
+  MOEPACK_RETURN_IF_ERROR(executor->CreateRotaryTables());
+  MOEPACK_ASSIGN_OR_RETURN(MoeExecutor moe, MoeExecutor::Create(program, cache, pool, options.isa, options.tile_tokens));
+  executor->moe_ = std::make_unique<MoeExecutor>(std::move(moe));
+  return executor;
+}
+
+Status Executor::CreateState() {
+  state_.resize(program_.state_slots);
+  for (const Node& node : program_.nodes) {
+    if (node.kind != NodeKind::kAttention) continue;
+    const AttentionNode& attention = node.attention;
+    MOEPACK_ASSIGN_OR_RETURN(state_[attention.state_slot],
+                             KvCache::Create(attention.kv_heads, attention.head_dim, options_.context));
+  }
+  return Status::Ok();
+}
+
+Status Executor::CreateRotaryTables() {
+  rotary_table_.resize(program_.nodes.size());
+  for (size_t n = 0; n < program_.nodes.size(); ++n) {
+    if (program_.nodes[n].kind != NodeKind::kRotary) continue;
+    const RotaryNode& node = program_.nodes[n].rotary;
+    const auto same = [&node](const RotaryTable& table) {
+      return table.node->inv_freq == node.inv_freq && table.node->magnitude == node.magnitude;
+    };
+    const auto found = std::find_if(rotary_.begin(), rotary_.end(), same);
+    rotary_table_[n] = static_cast<uint32_t>(found - rotary_.begin());
+    if (found != rotary_.end()) continue;
+    uint64_t floats = 0;
+    if (!CheckedMul(options_.tile_tokens, node.rotary_dim, &floats))
+      return Status(ErrorCode::kLimit, "rotary: size overflows");
+    RotaryTable table{&node, {}};
+    MOEPACK_ASSIGN_OR_RETURN(table.cos_sin, FloatBuffer::Create(floats));
+    rotary_.push_back(std::move(table));
+  }
+  return Status::Ok();
+}
+
+uint64_t Executor::state_bytes() const {
+  uint64_t bytes = 0;
+  for (const KvCache& cache : state_) bytes += cache.size_bytes();
+  return bytes;
+}
+
+Status Executor::Run(std::span<const int32_t> tokens, uint32_t position) {
+  prepared_ = kNone;
+  for (RotaryTable& table : rotary_) {
+    for (size_t t = 0; t < tokens.size(); ++t) {
+      RotaryAngles(*table.node, position + static_cast<uint32_t>(t), table.cos_sin.data() + t * table.node->rotary_dim);
+    }
+  }
+  for (const Step& step : plan_.steps) MOEPACK_RETURN_IF_ERROR(RunStep(step, tokens, position));
+  const ValuePlace& output = plan_.values[program_.output];
+  logits_ = {arena_.data() + output.offset, output.width * (output.single_row ? 1 : tokens.size())};
+  return Status::Ok();
+}
+
+Status Executor::RunStep(const Step& step, std::span<const int32_t> tokens, uint32_t position) {
+  const Rows rows = step.last_row_only ? Rows{tokens.size() - 1, 1} : Rows{0, tokens.size()};
+  const Node& node = program_.nodes[step.nodes[0]];
+  switch (step.kind) {
+    case NodeKind::kEmbedding:
+      RunEmbedding(node, tokens, rows);
+      break;
+    case NodeKind::kLinear:
+      RunLinears(step, rows);
+      break;
+    case NodeKind::kNorm:
+      RunNorm(node, rows);
+      break;
+    case NodeKind::kRotary:
+      RunRotary(node, rows);
+      break;
+    case NodeKind::kAttention:
+      RunAttention(node, rows, tokens.size(), position);
+      break;
+    case NodeKind::kMoe:
+      return RunMoe(node, rows);
+    case NodeKind::kElementwise:
+      RunElementwise(node, rows);
+      break;
+    case NodeKind::kSlice:
+      RunSlice(node, rows);
+      break;
+    case NodeKind::kConcat:
+      RunConcat(node, rows);
+      break;
+  }
+  return Status::Ok();
+}
+
+float* Executor::Row(ValueId value, Rows rows) {
+  const ValuePlace& place = plan_.values[value];
+  return arena_.data() + place.offset + (place.single_row ? 0 : rows.begin * place.width);
+}
+
+const kernels::Activations& Executor::Prepare(ValueId value, Rows rows) {
+  if (prepared_ != value || prepared_rows_.begin != rows.begin || prepared_rows_.count != rows.count) {
+    activations_.Prepare(options_.isa, Row(value, rows), rows.count, Width(value), Width(value));
+    prepared_ = value;
+    prepared_rows_ = rows;
+  }
+  return activations_;
+}
+
+void Executor::RunEmbedding(const Node& node, std::span<const int32_t> tokens, Rows rows) {
+  const ResidentTensor& table = weights_.matrix(node.embedding.table);
+  float* out = Row(node.output, rows);
+  const uint64_t width = Width(node.output);
+  ForEach(pool_, rows.count, width * 4,
+          [&](size_t i) { kernels::DecodeRow(table, static_cast<size_t>(tokens[rows.begin + i]), out + i * width); });
+}
+
+void Executor::RunLinears(const Step& step, Rows rows) {
+  const ValueId input = program_.nodes[step.nodes[0]].inputs[0];
+  const kernels::Activations& x = Prepare(input, rows);
+  const size_t rows_per_item = RowsPerBlock(Width(input), rows.count);
+  items_.clear();
+  for (uint32_t n : step.nodes) {
+    const Node& node = program_.nodes[n];
+    const size_t width = Width(node.output);
+    for (size_t begin = 0; begin < width; begin += rows_per_item) {
+      items_.push_back({&node, begin, std::min(width, begin + rows_per_item)});
+    }
+  }
+  pool_.ParallelFor(items_.size(), 1, [&](size_t first, size_t last) {
+    for (size_t i = first; i < last; ++i) {
+      const Item& item = items_[i];
+      float* y = Row(item.node->output, rows);
+      const size_t width = Width(item.node->output);
+      kernels::MatMul(options_.isa, weights_.matrix(item.node->linear.weight), x, y, width, item.row_begin, item.row_end);
+      const float* bias = weights_.vector(item.node->linear.bias);
+      for (size_t t = 0; bias != nullptr && t < rows.count; ++t, y += width) {
+        for (size_t r = item.row_begin; r < item.row_end; ++r) y[r] += bias[r];
+      }
+    }
+  });
+}
+
+void Executor::RunNorm(const Node& node, Rows rows) {
+  const float* in = Row(node.inputs[0], rows);
+  float* out = Row(node.output, rows);
+  const uint64_t width = Width(node.output);
+  const float* weight = weights_.vector(node.norm.weight);
+  const float* bias = weights_.vector(node.norm.bias);
+  ForEach(pool_, rows.count, width,
+          [&](size_t i) { NormRow(node.norm, weight, bias, in + i * width, width, out + i * width); });
+}
+
+void Executor::RunRotary(const Node& node, Rows rows) {
+  const float* in = Row(node.inputs[0], rows);
+  float* out = Row(node.output, rows);
+  const uint64_t width = Width(node.output);
+  const float* cos_sin = rotary_[rotary_table_[static_cast<size_t>(&node - program_.nodes.data())]].cos_sin.data();
+  ForEach(pool_, rows.count, width * 2, [&](size_t i) {
+    RotateRow(node.rotary, cos_sin + (rows.begin + i) * node.rotary.rotary_dim, in + i * width, out + i * width);
+  });
+}
+
+// Keys and values of every token are stored, also when only the last row's output is wanted.
+void Executor::RunAttention(const Node& node, Rows rows, size_t tokens, uint32_t position) {
+  const AttentionNode& attention = node.attention;
+  KvCache& cache = state_[attention.state_slot];
+  const Rows all{0, tokens};
+  const float* k = Row(node.inputs[1], all);
+  const float* v = Row(node.inputs[2], all);
+  const uint64_t kv_width = Width(node.inputs[1]);
+  ForEach(pool_, tokens, kv_width * 4,
+          [&](size_t t) { cache.Store(position + static_cast<uint32_t>(t), k + t * kv_width, v + t * kv_width); });
+  const float* q = Row(node.inputs[0], rows);
+  float* out = Row(node.output, rows);
+  const uint32_t first = position + static_cast<uint32_t>(rows.begin);
+  ForEach(pool_, rows.count * attention.heads, uint64_t{position + 32} * attention.head_dim, [&](size_t i) {
+    const uint32_t t = static_cast<uint32_t>(i / attention.heads), head = static_cast<uint32_t>(i % attention.heads);
+    const size_t at = i * attention.head_dim;
+    AttendHead(attention, cache, head, first + t, q + at, out + at);
+  });
+}
+
+Status Executor::RunMoe(const Node& node, Rows rows) {
+  const float* x = Row(node.inputs[0], rows);
+  const kernels::Activations* prepared = rows.count == 1 ? &Prepare(node.inputs[0], rows) : nullptr;
+  return moe_->Run(node.moe, program_.expert_tables[node.moe.table], x, Row(node.inputs[1], rows), rows.count, prepared,
+                   Row(node.output, rows));
+}
+
+void Executor::RunElementwise(const Node& node, Rows rows) {
+  const float* a = Row(node.inputs[0], rows);
+  const bool binary = node.inputs.size() > 1;
+  const float* b = binary ? Row(node.inputs[1], rows) : nullptr;
+  const uint64_t b_width = binary ? Width(node.inputs[1]) : 0, width = Width(node.output);
+  float* out = Row(node.output, rows);
+  ForEach(pool_, rows.count, width * 2, [&](size_t i) {
+    ElementwiseRow(node.elementwise, a + i * width, b + i * b_width, b_width == 1 && width != 1, width, out + i * width);
+  });
+}
+
+void Executor::RunSlice(const Node& node, Rows rows) {
+  const uint64_t in_width = Width(node.inputs[0]), width = Width(node.output);
+  const float* in = Row(node.inputs[0], rows) + node.slice.begin;
+  float* out = Row(node.output, rows);
+  for (size_t i = 0; i < rows.count; ++i) std::memcpy(out + i * width, in + i * in_width, width * sizeof(float));
+}
+
+void Executor::RunConcat(const Node& node, Rows rows) {
+  const uint64_t width = Width(node.output);
+  float* out = Row(node.output, rows);
+  for (ValueId input : node.inputs) {
+    const float* in = Row(input, rows);
+    const uint64_t in_width = Width(input);
+    for (size_t i = 0; i < rows.count; ++i) std::memcpy(out + i * width, in + i * in_width, in_width * sizeof(float));
+    out += in_width;
+  }
+}
+
+}  // namespace moepack::runtime

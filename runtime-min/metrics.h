@@ -1,0 +1,36 @@
+// What a run is measured by. Keys of the JSON output are the field names.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <vector>
+
+namespace moepack::runtime {
+
+// A value that was not measured has none, and is printed as null.
+struct RunMetrics {
+  std::optional<double> ttft_ms;                 // prompt given to first token chosen
+  std::optional<double> prefill_tokens_per_s;    // prompt tokens / time of prefill
+  std::optional<double> decode_tokens_per_s;     // decode steps / their time
+  std::optional<double> p50_ms, p95_ms, p99_ms;  // of one decode step
+  std::optional<double> hit_rate;                // expert lookups that found the expert resident, 0..1
+  std::optional<uint64_t> expert_loads;          // experts read and verified, preloads included
+  std::optional<uint64_t> expert_bytes_read;     // stored bytes of those
+  std::optional<uint64_t> peak_rss_bytes;        // of the process
+  bool verified = false;                         // every byte used was checked against the signed manifest
+};
+
+// Value at or below which `percent` of the samples lie (nearest rank); none for no samples. Sorts a copy.
+std::optional<double> Percentile(std::span<const double> samples, double percent);
+
+// VmHWM of this process; none where the system does not tell.
+std::optional<uint64_t> PeakRssBytes();
+
+// Fills decode_tokens_per_s and the percentiles from the durations of decode steps in milliseconds.
+void SummarizeDecode(std::span<const double> step_ms, RunMetrics* metrics);
+
+// Milliseconds since some fixed moment; never goes back.
+double MonotonicMs();
+
+}  // namespace moepack::runtime

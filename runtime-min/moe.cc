@@ -1,0 +1,209 @@
+#include "runtime-min/moe.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/checked.h"
+#include "runtime-min/parallel.h"
+#include "runtime-min/routing.h"
+#include "runtime-min/vector_math.h"
+
+namespace moepack::runtime {
+namespace {
+
+struct Sizes {
+  uint64_t k = 0, experts = 0, hidden = 0, intermediate = 0;  // the largest of all MoE nodes
+};
+
+Sizes LargestSizes(const Program& program) {
+  Sizes sizes;
+  for (const Node& node : program.nodes) {
+    if (node.kind != NodeKind::kMoe) continue;
+    const ExpertTableDecl& table = program.expert_tables[node.moe.table];
+    sizes.k = std::max<uint64_t>(sizes.k, node.moe.routing.k);
+    sizes.experts = std::max<uint64_t>(sizes.experts, table.experts());
+    sizes.hidden = std::max(sizes.hidden, table.hidden);
+    for (uint64_t intermediate : table.intermediate) sizes.intermediate = std::max(sizes.intermediate, intermediate);
+  }
+  return sizes;
+}
+
+Result<FloatBuffer> CreateRows(uint64_t rows, uint64_t columns) {
+  uint64_t count = 0;
+  if (!CheckedMul(rows, columns, &count)) return Status(ErrorCode::kLimit, "MoE buffers: size overflows");
+  return FloatBuffer::Create(count);
+}
+
+constexpr size_t Index(ExpertMatrix m) { return static_cast<size_t>(m); }
+
+}  // namespace
+
+Result<MoeExecutor> MoeExecutor::Create(const Program& program, ExpertCache& cache, ThreadPool& pool, kernels::Isa isa,
+                                        uint32_t tile_tokens) {
+  const Sizes sizes = LargestSizes(program);
+  const uint64_t choices = sizes.k * tile_tokens;  // both are capped far below 2^32
+  const uint64_t turn_rows = std::min<uint64_t>(sizes.k, kExpertsPerTurn) * tile_tokens;
+  MoeExecutor moe(cache, pool, isa);
+  moe.scores_.resize(sizes.experts * tile_tokens);
+  moe.ids_.resize(choices);
+  moe.weights_.resize(choices);
+  moe.place_.resize(choices);
+  moe.rows_.resize(choices);
+  moe.counts_.resize(sizes.experts + 1);
+  moe.groups_.reserve(sizes.experts);
+  moe.turn_experts_.reserve(sizes.experts);
+  moe.items_.reserve(kExpertsPerTurn * (std::max(sizes.hidden, sizes.intermediate) / 16 + 1));
+  moe.inputs_.resize(kExpertsPerTurn);
+  moe.middles_.resize(kExpertsPerTurn);
+  moe.stride_ = sizes.intermediate;
+  MOEPACK_ASSIGN_OR_RETURN(moe.gathered_, CreateRows(turn_rows, sizes.hidden));
+  MOEPACK_ASSIGN_OR_RETURN(moe.gate_, CreateRows(turn_rows, sizes.intermediate));
+  MOEPACK_ASSIGN_OR_RETURN(moe.middle_, CreateRows(turn_rows, sizes.intermediate));
+  MOEPACK_ASSIGN_OR_RETURN(moe.outputs_, CreateRows(choices, sizes.hidden));
+  return moe;
+}
+
+Status MoeExecutor::Run(const MoeNode& node, const ExpertTableDecl& table, const float* x, const float* logits,
+                        size_t tokens, const kernels::Activations* prepared, float* out) {
+  const uint32_t k = node.routing.k;
+  const size_t experts = table.experts();
+  ForEach(*pool_, tokens, experts * 16, [&](size_t t) {
+    float* scores = scores_.data() + t * experts;
+    std::copy(logits + t * experts, logits + (t + 1) * experts, scores);
+    Route(node.routing, {scores, experts}, {ids_.data() + t * k, k}, {weights_.data() + t * k, k});
+  });
+  GroupByExpert(table, tokens, k);
+  OrderGroups(node.table);
+  MOEPACK_RETURN_IF_ERROR(RunTurns(node, table.hidden, x, tokens == 1 ? prepared : nullptr));
+  Combine(tokens, k, table.hidden, out);
+  return Status::Ok();
+}
+
+// Counting sort of the (token, choice) pairs by expert; tokens stay in order within an expert.
+void MoeExecutor::GroupByExpert(const ExpertTableDecl& table, size_t tokens, uint32_t k) {
+  std::fill(counts_.begin(), counts_.end(), 0);
+  for (size_t i = 0; i < tokens * k; ++i) ++counts_[ids_[i] + 1];
+  groups_.clear();
+  for (uint32_t e = 0; e < table.experts(); ++e) {
+    const size_t begin = counts_[e];
+    counts_[e + 1] += begin;
+    if (counts_[e + 1] > begin) groups_.push_back({e, begin, counts_[e + 1], table.intermediate[e]});
+  }
+  for (size_t i = 0; i < tokens * k; ++i) {
+    const size_t at = counts_[ids_[i]]++;
+    place_[i] = static_cast<uint32_t>(at);
+    rows_[at] = static_cast<uint32_t>(i / k);
+  }
+}
+
+// Resident experts first, so that loading the others does not push them out before they were used.
+void MoeExecutor::OrderGroups(uint32_t table) {
+  for (Group& group : groups_) group.resident = cache_->IsResident(table, group.expert);
+  std::sort(groups_.begin(), groups_.end(),
+            [](const Group& a, const Group& b) { return a.resident != b.resident ? a.resident : a.expert < b.expert; });
+  turn_experts_.clear();
+  for (const Group& group : groups_) turn_experts_.push_back(group.expert);
+}
+
+Status MoeExecutor::RunTurns(const MoeNode& node, size_t hidden, const float* x, const kernels::Activations* prepared) {
+  for (size_t done = 0; done < groups_.size();) {
+    const size_t wanted = std::min(kExpertsPerTurn, groups_.size() - done);
+    const std::span<const uint32_t> experts(turn_experts_.data() + done, wanted);
+    MOEPACK_ASSIGN_OR_RETURN(const size_t pinned, cache_->Pin(node.table, experts));
+    if (pinned == 0) return Status(ErrorCode::kInternal, "expert cache: no expert fits although the budget was checked");
+    const std::span<Group> turn(groups_.data() + done, pinned);
+    size_t offset = 0;
+    for (Group& group : turn) {
+      group.offset = offset;
+      offset += group.rows();
+    }
+    if (prepared == nullptr) PrepareInputs(turn, hidden, x);
+    Expand(node, turn, hidden, prepared);
+    Contract(node, turn, hidden);
+    cache_->Unpin(node.table, experts.first(pinned));
+    done += pinned;
+  }
+  return Status::Ok();
+}
+
+void MoeExecutor::PrepareInputs(std::span<const Group> turn, size_t hidden, const float* x) {
+  const size_t rows = turn.back().offset + turn.back().rows();
+  ForEach(*pool_, turn.size(), rows / turn.size() * hidden * 2, [&](size_t g) {
+    const Group& group = turn[g];
+    float* gathered = gathered_.data() + group.offset * hidden;
+    for (size_t i = 0; i < group.rows(); ++i) {
+      std::memcpy(gathered + i * hidden, x + rows_[group.begin + i] * hidden, hidden * sizeof(float));
+    }
+    inputs_[g].Prepare(isa_, gathered, group.rows(), hidden, hidden);
+  });
+}
+
+void MoeExecutor::AddItems(size_t group, size_t matrix_rows, size_t rows_per_item) {
+  for (size_t begin = 0; begin < matrix_rows; begin += rows_per_item) {
+    items_.push_back({group, begin, std::min(matrix_rows, begin + rows_per_item)});
+  }
+}
+
+// middle = act(gate(x)) * up(x), then prepared for the down matrices.
+void MoeExecutor::Expand(const MoeNode& node, std::span<const Group> turn, size_t hidden,
+                         const kernels::Activations* prepared) {
+  items_.clear();
+  for (size_t g = 0; g < turn.size(); ++g) AddItems(g, turn[g].intermediate, RowsPerBlock(hidden, turn[g].rows()));
+  pool_->ParallelFor(items_.size(), 1, [&](size_t begin, size_t end) {
+    for (size_t i = begin; i < end; ++i) {
+      const Group& group = turn[items_[i].group];
+      ExpandItem(node, group, items_[i], prepared != nullptr ? *prepared : inputs_[items_[i].group]);
+    }
+  });
+  const size_t rows = turn.back().offset + turn.back().rows();
+  ForEach(*pool_, turn.size(), rows / turn.size() * stride_ * 2, [&](size_t g) {
+    middles_[g].Prepare(isa_, middle_.data() + turn[g].offset * stride_, turn[g].rows(), turn[g].intermediate, stride_);
+  });
+}
+
+void MoeExecutor::ExpandItem(const MoeNode& node, const Group& group, const Item& item, const kernels::Activations& input) {
+  const ExpertWeights& weights = cache_->weights(node.table, group.expert);
+  float* gate = gate_.data() + group.offset * stride_;
+  float* middle = middle_.data() + group.offset * stride_;
+  kernels::MatMul(isa_, weights[Index(ExpertMatrix::kUp)], input, middle, stride_, item.row_begin, item.row_end);
+  const size_t count = item.row_end - item.row_begin;
+  if (!node.activation.gated) {
+    for (size_t t = 0; t < group.rows(); ++t) {
+      float* row = middle + t * stride_ + item.row_begin;
+      Activate(node.activation.function, row, count, row);
+    }
+    return;
+  }
+  kernels::MatMul(isa_, weights[Index(ExpertMatrix::kGate)], input, gate, stride_, item.row_begin, item.row_end);
+  for (size_t t = 0; t < group.rows(); ++t) {
+    const size_t at = t * stride_ + item.row_begin;
+    ActivateGated(node.activation.function, gate + at, middle + at, count, middle + at);
+  }
+}
+
+void MoeExecutor::Contract(const MoeNode& node, std::span<const Group> turn, size_t hidden) {
+  items_.clear();
+  for (size_t g = 0; g < turn.size(); ++g) AddItems(g, hidden, RowsPerBlock(turn[g].intermediate, turn[g].rows()));
+  pool_->ParallelFor(items_.size(), 1, [&](size_t begin, size_t end) {
+    for (size_t i = begin; i < end; ++i) {
+      const Item& item = items_[i];
+      const Group& group = turn[item.group];
+      kernels::MatMul(isa_, cache_->weights(node.table, group.expert)[Index(ExpertMatrix::kDown)], middles_[item.group],
+                      outputs_.data() + group.begin * hidden, hidden, item.row_begin, item.row_end);
+    }
+  });
+}
+
+// out[t] = sum over choices of weight * output, in the order of the choices.
+void MoeExecutor::Combine(size_t tokens, uint32_t k, size_t hidden, float* out) {
+  ForEach(*pool_, tokens, k * hidden, [&](size_t t) {
+    float* row = out + t * hidden;
+    std::fill(row, row + hidden, 0.0f);
+    for (size_t c = t * k; c < (t + 1) * k; ++c) {
+      const float* y = outputs_.data() + place_[c] * hidden;
+      for (size_t i = 0; i < hidden; ++i) row[i] += weights_[c] * y[i];
+    }
+  });
+}
+
+}  // namespace moepack::runtime

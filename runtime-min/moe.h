@@ -1,0 +1,80 @@
+// Mixture-of-Experts nodes: routing, experts from the cache, the weighted sum.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "base/status.h"
+#include "base/thread_pool.h"
+#include "format/program.h"
+#include "runtime-min/buffer.h"
+#include "runtime-min/expert_cache.h"
+#include "runtime-min/kernels/kernels.h"
+
+namespace moepack::runtime {
+
+// Scratch of all MoE nodes of a program, allocated once. Tokens of a tile are grouped by expert. Experts are taken in
+// turns of as many as the cache can pin; every (token, choice) has its own output row and a token's rows are summed in the
+// order of its choices, so the result does not depend on cache, turns, tile or threads.
+class MoeExecutor {
+ public:
+  static Result<MoeExecutor> Create(const Program& program, ExpertCache& cache, ThreadPool& pool, kernels::Isa isa,
+                                    uint32_t tile_tokens);
+
+  // x: [tokens, hidden], logits: [tokens, experts], out: [tokens, hidden]. `prepared`: x prepared by the
+  // caller, or null; used when all tokens go to the same rows (one token).
+  Status Run(const MoeNode& node, const ExpertTableDecl& table, const float* x, const float* logits, size_t tokens,
+             const kernels::Activations* prepared, float* out);
+
+ private:
+  static constexpr size_t kExpertsPerTurn = 16;
+
+  // The (token, choice) pairs of one expert: rows [begin, end) of outputs_ and rows_.
+  struct Group {
+    uint32_t expert = 0;
+    size_t begin = 0, end = 0;
+    size_t intermediate = 0;
+    size_t offset = 0;  // first row in the buffers of a turn
+    bool resident = false;
+    size_t rows() const { return end - begin; }
+  };
+  // Rows of one expert's matrix, the unit of work.
+  struct Item {
+    size_t group = 0;  // of the turn
+    size_t row_begin = 0, row_end = 0;
+  };
+
+  MoeExecutor(ExpertCache& cache, ThreadPool& pool, kernels::Isa isa) : cache_(&cache), pool_(&pool), isa_(isa) {}
+  void GroupByExpert(const ExpertTableDecl& table, size_t tokens, uint32_t k);
+  void OrderGroups(uint32_t table);
+  Status RunTurns(const MoeNode& node, size_t hidden, const float* x, const kernels::Activations* prepared);
+  void PrepareInputs(std::span<const Group> turn, size_t hidden, const float* x);
+  void AddItems(size_t group, size_t matrix_rows, size_t rows_per_item);
+  void Expand(const MoeNode& node, std::span<const Group> turn, size_t hidden, const kernels::Activations* prepared);
+  void ExpandItem(const MoeNode& node, const Group& group, const Item& item, const kernels::Activations& input);
+  void Contract(const MoeNode& node, std::span<const Group> turn, size_t hidden);
+  void Combine(size_t tokens, uint32_t k, size_t hidden, float* out);
+
+  ExpertCache* cache_;
+  ThreadPool* pool_;
+  kernels::Isa isa_;
+  std::vector<float> scores_;  // [tile, experts], scratch of routing
+  // By token * k + choice.
+  std::vector<uint32_t> ids_;
+  std::vector<float> weights_;
+  std::vector<uint32_t> place_;  // row of outputs_
+
+  std::vector<uint32_t> rows_;  // token of each row of outputs_
+  std::vector<size_t> counts_;  // scratch of the counting sort
+  std::vector<Group> groups_;
+  std::vector<uint32_t> turn_experts_;  // expert of each group
+  std::vector<Item> items_;
+  std::vector<kernels::Activations> inputs_, middles_;  // by group of the turn
+  size_t stride_ = 0;                                   // columns of gate_ and middle_: the largest intermediate width
+  FloatBuffer gathered_;                                // [rows of a turn, hidden]
+  FloatBuffer gate_, middle_;                           // [rows of a turn, stride_]
+  FloatBuffer outputs_;                                 // [tile * k, hidden]
+};
+
+}  // namespace moepack::runtime

@@ -1,0 +1,17 @@
+// From plain bytes of a unit to tensors that kernels take. The only place that mints ResidentTensor.
+#pragma once
+
+#include "base/status.h"
+#include "format/manifest/manifest.h"
+#include "format/verified.h"
+
+namespace moepack::runtime {
+
+class TensorPacker {
+ public:
+  // Packs the tensor at bytes [offset, offset + PlainBytes(tensor)) of `unit`; *offset moves past it. kMalformed when the
+  // unit is too short or the plain bytes break a rule of the codec, kNoMemory.
+  static Result<ResidentTensor> Pack(const UnitTensor& tensor, const PlainUnit& unit, uint64_t* offset);
+};
+
+}  // namespace moepack::runtime

@@ -1,0 +1,147 @@
+#include "model/family/config_reader.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace moepack {
+
+using nlohmann::json;
+using Unsigned = unsigned long long;
+
+ConfigReader::ConfigReader(json document, std::string label) : document_(std::move(document)), label_(std::move(label)) {
+  if (document_.is_object()) return;
+  status_ = Status(ErrorCode::kBadInput, label_ + ": must hold one JSON object");
+  document_ = json::object();
+}
+
+void ConfigReader::Fail(ErrorCode code, const std::string& key, const std::string& reason) {
+  if (status_.ok()) status_ = Status(code, label_ + ": " + key + ": " + reason);
+}
+
+void ConfigReader::Support(bool ok, const char* key, const std::string& reason) {
+  if (!ok) Fail(ErrorCode::kUnsupported, key, reason);
+}
+
+void ConfigReader::Adopt(const Status& status) {
+  if (status_.ok()) status_ = status;
+}
+
+bool ConfigReader::Has(const char* key) const {
+  const auto it = document_.find(key);
+  return it != document_.end() && !it->is_null();
+}
+
+const json* ConfigReader::Use(const char* key) {
+  honoured_.insert(key);
+  return Has(key) ? &*document_.find(key) : nullptr;
+}
+
+const json* ConfigReader::Require(const char* key) {
+  const json* value = Use(key);
+  if (value == nullptr) Fail(ErrorCode::kBadInput, key, "missing");
+  return value;
+}
+
+uint64_t ConfigReader::ToCount(const char* key, const json& value, uint64_t min, uint64_t max) {
+  if (value.is_number_unsigned() && value.get<uint64_t>() >= min && value.get<uint64_t>() <= max) return value.get<uint64_t>();
+  Fail(ErrorCode::kBadInput, key, StrFormat("must be a whole number from %llu to %llu", static_cast<Unsigned>(min), static_cast<Unsigned>(max)));
+  return min;
+}
+
+double ConfigReader::ToPositive(const char* key, const json& value) {
+  if (value.is_number() && std::isfinite(value.get<double>()) && value.get<double>() > 0) return value.get<double>();
+  Fail(ErrorCode::kBadInput, key, "must be a finite number above zero");
+  return 1;
+}
+
+uint64_t ConfigReader::Count(const char* key, uint64_t min, uint64_t max) {
+  const json* value = Require(key);
+  return value == nullptr ? min : ToCount(key, *value, min, max);
+}
+
+uint64_t ConfigReader::CountOr(const char* key, uint64_t fallback, uint64_t min, uint64_t max) {
+  return OptionalCount(key, min, max).value_or(fallback);
+}
+
+std::optional<uint64_t> ConfigReader::OptionalCount(const char* key, uint64_t min, uint64_t max) {
+  const json* value = Use(key);
+  if (value == nullptr) return std::nullopt;
+  return ToCount(key, *value, min, max);
+}
+
+double ConfigReader::Positive(const char* key) {
+  const json* value = Require(key);
+  return value == nullptr ? 1 : ToPositive(key, *value);
+}
+
+std::optional<double> ConfigReader::OptionalPositive(const char* key) {
+  const json* value = Use(key);
+  if (value == nullptr) return std::nullopt;
+  return ToPositive(key, *value);
+}
+
+bool ConfigReader::FlagOr(const char* key, bool fallback) {
+  const json* value = Use(key);
+  if (value == nullptr) return fallback;
+  if (!value->is_boolean()) {
+    Fail(ErrorCode::kBadInput, key, "must be true or false");
+    return fallback;
+  }
+  return value->get<bool>();
+}
+
+std::string ConfigReader::Text(const char* key) {
+  const json* value = Require(key);
+  return value == nullptr ? "" : TextOr(key, "");
+}
+
+std::string ConfigReader::TextOr(const char* key, const std::string& fallback) {
+  const json* value = Use(key);
+  if (value == nullptr) return fallback;
+  if (!value->is_string()) {
+    Fail(ErrorCode::kBadInput, key, "must be a string");
+    return fallback;
+  }
+  return value->get<std::string>();
+}
+
+std::vector<uint64_t> ConfigReader::Counts(const char* key, uint64_t max) {
+  std::vector<uint64_t> out;
+  const json* value = Use(key);
+  if (value == nullptr) return out;
+  if (!value->is_array()) Fail(ErrorCode::kBadInput, key, "must be a list of whole numbers");
+  for (const json& item : *value) out.push_back(ToCount(key, item, 0, max));
+  return out;
+}
+
+std::vector<std::string> ConfigReader::Texts(const char* key) {
+  std::vector<std::string> out;
+  const json* value = Use(key);
+  if (value == nullptr) return out;
+  const bool fits = value->is_array() && std::all_of(value->begin(), value->end(), [](const json& item) { return item.is_string(); });
+  if (!fits) {
+    Fail(ErrorCode::kBadInput, key, "must be a list of strings");
+    return out;
+  }
+  return value->get<std::vector<std::string>>();
+}
+
+std::optional<ConfigReader> ConfigReader::Object(const char* key) {
+  const json* value = Use(key);
+  if (value == nullptr) return std::nullopt;
+  return ConfigReader(*value, label_ + ": " + key);
+}
+
+Status ConfigReader::Finish(std::span<const char* const> inert, std::span<const char* const> more_inert) {
+  const auto listed = [](std::span<const char* const> list, const std::string& key) {
+    return std::find(list.begin(), list.end(), key) != list.end();
+  };
+  for (const auto& [key, value] : document_.items()) {
+    if (honoured_.count(key) != 0 || listed(inert, key) || listed(more_inert, key)) continue;
+    Fail(ErrorCode::kUnknownKey, "key '" + key + "'",
+         "neither implemented nor known to be without effect; remove it only if the model computes the same without it");
+  }
+  return status_;
+}
+
+}  // namespace moepack

@@ -1,0 +1,40 @@
+#include "model/family/family.h"
+
+#include <array>
+
+namespace moepack {
+namespace {
+
+// Keys of any family that describe training, generation or bookkeeping.
+constexpr const char* kInert[] = {
+    "architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "_name_or_path", "use_cache",
+    "initializer_range", "attention_dropout", "hidden_dropout", "dropout", "router_aux_loss_coef", "output_router_logits",
+    "output_attentions", "output_hidden_states", "return_dict", "bos_token_id", "eos_token_id", "pad_token_id",
+    "pretraining_tp", "auto_map", "gradient_checkpointing", "_attn_implementation", "attn_implementation",
+};
+
+std::array<const Family*, 4> Families() {
+  return {&MixtralFamily(), &OlmoeFamily(), &Qwen2MoeFamily(), &Qwen3MoeFamily()};
+}
+
+}  // namespace
+
+Result<CheckpointLayout> BuildFromConfig(const nlohmann::json& config, const std::string& label, std::string* model_type) {
+  ConfigReader reader(config, label);
+  *model_type = reader.Text("model_type");
+  MOEPACK_RETURN_IF_ERROR(reader.status());
+  std::string supported;
+  for (const Family* family : Families()) {
+    supported += (supported.empty() ? "" : ", ") + std::string(family->model_type);
+    if (*model_type != family->model_type) continue;
+    CheckpointLayout layout = family->build(reader);
+    MOEPACK_RETURN_IF_ERROR(reader.Finish(kInert, family->inert));
+    if (Status status = ValidateProgram(layout.program); !status.ok()) {
+      return Status(ErrorCode::kBadInput, label + ": describes a model that cannot be: " + status.message());
+    }
+    return layout;
+  }
+  return Status(ErrorCode::kUnknownFamily, label + ": model_type '" + *model_type + "' is not supported (supported: " + supported + ")");
+}
+
+}  // namespace moepack

@@ -1,0 +1,31 @@
+// The registry of checkpoint families. A family is one function: configuration -> program and tensor names.
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <span>
+#include <string>
+
+#include "base/status.h"
+#include "model/family/config_reader.h"
+#include "model/family/program_builder.h"
+
+namespace moepack {
+
+struct Family {
+  const char* model_type;
+  // Reads its keys; errors stay in the reader.
+  CheckpointLayout (*build)(ConfigReader& config);
+  // Keys of this family that do not change what the model computes, beside the common ones.
+  std::span<const char* const> inert;
+};
+
+const Family& MixtralFamily();
+const Family& OlmoeFamily();
+const Family& Qwen2MoeFamily();
+const Family& Qwen3MoeFamily();
+
+// The layout that a config.json describes, its program validated; `label` begins every message. kUnknownFamily lists the
+// supported ones, kUnknownKey names the key.
+Result<CheckpointLayout> BuildFromConfig(const nlohmann::json& config, const std::string& label, std::string* model_type);
+
+}  // namespace moepack

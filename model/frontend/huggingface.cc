@@ -1,0 +1,184 @@
+#include "model/frontend/huggingface.h"
+
+#include <algorithm>
+#include <set>
+
+#include "base/digest/sha256.h"
+#include "model/family/family.h"
+#include "model/frontend/json_text.h"
+#include "model/frontend/safetensors.h"
+#include "model/frontend/tokenizer_json.h"
+
+namespace moepack {
+namespace {
+
+using Unsigned = unsigned long long;
+using Location = SafetensorsSet::Location;
+
+constexpr uint64_t kMaxConfigBytes = 4ull << 20, kMaxTokenizerBytes = 256ull << 20;
+constexpr char kConfigName[] = "config.json";
+constexpr char kHeadName[] = "lm_head.weight", kEmbeddingName[] = "model.embed_tokens.weight";
+
+class HuggingFaceSource final : public TensorSource {
+ public:
+  explicit HuggingFaceSource(std::unique_ptr<SafetensorsSet> set) : set_(std::move(set)) {}
+
+  // Finds every tensor of the layout; every tensor of the checkpoint must be used.
+  Status Bind(const CheckpointLayout& layout) {
+    std::set<std::string> used;
+    const Program& program = layout.program;
+    for (size_t id = 0; id < program.tensors.size(); ++id) {
+      const TensorDecl& decl = program.tensors[id];
+      MOEPACK_ASSIGN_OR_RETURN(const Location location, Find(layout.tensor_names[id], decl.rows, decl.cols, &used));
+      dense_.push_back(location);
+    }
+    for (size_t t = 0; t < program.expert_tables.size(); ++t) {
+      const ExpertTableDecl& table = program.expert_tables[t];
+      auto& experts = experts_.emplace_back(table.experts());
+      for (uint32_t e = 0; e < table.experts(); ++e) {
+        for (int m = 0; m < kExpertMatrices; ++m) {
+          const bool down = static_cast<ExpertMatrix>(m) == ExpertMatrix::kDown;
+          MOEPACK_ASSIGN_OR_RETURN(experts[e][m], Find(layout.expert_names[t][e][m], down ? table.hidden : table.intermediate[e],
+                                                       down ? table.intermediate[e] : table.hidden, &used));
+        }
+      }
+    }
+    return CheckUnused(used);
+  }
+
+  Result<std::vector<float>> Load(TensorId tensor) const override { return LoadAt(dense_.at(tensor)); }
+  Result<std::vector<float>> LoadExpert(uint32_t table, uint32_t expert, ExpertMatrix matrix) const override {
+    return LoadAt(Expert(table, expert, matrix));
+  }
+  Codec StoredCodec(TensorId tensor) const override { return CodecAt(dense_.at(tensor)); }
+  Codec StoredExpertCodec(uint32_t table, uint32_t expert, ExpertMatrix matrix) const override {
+    return CodecAt(Expert(table, expert, matrix));
+  }
+
+ private:
+  static Result<std::vector<float>> LoadAt(const Location& location) { return location.file->LoadFloats(*location.entry); }
+  static Codec CodecAt(const Location& location) {
+    Codec codec;
+    (void)DtypeCodec(location.entry->dtype, &codec);  // Find accepted only element types that have one
+    return codec;
+  }
+  const Location& Expert(uint32_t table, uint32_t expert, ExpertMatrix matrix) const {
+    return experts_.at(table).at(expert)[static_cast<size_t>(matrix)];
+  }
+
+  // The tensor `name` of shape [rows, cols] ([cols] for a vector).
+  Result<Location> Find(const std::string& name, uint64_t rows, uint64_t cols, std::set<std::string>* used) const {
+    const auto it = set_->tensors().find(name);
+    if (it == set_->tensors().end()) {
+      return Status(ErrorCode::kMissingTensor, "the checkpoint lacks tensor " + name + ", which its configuration implies");
+    }
+    const SafetensorsEntry& entry = *it->second.entry;
+    const std::string where = it->second.file->path() + ": tensor " + name;
+    const bool matrix = entry.shape.size() == 2 && entry.shape[0] == rows && entry.shape[1] == cols;
+    const bool vector = rows == 1 && entry.shape.size() == 1 && entry.shape[0] == cols;
+    if (!matrix && !vector) {
+      std::string got;
+      for (uint64_t d : entry.shape) got += StrFormat("%s%llu", got.empty() ? "" : ", ", static_cast<Unsigned>(d));
+      return Status(ErrorCode::kShape, StrFormat("%s has shape [%s], the configuration implies [%llu, %llu]", where.c_str(), got.c_str(),
+                                                 static_cast<Unsigned>(rows), static_cast<Unsigned>(cols)));
+    }
+    Codec codec;
+    if (!DtypeCodec(entry.dtype, &codec)) {
+      return Status(ErrorCode::kUnsupported, where + " has element type " + DtypeName(entry.dtype) + ", weights must be F32, F16 or BF16");
+    }
+    used->insert(name);
+    return it->second;
+  }
+
+  // A tied head may be stored again if it is the embedding; rotary frequencies are buffers of old exporters.
+  Status CheckUnused(const std::set<std::string>& used) const {
+    for (const auto& [name, location] : set_->tensors()) {
+      if (used.count(name) != 0 || name.ends_with(".rotary_emb.inv_freq")) continue;
+      if (name == kHeadName && SameBytes(location, set_->tensors().at(kEmbeddingName))) continue;
+      const char* hint = name == kHeadName ? " (tie_word_embeddings is set, but it differs from the embedding)" : "";
+      return Status(ErrorCode::kBadInput, location.file->path() + ": tensor " + name + " is not part of the model that " + kConfigName +
+                                              " describes" + hint);
+    }
+    return Status::Ok();
+  }
+
+  static bool SameBytes(const Location& a, const Location& b) {
+    const ByteSpan x = a.file->data(*a.entry), y = b.file->data(*b.entry);
+    const bool same = a.entry->dtype == b.entry->dtype && std::equal(x.begin(), x.end(), y.begin(), y.end());
+    a.file->Release(*a.entry);
+    b.file->Release(*b.entry);
+    return same;
+  }
+
+  std::unique_ptr<SafetensorsSet> set_;
+  std::vector<Location> dense_;
+  std::vector<std::vector<std::array<Location, kExpertMatrices>>> experts_;
+};
+
+Result<CheckpointLayout> ReadConfig(Env& env, const std::string& path, std::string* family) {
+  MOEPACK_ASSIGN_OR_RETURN(const nlohmann::json config, ReadJsonFile(env, path, kMaxConfigBytes));
+  return BuildFromConfig(config, path, family);
+}
+
+Result<Bytes> ReadIfPresent(Env& env, const std::string& directory, const char* name, std::vector<std::string>* inputs) {
+  const std::string path = JoinPath(directory, name);
+  MOEPACK_ASSIGN_OR_RETURN(const bool exists, env.Exists(path));
+  if (!exists) return Bytes();
+  inputs->push_back(name);
+  return ReadFile(env, path, kMaxTokenizerBytes);
+}
+
+// Compiled tokenizer, empty when the folder has none.
+Result<Bytes> ReadTokenizer(Env& env, const std::string& directory, uint64_t vocab, std::vector<std::string>* inputs) {
+  MOEPACK_ASSIGN_OR_RETURN(const Bytes tokenizer, ReadIfPresent(env, directory, "tokenizer.json", inputs));
+  if (tokenizer.empty()) return Bytes();
+  MOEPACK_ASSIGN_OR_RETURN(const Bytes config, ReadIfPresent(env, directory, "tokenizer_config.json", inputs));
+  MOEPACK_ASSIGN_OR_RETURN(const Bytes generation, ReadIfPresent(env, directory, "generation_config.json", inputs));
+  Result<Bytes> compiled = CompileTokenizerJson(tokenizer, config, generation, vocab);
+  if (!compiled.ok()) return compiled.status().With(directory);
+  return compiled;
+}
+
+Status AddDigests(Env& env, const std::string& directory, std::vector<std::string> inputs, Model* model) {
+  std::sort(inputs.begin(), inputs.end());
+  for (const std::string& name : inputs) {
+    MOEPACK_ASSIGN_OR_RETURN(const Digest digest, Sha256File(env, JoinPath(directory, name)));
+    model->input_digests.emplace_back(name, ToHex(digest));
+  }
+  return Status::Ok();
+}
+
+}  // namespace
+
+Result<Model> OpenHuggingFace(Env& env, const std::string& directory, const OpenOptions& options) {
+  Model model;
+  model.source = ModelSource::kHuggingFace;
+  MOEPACK_ASSIGN_OR_RETURN(CheckpointLayout layout, ReadConfig(env, JoinPath(directory, kConfigName), &model.family));
+  MOEPACK_ASSIGN_OR_RETURN(auto set, SafetensorsSet::Open(env, directory));
+  std::vector<std::string> inputs = set->file_names();
+  inputs.push_back(kConfigName);
+  auto source = std::make_shared<HuggingFaceSource>(std::move(set));
+  if (Status status = source->Bind(layout); !status.ok()) {
+    return status.code() == ErrorCode::kMissingTensor ? status.With(directory) : status;
+  }
+  const uint64_t vocab = layout.program.values[layout.program.output].width;
+  MOEPACK_ASSIGN_OR_RETURN(model.tokenizer, ReadTokenizer(env, directory, vocab, &inputs));
+  if (options.digests) MOEPACK_RETURN_IF_ERROR(AddDigests(env, directory, std::move(inputs), &model));
+  model.program = std::move(layout.program);
+  model.tensors = std::move(source);
+  return model;
+}
+
+Result<Model> OpenConfigOnly(Env& env, const std::string& path, const OpenOptions& options) {
+  Model model;
+  model.source = ModelSource::kConfigOnly;
+  MOEPACK_ASSIGN_OR_RETURN(CheckpointLayout layout, ReadConfig(env, path, &model.family));
+  if (options.digests) {
+    MOEPACK_ASSIGN_OR_RETURN(const Digest digest, Sha256File(env, path));
+    model.input_digests.emplace_back(kConfigName, ToHex(digest));
+  }
+  model.program = std::move(layout.program);
+  return model;
+}
+
+}  // namespace moepack

@@ -1,0 +1,15 @@
+// ONNX file -> Model. Written for attacker-made files: every message, shape and external-data reference is checked.
+#pragma once
+
+#include <string>
+
+#include "base/env.h"
+#include "base/status.h"
+#include "model/model.h"
+
+namespace moepack {
+
+// Opens `path` (.onnx, with external data beside it). kBadInput, kUnsupported (names the operator), kUnsafePath, kShape ...
+Result<Model> OpenOnnx(Env& env, const std::string& path, const OpenOptions& options);
+
+}  // namespace moepack

@@ -1,0 +1,51 @@
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "base/checked.h"
+#include "model/frontend/safetensors.h"
+
+namespace moepack {
+namespace {
+
+// {"__metadata__":{...},"name":{"dtype":..,"shape":..,"data_offsets":..},...}, padded with spaces so that data is aligned to 8.
+Result<std::string> HeaderText(const std::vector<SafetensorsOutput>& tensors, const std::map<std::string, std::string>& metadata) {
+  nlohmann::ordered_json header = nlohmann::ordered_json::object();
+  if (!metadata.empty()) header["__metadata__"] = metadata;
+  std::set<std::string> names = {"__metadata__"};
+  uint64_t offset = 0;
+  std::string text = header.dump();
+  text.pop_back();
+  for (const SafetensorsOutput& tensor : tensors) {
+    CheckedU64 bytes = DtypeBytes(tensor.dtype);
+    for (uint64_t dimension : tensor.shape) bytes = bytes * dimension;
+    if (!bytes.valid() || bytes.value() != tensor.data.size() || !names.insert(tensor.name).second) {
+      return Status(ErrorCode::kInternal, "safetensors writer: tensor " + tensor.name + " stands twice or its data does not fit its shape");
+    }
+    nlohmann::ordered_json entry;
+    entry["dtype"] = DtypeName(tensor.dtype);
+    entry["shape"] = tensor.shape;
+    entry["data_offsets"] = {offset, offset + tensor.data.size()};
+    if (text.size() > 1) text += ',';
+    text += nlohmann::ordered_json(tensor.name).dump() + ":" + entry.dump();
+    offset += tensor.data.size();
+  }
+  text += '}';
+  text.append((8 - text.size() % 8) % 8, ' ');
+  return text;
+}
+
+}  // namespace
+
+Status WriteSafetensors(Env& env, const std::string& path, const std::vector<SafetensorsOutput>& tensors,
+                        const std::map<std::string, std::string>& metadata) {
+  MOEPACK_ASSIGN_OR_RETURN(const std::string header, HeaderText(tensors, metadata));
+  ByteWriter prefix;
+  prefix.U64(header.size());
+  MOEPACK_ASSIGN_OR_RETURN(auto file, AtomicFile::Create(env, path));
+  MOEPACK_RETURN_IF_ERROR(file->Append(prefix.bytes()));
+  MOEPACK_RETURN_IF_ERROR(file->Append(AsBytes(header)));
+  for (const SafetensorsOutput& tensor : tensors) MOEPACK_RETURN_IF_ERROR(file->Append(tensor.data));
+  return file->Commit();
+}
+
+}  // namespace moepack

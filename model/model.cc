@@ -1,0 +1,35 @@
+#include "model/model.h"
+
+#include "model/frontend/compressed.h"
+#include "model/frontend/huggingface.h"
+#include "model/frontend/onnx.h"
+
+namespace moepack {
+namespace {
+
+Result<Model> OpenDirectory(Env& env, const std::string& path, const OpenOptions& options) {
+  const auto has = [&](const char* name) { return env.Exists(JoinPath(path, name)); };
+  MOEPACK_ASSIGN_OR_RETURN(const bool complete, has("complete"));
+  if (complete) return OpenCompressed(env, path, options);
+  MOEPACK_ASSIGN_OR_RETURN(const bool config, has("config.json"));
+  if (config) return OpenHuggingFace(env, path, options);
+  MOEPACK_ASSIGN_OR_RETURN(const bool program, has("program.pb"));
+  if (program || path.ends_with(".partial")) {
+    return Status(ErrorCode::kBadInput, path + ": an unfinished compressed model; run `moepack compress` again with --resume");
+  }
+  return Status(ErrorCode::kBadInput, path + ": neither a checkpoint (no config.json) nor a compressed model (no `complete`)");
+}
+
+}  // namespace
+
+Result<Model> OpenModel(Env& env, const std::string& path, const OpenOptions& options) {
+  MOEPACK_ASSIGN_OR_RETURN(const bool exists, env.Exists(path));
+  if (!exists) return Status(ErrorCode::kNotFound, path + ": no such file or folder");
+  MOEPACK_ASSIGN_OR_RETURN(const bool directory, env.IsDirectory(path));
+  if (directory) return OpenDirectory(env, path, options);
+  if (path.ends_with(".onnx")) return OpenOnnx(env, path, options);
+  if (path.ends_with(".json")) return OpenConfigOnly(env, path, options);
+  return Status(ErrorCode::kBadInput, path + ": not a model; expected a checkpoint folder, an .onnx file, a compressed model folder or a config.json");
+}
+
+}  // namespace moepack

@@ -8,6 +8,26 @@
 
 namespace moepack {
 
+// Which rows are scored: position p of a chunk predicts token p + 1, for p from ctx / 2 to ctx - 2. Tokens after the last
+// whole chunk are not used.
+struct EvalChunks {
+  uint64_t ctx = 0;     // tokens of a chunk, at least 4
+  uint64_t chunks = 0;
+  EvalChunks(uint64_t tokens, uint64_t ctx_tokens) : ctx(ctx_tokens), chunks(tokens / ctx_tokens) {}
+  uint64_t first_position() const { return ctx / 2; }                     // in a chunk
+  uint64_t rows() const { return ctx - 1 - first_position(); }            // scored rows of a chunk
+  uint64_t total_rows() const { return chunks * rows(); }
+  bool scored(uint64_t token) const {                                     // index over all chunks
+    return token < chunks * ctx && token % ctx >= first_position() && token % ctx + 1 < ctx;
+  }
+  // Token index of scored row r of chunk c; its target is the token after it.
+  uint64_t token(uint64_t c, uint64_t r) const { return c * ctx + first_position() + r; }
+};
+inline constexpr uint64_t kMinEvalContext = 4;
+
+// -log softmax(logits)[target], in double.
+double NegativeLogLikelihood(std::span<const float> logits, int32_t target);
+
 struct DivergenceReport {
   uint64_t tokens = 0;
   double ppl = 0, ppl_base = 0;
@@ -20,13 +40,14 @@ struct DivergenceReport {
 // Feeds rows one at a time. Not thread-safe.
 class Divergence {
  public:
-  // base, other: [vocab] logits that predict `target`.
+  // base, other: [vocab] logits that predict `target`, which is in the vocabulary. A logit that is not finite makes the
+  // report's numbers not finite.
   void Add(std::span<const float> base, std::span<const float> other, int32_t target);
+  // All zero when nothing was added. Percentiles interpolate linearly between the sorted values.
   DivergenceReport Report() const;
 
  private:
-  std::vector<float> kld_;
-  std::vector<double> nll_, nll_base_;
+  std::vector<double> kld_, nll_, nll_base_;
   uint64_t same_ = 0;
   double delta_sum_ = 0, delta_sq_ = 0;
 };

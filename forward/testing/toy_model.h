@@ -52,6 +52,7 @@ class ToyProgram {
     program.values.push_back({"tokens", ValueKind::kTokens, 0});
     program.inputs = {0};
     program.max_positions = 4096;
+    program.original_parameters = 1;
   }
   uint64_t Width(ValueId id) const { return program.values[id].width; }
   TensorId Tensor(uint64_t rows, uint64_t cols, TensorRole role = TensorRole::kOther) {

@@ -25,6 +25,7 @@ Status CheckOptions(const Program& program, EngineOptions* options) {
                                                options->context, program.max_positions));
   }
   options->tile_tokens = std::min(options->tile_tokens, options->context);
+  options->logit_rows = std::min(options->logit_rows, options->tile_tokens);
   return Status::Ok();
 }
 
@@ -72,17 +73,21 @@ Result<std::unique_ptr<Engine>> Engine::Create(std::unique_ptr<UnitSource> sourc
   execution.isa = options.isa;
   execution.context = engine->options_.context;
   execution.tile_tokens = engine->options_.tile_tokens;
-  execution.all_logits = options.all_logits;
+  execution.logit_rows = engine->options_.logit_rows;
   MOEPACK_ASSIGN_OR_RETURN(engine->executor_,
                            Executor::Create(program, *engine->weights_, *engine->cache_, pool, execution));
   MOEPACK_RETURN_IF_ERROR(engine->cache_->Preload());
   return engine;
 }
 
-Status Engine::Run(std::span<const int32_t> tokens) {
+Status Engine::Run(std::span<const int32_t> tokens, uint32_t logit_rows) {
   if (tokens.empty() || tokens.size() > options_.tile_tokens) {
     return Status(ErrorCode::kUsage,
                   StrFormat("%zu tokens in one run: expected 1 to %u", tokens.size(), options_.tile_tokens));
+  }
+  if (logit_rows > options_.logit_rows || logit_rows > tokens.size()) {
+    return Status(ErrorCode::kUsage, StrFormat("logits of %u tokens of %zu: at most %u were planned for", logit_rows,
+                                               tokens.size(), options_.logit_rows));
   }
   if (tokens.size() > options_.context - position_) {
     return Status(ErrorCode::kLimit,
@@ -94,7 +99,7 @@ Status Engine::Run(std::span<const int32_t> tokens) {
                                                  static_cast<unsigned long long>(token_limit_ - 1)));
     }
   }
-  MOEPACK_RETURN_IF_ERROR(executor_->Run(tokens, position_));
+  MOEPACK_RETURN_IF_ERROR(executor_->Run(tokens, position_, logit_rows));
   position_ += static_cast<uint32_t>(tokens.size());
   return Status::Ok();
 }
@@ -102,7 +107,7 @@ Status Engine::Run(std::span<const int32_t> tokens) {
 Status Engine::Prefill(std::span<const int32_t> tokens) {
   while (!tokens.empty()) {
     const size_t count = std::min<size_t>(tokens.size(), options_.tile_tokens);
-    MOEPACK_RETURN_IF_ERROR(Run(tokens.first(count)));
+    MOEPACK_RETURN_IF_ERROR(Run(tokens.first(count), count == tokens.size() ? 1 : 0));
     tokens = tokens.subspan(count);
   }
   return Status::Ok();

@@ -28,7 +28,7 @@ struct EngineOptions {
   uint64_t expert_ram_bytes = kAllExperts;
   uint32_t context = 0;        // longest sequence in tokens; 0: what the program allows
   uint32_t tile_tokens = 128;  // tokens computed at once in prefill, 1..4096; less takes less memory
-  bool all_logits = false;     // logits of every token, otherwise of the last one of each call
+  uint32_t logit_rows = 1;     // most tokens of one Run whose logits are wanted
 };
 
 // One sequence of tokens through one model. Logits do not depend on threads, tile, expert budget or on how the sequence is
@@ -44,13 +44,13 @@ class Engine {
                                                 const EngineOptions& options);
   ~Engine();
 
-  // Appends 1..tile_tokens() tokens to the sequence. kUsage for a token that the model does not have, kLimit when the
-  // context is full, errors of loading experts (kDigest: layer, expert and offset). After an error the sequence is as
-  // before.
-  Status Run(std::span<const int32_t> tokens);
-  // Any number of tokens, in tiles; logits() are those of the last tile.
+  // Appends 1..tile_tokens() tokens to the sequence and computes logits of the last `logit_rows` of them. kUsage for a token
+  // that the model does not have, kLimit when the context is full, errors of loading experts (kDigest: layer, expert and
+  // offset). After an error the sequence is as before.
+  Status Run(std::span<const int32_t> tokens, uint32_t logit_rows = 1);
+  // At least one token, in tiles, and the logits of the last one. After an error whole tiles may have been appended.
   Status Prefill(std::span<const int32_t> tokens);
-  // [rows, vocab_size()] of the last Run: a row a token with all_logits, otherwise one. Valid until the next call.
+  // [logit_rows, vocab_size()] of the last Run. Valid until the next call.
   std::span<const float> logits() const;
   // Starts a new sequence. Experts stay resident.
   void Reset() { position_ = 0; }

@@ -12,7 +12,7 @@ namespace moepack::runtime {
 Result<std::unique_ptr<Executor>> Executor::Create(const Program& program, const DenseWeights& weights, ExpertCache& cache,
                                                    ThreadPool& pool, const ExecutorOptions& options) {
   std::unique_ptr<Executor> executor(new Executor(program, weights, pool, options));
-  MOEPACK_ASSIGN_OR_RETURN(executor->plan_, MakePlan(program, options.tile_tokens, options.all_logits));
+  MOEPACK_ASSIGN_OR_RETURN(executor->plan_, MakePlan(program, options.tile_tokens, options.logit_rows));
   MOEPACK_ASSIGN_OR_RETURN(executor->arena_, FloatBuffer::Create(executor->plan_.arena_floats));
   MOEPACK_RETURN_IF_ERROR(executor->CreateState());
   MOEPACK_RETURN_IF_ERROR(executor->CreateRotaryTables());
@@ -59,22 +59,24 @@ uint64_t Executor::state_bytes() const {
   return bytes;
 }
 
-Status Executor::Run(std::span<const int32_t> tokens, uint32_t position) {
+Status Executor::Run(std::span<const int32_t> tokens, uint32_t position, uint32_t logit_rows) {
   prepared_ = kNone;
   for (RotaryTable& table : rotary_) {
     for (size_t t = 0; t < tokens.size(); ++t) {
       RotaryAngles(*table.node, position + static_cast<uint32_t>(t), table.cos_sin.data() + t * table.node->rotary_dim);
     }
   }
-  for (const Step& step : plan_.steps) MOEPACK_RETURN_IF_ERROR(RunStep(step, tokens, position));
-  const ValuePlace& output = plan_.values[program_.output];
-  logits_ = {arena_.data() + output.offset, output.width * (output.single_row ? 1 : tokens.size())};
+  const Rows all{0, tokens.size()}, wanted{tokens.size() - logit_rows, logit_rows};
+  for (const Step& step : plan_.steps) {
+    MOEPACK_RETURN_IF_ERROR(RunStep(step, tokens, position, step.tail ? wanted : all));
+  }
+  logits_ = {Row(program_.output, wanted), Width(program_.output) * logit_rows};
   return Status::Ok();
 }
 
-Status Executor::RunStep(const Step& step, std::span<const int32_t> tokens, uint32_t position) {
-  const Rows rows = step.last_row_only ? Rows{tokens.size() - 1, 1} : Rows{0, tokens.size()};
+Status Executor::RunStep(const Step& step, std::span<const int32_t> tokens, uint32_t position, Rows rows) {
   const Node& node = program_.nodes[step.nodes[0]];
+  if (rows.count == 0 && step.kind != NodeKind::kAttention) return Status::Ok();
   switch (step.kind) {
     case NodeKind::kEmbedding:
       RunEmbedding(node, tokens, rows);
@@ -108,7 +110,7 @@ Status Executor::RunStep(const Step& step, std::span<const int32_t> tokens, uint
 
 float* Executor::Row(ValueId value, Rows rows) {
   const ValuePlace& place = plan_.values[value];
-  return arena_.data() + place.offset + (place.single_row ? 0 : rows.begin * place.width);
+  return arena_.data() + place.offset + (place.tail ? 0 : rows.begin * place.width);
 }
 
 const kernels::Activations& Executor::Prepare(ValueId value, Rows rows) {
@@ -174,7 +176,7 @@ void Executor::RunRotary(const Node& node, Rows rows) {
   });
 }
 
-// Keys and values of every token are stored, also when only the last row's output is wanted.
+// Keys and values of every token are stored, also when the output of few or none is wanted.
 void Executor::RunAttention(const Node& node, Rows rows, size_t tokens, uint32_t position) {
   const AttentionNode& attention = node.attention;
   KvCache& cache = state_[attention.state_slot];

@@ -23,7 +23,7 @@ struct ExecutorOptions {
   kernels::Isa isa = kernels::Isa::kScalar;
   uint32_t context = 0;      // longest sequence
   uint32_t tile_tokens = 0;  // most tokens a run
-  bool all_logits = false;   // logits of every token of a run, otherwise of the last
+  uint32_t logit_rows = 1;   // most tokens of a run whose logits are wanted
 };
 
 // A token's values depend on the tokens before it only: not on how a sequence is cut into runs, and not on threads.
@@ -34,9 +34,10 @@ class Executor {
                                                   ThreadPool& pool, const ExecutorOptions& options);
 
   // tokens: 1..tile_tokens ids in range, at positions position, position + 1, ... (position + tokens <= context). State of
-  // earlier positions must be there. Allocates nothing once scratch has grown to the largest tile.
-  Status Run(std::span<const int32_t> tokens, uint32_t position);
-  // [rows, vocab] of the last run, row-major.
+  // earlier positions must be there. Computes logits of the last `logit_rows` tokens, none when 0. Allocates nothing once
+  // scratch has grown to the largest tile.
+  Status Run(std::span<const int32_t> tokens, uint32_t position, uint32_t logit_rows);
+  // [logit_rows, vocab] of the last run, row-major.
   std::span<const float> logits() const { return logits_; }
   uint64_t state_bytes() const;
 
@@ -59,7 +60,7 @@ class Executor {
       : program_(program), weights_(weights), pool_(pool), options_(options) {}
   Status CreateState();
   Status CreateRotaryTables();
-  Status RunStep(const Step& step, std::span<const int32_t> tokens, uint32_t position);
+  Status RunStep(const Step& step, std::span<const int32_t> tokens, uint32_t position, Rows rows);
   void RunEmbedding(const Node& node, std::span<const int32_t> tokens, Rows rows);
   void RunLinears(const Step& step, Rows rows);
   void RunNorm(const Node& node, Rows rows);

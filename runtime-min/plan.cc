@@ -9,9 +9,9 @@ namespace {
 
 constexpr uint64_t kPlaceAlignment = 16;  // floats: a cache line
 
-// Values whose every row is needed: those that reach keys or values of an attention, or all when all logits are wanted.
-std::vector<bool> ValuesNeededWhole(const Program& program, bool all_logits) {
-  std::vector<bool> whole(program.values.size(), all_logits);
+// Values that reach keys or values of an attention: every row of them is needed.
+std::vector<bool> ValuesThatReachState(const Program& program) {
+  std::vector<bool> whole(program.values.size(), false);
   for (size_t i = program.nodes.size(); i-- > 0;) {
     const Node& node = program.nodes[i];
     const bool output_whole = whole[node.output];
@@ -29,19 +29,18 @@ std::vector<Step> MakeSteps(const Program& program, const std::vector<bool>& who
   std::vector<Step> steps;
   for (uint32_t i = 0; i < program.nodes.size(); ++i) {
     const Node& node = program.nodes[i];
-    const bool last_row_only = !whole[node.output];
+    const bool tail = !whole[node.output];
     Step* joined = nullptr;
     for (size_t s = 0; node.kind == NodeKind::kLinear && s < steps.size(); ++s) {
       const Step& step = steps[s];
-      if (step.kind == NodeKind::kLinear && step.last_row_only == last_row_only &&
-          program.nodes[step.nodes[0]].inputs[0] == node.inputs[0]) {
+      if (step.kind == NodeKind::kLinear && step.tail == tail && program.nodes[step.nodes[0]].inputs[0] == node.inputs[0]) {
         joined = &steps[s];
       }
     }
     if (joined != nullptr) {
       joined->nodes.push_back(i);
     } else {
-      steps.push_back({node.kind, {i}, last_row_only});
+      steps.push_back({node.kind, {i}, tail});
     }
   }
   return steps;
@@ -83,8 +82,8 @@ uint64_t FindGap(std::vector<Placed>& alive, size_t first, uint64_t size) {
 
 }  // namespace
 
-Result<Plan> MakePlan(const Program& program, uint32_t tile_tokens, bool all_logits) {
-  const std::vector<bool> whole = ValuesNeededWhole(program, all_logits);
+Result<Plan> MakePlan(const Program& program, uint32_t tile_tokens, uint32_t logit_rows) {
+  const std::vector<bool> whole = ValuesThatReachState(program);
   Plan plan;
   plan.steps = MakeSteps(program, whole);
   plan.values.resize(program.values.size());
@@ -95,10 +94,10 @@ Result<Plan> MakePlan(const Program& program, uint32_t tile_tokens, bool all_log
       const ValueId id = program.nodes[n].output;
       ValuePlace& place = plan.values[id];
       place.width = program.values[id].width;
-      place.single_row = step.last_row_only;
+      place.tail = step.tail;
       uint64_t size = 0, end = 0;
-      const bool fits =
-          CheckedMul(place.width, place.single_row ? 1 : tile_tokens, &size) && CheckedAlign(size, kPlaceAlignment, &size);
+      const bool fits = CheckedMul(place.width, place.tail ? logit_rows : tile_tokens, &size) &&
+                        CheckedAlign(size, kPlaceAlignment, &size);
       if (!fits) return Status(ErrorCode::kLimit, StrFormat("value %u: size overflows", id));
       place.offset = FindGap(alive, lifetimes[id].first, size);
       if (!CheckedAdd(place.offset, size, &end)) return Status(ErrorCode::kLimit, StrFormat("value %u: size overflows", id));

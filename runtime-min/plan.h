@@ -13,14 +13,15 @@ namespace moepack::runtime {
 struct Step {
   NodeKind kind = NodeKind::kLinear;
   std::vector<uint32_t> nodes;
-  // Nothing that this step produces reaches the state of a later token, so only rows whose logits are wanted need it.
-  bool last_row_only = false;
+  // Nothing that this step produces reaches the state that later tokens read, so it is done only for the last tokens of a
+  // run, whose logits are wanted.
+  bool tail = false;
 };
 
 struct ValuePlace {
   uint64_t offset = 0;  // floats from the start of the arena, a multiple of 16
   uint64_t width = 0;
-  bool single_row = false;  // one row instead of one a token of the tile
+  bool tail = false;  // of a tail step: row 0 is the first token whose logits are wanted
 };
 
 struct Plan {
@@ -29,8 +30,8 @@ struct Plan {
   uint64_t arena_floats = 0;
 };
 
-// `program` is validated. tile_tokens: most tokens a run. all_logits: every row of the output is wanted, otherwise the
-// last. Values share memory when their lifetimes do not overlap; the output lives to the end. kLimit on overflow.
-Result<Plan> MakePlan(const Program& program, uint32_t tile_tokens, bool all_logits);
+// `program` is validated. tile_tokens: most tokens of a run; logit_rows: most of them whose logits are wanted. Values share
+// memory when their lifetimes do not overlap; the output lives to the end. kLimit on overflow.
+Result<Plan> MakePlan(const Program& program, uint32_t tile_tokens, uint32_t logit_rows);
 
 }  // namespace moepack::runtime

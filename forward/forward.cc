@@ -183,6 +183,13 @@ void PinMatrixBlocking() {
   std::call_once(once, [] { Eigen::setCpuCacheSizes(32 << 10, 512 << 10, 4 << 20); });
 }
 
+TokenBatch ChunkBatch(std::span<const int32_t> tokens, const EvalChunks& chunks) {
+  TokenBatch batch;
+  batch.tokens.assign(tokens.begin(), tokens.begin() + static_cast<std::ptrdiff_t>(chunks.chunks * chunks.ctx));
+  for (uint64_t c = 0; c < chunks.chunks; ++c) batch.sequence_start.push_back(c * chunks.ctx);
+  return batch;
+}
+
 Forward::Forward(const Program& program, ThreadPool& pool)
     : program_(program), pool_(pool), last_use_(program.values.size(), -1) {
   PinMatrixBlocking();

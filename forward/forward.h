@@ -12,6 +12,7 @@
 #include <span>
 #include <vector>
 
+#include "base/divergence.h"
 #include "base/progress.h"
 #include "base/status.h"
 #include "base/thread_pool.h"
@@ -52,6 +53,9 @@ struct TokenBatch {
   uint64_t begin(uint64_t s) const { return sequence_start[s]; }
   uint64_t end(uint64_t s) const { return s + 1 < sequence_start.size() ? sequence_start[s + 1] : tokens.size(); }
 };
+
+// The first tokens of a text cut into sequences of chunks.ctx tokens each.
+TokenBatch ChunkBatch(std::span<const int32_t> tokens, const EvalChunks& chunks);
 
 // Values that live between blocks (the residual stream, mostly), over all tokens of a batch. [tokens, width]
 struct Stream {

@@ -1,10 +1,10 @@
 // Kernels: products of a resident weight matrix with float32 activations, one file an instruction set, chosen at run time.
 //
 // The resident layout of a codec is the same for every instruction set (ResidentBytes(codec, shape) of format/codec).
-// Integer codecs multiply codes with activations quantized to 15 bits (a power-of-two-free scale per run of activations,
-// split into two int8 planes where the instruction set multiplies bytes), so a product differs from float64 by less than
-// 1e-4 of |W||x| a row; each kernel's bound is stated in kernels_test.cc. The result of a row depends on its weights and
-// its own activations only: not on the number of tokens in the call, rows in the call, or threads.
+// Integer codecs multiply codes with activations quantized to 16 bits (one step a token; split into two int8 planes where
+// the instruction set multiplies bytes), so a product differs from float64 by less than 3e-5 of |W_r||x| (kernels_test.cc
+// holds every kernel to it; activations.cc derives it). The result of a row depends on its weights and its own activations
+// only: not on the number of tokens in the call, rows in the call, or threads.
 #pragma once
 
 #include <cstddef>
@@ -38,12 +38,12 @@ class Activations {
   size_t cols() const { return cols_; }
 
   // Layout for the kernels (kernels_internal.h documents it).
-  std::vector<float> values;     // [tokens, padded cols], zero padded
-  std::vector<int8_t> high, low; // two planes of the 15-bit integers
-  std::vector<int16_t> wide;     // the same integers in one piece
-  std::vector<float> scales;     // per token and run
-  std::vector<float> sums;       // per token and run of activations: sum of the quantized values times scale
-  size_t padded_cols = 0;
+  std::vector<float> values;      // [tokens, padded_cols], zero padded
+  std::vector<int16_t> wide;      // [tokens, padded_cols] the 16-bit integers, in the order the instruction set wants
+  std::vector<int8_t> high, low;  // [tokens, padded_cols] integer = high * 256 + low; filled for byte multipliers only
+  std::vector<float> scales;      // [tokens] the step; NaN when the token has an element that is not finite
+  std::vector<float> sums;        // [tokens, SumLayout::stride] integers summed over groups of every size
+  size_t padded_cols = 0;         // cols rounded up to a whole block
 
  private:
   size_t tokens_ = 0, cols_ = 0;

@@ -77,6 +77,8 @@ class AtomicFile {
   ~AtomicFile();
   Status Append(ByteSpan data);
   Status Commit();
+  // Where the bytes are until Commit: what was appended can be read there, to check it before it gets its name.
+  const std::string& temporary_path() const { return temporary_; }
 
  private:
   AtomicFile(Env& env, std::string path, std::string temporary, std::unique_ptr<WritableFile> file)

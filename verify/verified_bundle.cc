@@ -2,8 +2,8 @@
 
 #include "base/checked.h"
 #include "base/digest/sha256.h"
-#include "format/envelope.h"
 #include "format/manifest/program_wire.h"
+#include "verify/envelope_reader.h"
 #include "verify/verify.h"
 
 namespace moepack::verify {
@@ -13,59 +13,16 @@ constexpr uint64_t kMaxBlobBytes = 64 << 20;
 
 unsigned long long Ull(uint64_t v) { return v; }
 
-// Everything that is read before a signature has been checked.
-struct SignedManifest {
-  Envelope envelope;
-  Bytes manifest;
-};
-
-// A file too short for its envelope: truncated when what is there begins like a bundle.
-Status RefuseShortFile(const RandomAccessFile& file, uint64_t size) {
-  Bytes start(std::min(size, kEnvelopeHeadBytes));
-  MOEPACK_RETURN_IF_ERROR(file.Read(0, start));
-  const size_t known = std::min<size_t>(start.size(), kBundleMagic.size());
-  if (!std::equal(start.begin(), start.begin() + static_cast<ptrdiff_t>(known), kBundleMagic.begin())) {
-    return Status(ErrorCode::kNotABundle, file.path() + ": not a moepack bundle (wrong magic)");
-  }
-  return Status(ErrorCode::kTruncated, StrFormat("%s: %llu bytes, shorter than the %llu of an envelope; fetch the bundle again",
-                                                 file.path().c_str(), Ull(size), Ull(kEnvelopeBytes)));
-}
-
-Result<SignedManifest> ReadSignedManifest(const RandomAccessFile& file, uint64_t size) {
-  if (size < kEnvelopeBytes) return RefuseShortFile(file, size);
-  Bytes start(kEnvelopeBytes);
-  MOEPACK_RETURN_IF_ERROR(file.Read(0, start));
-  SignedManifest out;
-  Result<Envelope> envelope = ParseEnvelope(start);
-  if (!envelope.ok()) return envelope.status().With(file.path());
-  out.envelope = std::move(*envelope);
-  if (out.envelope.manifest_bytes > kMaxManifestBytes) {
-    return Status(ErrorCode::kEnvelope, file.path() + ": the manifest is longer than any manifest may be");
-  }
-  if (out.envelope.manifest_bytes > size - kEnvelopeBytes) {
-    return Status(ErrorCode::kTruncated, StrFormat("%s: %llu bytes, ends inside its manifest; fetch the bundle again",
-                                                   file.path().c_str(), Ull(size)));
-  }
-  out.manifest.resize(out.envelope.manifest_bytes);
-  MOEPACK_RETURN_IF_ERROR(file.Read(kEnvelopeBytes, out.manifest));
-  return out;
-}
-
-// How many distinct trusted keys signed. Every signature in the envelope must verify, trusted or not, so that no byte of
-// an envelope can change unnoticed. The envelope's keys strictly increase, so none is counted twice.
-Result<uint32_t> CountTrustedSignatures(const std::string& path, const SignedManifest& in, const TrustPolicy& policy) {
-  const Bytes message = SignedMessage(KeyRole::kRelease, in.manifest);
+// How many distinct trusted keys signed. ReadSignedManifest has checked every signature, trusted or not, so that no byte of an
+// envelope can change unnoticed; the envelope's keys strictly increase, so none is counted twice.
+Result<uint32_t> CountTrustedSignatures(const std::string& path, const Envelope& envelope, const TrustPolicy& policy) {
   uint32_t trusted = 0;
-  for (const EnvelopeSignature& s : in.envelope.signatures) {
-    if (!CheckSignature(s.public_key, message, s.signature)) {
-      return Status(ErrorCode::kSignature, path + ": the signature of key " + ToHex(ByteSpan(s.public_key)) +
-                                               " does not fit the manifest; the bundle is damaged or forged");
-    }
+  for (const EnvelopeSignature& s : envelope.signatures) {
     trusted += static_cast<uint32_t>(std::count(policy.release_keys.begin(), policy.release_keys.end(), s.public_key));
   }
   if (trusted < policy.threshold) {
     return Status(ErrorCode::kUntrusted, StrFormat("%s: signed by %u trusted keys, %u required (%zu signatures in all)", path.c_str(),
-                                                   trusted, policy.threshold, in.envelope.signatures.size()));
+                                                   trusted, policy.threshold, envelope.signatures.size()));
   }
   return trusted;
 }
@@ -188,7 +145,7 @@ Result<std::unique_ptr<VerifiedBundle>> VerifiedBundle::Open(std::unique_ptr<Ran
   MOEPACK_ASSIGN_OR_RETURN(const uint64_t size, file->Size());
   MOEPACK_ASSIGN_OR_RETURN(const SignedManifest head, ReadSignedManifest(*file, size));
   std::unique_ptr<VerifiedBundle> bundle(new VerifiedBundle());
-  MOEPACK_ASSIGN_OR_RETURN(bundle->valid_signatures_, CountTrustedSignatures(path, head, policy));
+  MOEPACK_ASSIGN_OR_RETURN(bundle->valid_signatures_, CountTrustedSignatures(path, head.envelope, policy));
 
   // Signed from here on: parsers may run.
   Result<Manifest> manifest = ParseManifest(head.manifest);

@@ -1,0 +1,18 @@
+// What packing and adding a signature share.
+#pragma once
+
+#include "base/env.h"
+#include "base/progress.h"
+#include "base/thread_pool.h"
+#include "format/envelope.h"
+#include "packager/sign/secret_key.h"
+
+namespace moepack {
+
+// Signs the exact manifest bytes and puts the signature in its place. kUsage when the key is there already or no slot is free.
+Status SignInto(const SecretKey& key, ByteSpan manifest_bytes, Envelope* envelope);
+
+// Checks a bundle that is about to be committed as a device would, down to its last byte, trusting the envelope's keys.
+Status CheckWritten(Env& env, const AtomicFile& file, ThreadPool& pool, Progress& progress);
+
+}  // namespace moepack

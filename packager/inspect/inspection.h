@@ -1,0 +1,65 @@
+// What `moepack inspect` tells about a model, a compressed folder or a bundle, gathered weight by weight.
+#pragma once
+
+#include <map>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "base/status.h"
+#include "format/codec/codec.h"
+#include "format/manifest/manifest.h"
+#include "format/program.h"
+
+namespace moepack {
+
+// Sums over a group of weights.
+struct WeightSums {
+  uint64_t tensors = 0;
+  uint64_t parameters = 0;      // rows * cols, masked-out ones included
+  uint64_t bytes_plain = 0;     // PlainBytes
+  uint64_t bytes_resident = 0;  // ResidentBytes: what they take in a device's memory, scales and packing included
+};
+
+class Inspection {
+ public:
+  // `kind`: "model", "folder" or "bundle". The program is read during the call only.
+  Inspection(std::string kind, const Program& program);
+
+  // kMalformed, kLimit when codec and shape do not fit; kLimit when a sum overflows.
+  Status AddTensor(TensorRole role, const Codec& codec, const MatrixShape& shape);
+  Status AddExpertMatrix(const Codec& codec, const MatrixShape& shape);
+  // All tensors of a unit; `expert`: it is one of an expert table.
+  Status AddUnit(const Program& program, bool expert, const std::vector<UnitTensor>& tensors);
+
+  const WeightSums& total() const { return all_; }
+
+  // bytes_stored and, from it, bits_per_weight. Without a call both are null.
+  void SetStoredBytes(uint64_t bytes) { stored_bytes_ = bytes, has_stored_bytes_ = true; }
+  // Weights whose codecs are not known (a config.json alone): resident bytes are null.
+  void SetWithoutWeights() { without_weights_ = true; }
+  // Further members of the JSON object.
+  nlohmann::json& extra() { return extra_; }
+
+  // The documented, stable JSON object (docs: `moepack inspect --help`).
+  nlohmann::json ToJson() const;
+  // A compact table for people.
+  std::string ToText() const;
+
+ private:
+  Status Add(const std::string& role, const Codec& codec, const MatrixShape& shape);
+  nlohmann::json TablesJson() const;
+
+  std::string kind_;
+  uint64_t original_parameters_ = 0, parameters_now_ = 0;
+  uint64_t layers_ = 0, experts_ = 0, max_positions_ = 0;
+  std::vector<ExpertTableDecl> tables_;
+  std::map<uint32_t, uint32_t> top_k_;  // by table
+  WeightSums all_;
+  std::map<std::string, WeightSums> by_role_, by_codec_;
+  uint64_t stored_bytes_ = 0;
+  bool has_stored_bytes_ = false, without_weights_ = false;
+  nlohmann::json extra_ = nlohmann::json::object();
+};
+
+}  // namespace moepack

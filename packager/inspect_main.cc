@@ -1,0 +1,251 @@
+// moepack inspect: what is in a model, a compressed folder or a bundle.
+#include <algorithm>
+#include <cstdio>
+
+#include "base/cli/cli.h"
+#include "format/manifest/model_folder.h"
+#include "model/model.h"
+#include "packager/inspect/inspection.h"
+#include "verify/envelope_reader.h"
+#include "verify/trust_json.h"
+
+namespace moepack {
+namespace {
+
+namespace po = boost::program_options;
+using Json = nlohmann::json;
+
+// JSON text that came with an artefact; null when there is none or it is not JSON.
+Json ParsedOrNull(ByteSpan bytes) {
+  Json out = Json::parse(bytes.begin(), bytes.end(), nullptr, /*allow_exceptions=*/false);
+  return out.is_discarded() ? Json() : out;
+}
+
+// A checkpoint: Hugging Face folder, ONNX file or config.json
+
+const char* SourceName(ModelSource source) {
+  switch (source) {
+    case ModelSource::kHuggingFace:
+      return "huggingface";
+    case ModelSource::kOnnx:
+      return "onnx";
+    case ModelSource::kCompressed:
+      return "compressed";
+    case ModelSource::kConfigOnly:
+      return "config";
+  }
+  return "unknown";
+}
+
+Status AddWeights(const Model& model, Inspection* inspection) {
+  const Program& program = model.program;
+  for (TensorId id = 0; id < program.tensors.size(); ++id) {
+    const TensorDecl& tensor = program.tensors[id];
+    MOEPACK_RETURN_IF_ERROR(inspection->AddTensor(tensor.role, model.tensors->StoredCodec(id), {tensor.rows, tensor.cols}));
+  }
+  for (uint32_t t = 0; t < program.expert_tables.size(); ++t) {
+    const ExpertTableDecl& table = program.expert_tables[t];
+    for (uint32_t e = 0; e < table.experts(); ++e) {
+      for (int m = 0; m < kExpertMatrices; ++m) {
+        const auto matrix = static_cast<ExpertMatrix>(m);
+        if (matrix == ExpertMatrix::kGate && !table.gated) continue;
+        const bool down = matrix == ExpertMatrix::kDown;
+        const MatrixShape shape = down ? MatrixShape{table.hidden, table.intermediate[e]} : MatrixShape{table.intermediate[e], table.hidden};
+        MOEPACK_RETURN_IF_ERROR(inspection->AddExpertMatrix(model.tensors->StoredExpertCodec(t, e, matrix), shape));
+      }
+    }
+  }
+  return Status::Ok();
+}
+
+Result<Inspection> InspectModel(const std::string& path) {
+  MOEPACK_ASSIGN_OR_RETURN(const Model model, OpenModel(PosixEnv(), path));
+  Inspection out("model", model.program);
+  out.extra()["source"] = SourceName(model.source);
+  out.extra()["family"] = model.family;
+  out.extra()["has_tokenizer"] = !model.tokenizer.empty();
+  if (model.tensors == nullptr) {
+    out.SetWithoutWeights();
+    return out;
+  }
+  MOEPACK_RETURN_IF_ERROR(AddWeights(model, &out));
+  out.SetStoredBytes(out.total().bytes_plain);
+  return out;
+}
+
+// A compressed folder
+
+Result<Inspection> InspectFolder(const std::string& path) {
+  MOEPACK_ASSIGN_OR_RETURN(const auto folder, ModelFolder::Open(PosixEnv(), path));
+  Inspection out("folder", folder->program());
+  for (const ModelFolder::UnitInfo& unit : folder->units()) {
+    MOEPACK_RETURN_IF_ERROR(out.AddUnit(folder->program(), unit.key.expert, unit.tensors));
+  }
+  MOEPACK_ASSIGN_OR_RETURN(const Bytes provenance, folder->ReadNamedFile("provenance.json"));
+  out.SetStoredBytes(out.total().bytes_plain);
+  out.extra()["source"] = "compressed";
+  out.extra()["has_tokenizer"] = !folder->tokenizer_blob().empty();
+  out.extra()["provenance"] = ParsedOrNull(provenance);
+  return out;
+}
+
+// A bundle
+
+const char* BlobName(BlobKind kind) {
+  switch (kind) {
+    case BlobKind::kProgram:
+      return "program";
+    case BlobKind::kTokenizer:
+      return "tokenizer";
+    case BlobKind::kDenseTable:
+      return "dense_table";
+    case BlobKind::kExpertTable:
+      return "expert_table";
+    case BlobKind::kHotList:
+      return "hot_list";
+    case BlobKind::kProvenance:
+      return "provenance";
+  }
+  return "unknown";
+}
+
+Json BlobsJson(const Manifest& manifest) {
+  Json out = Json::array();
+  for (const BlobRef& blob : manifest.blobs) {
+    out.push_back({{"kind", BlobName(blob.kind)},
+                   {"index", blob.index},
+                   {"offset", blob.offset},
+                   {"bytes", blob.bytes},
+                   {"sha256", ToHex(ByteSpan(blob.digest))}});
+  }
+  return out;
+}
+
+// Chunks of all tables: how many by encoding and what the encoding gained.
+struct ChunkSums {
+  uint64_t begin = UINT64_MAX, raw = 0, zstd = 0, plain_bytes = 0, stored_bytes = 0;
+
+  void Add(const std::vector<Unit>& units) {
+    for (const Unit& unit : units) {
+      for (const ChunkRef& chunk : unit.chunks) {
+        begin = std::min(begin, chunk.offset);
+        (chunk.encoding == Encoding::kRaw ? raw : zstd) += 1;
+        plain_bytes += chunk.plain_bytes;
+        stored_bytes += chunk.stored_bytes;
+      }
+    }
+  }
+  Json ToJson() const {
+    const double gain = plain_bytes == 0 ? 0 : 1 - static_cast<double>(stored_bytes) / static_cast<double>(plain_bytes);
+    return {{"count", raw + zstd}, {"raw", raw}, {"zstd", zstd}, {"plain_bytes", plain_bytes}, {"stored_bytes", stored_bytes}, {"gain", gain}};
+  }
+};
+
+Json SignaturesJson(const Envelope& envelope, const verify::TrustPolicy* trust) {
+  Json out = Json::array();
+  for (const EnvelopeSignature& s : envelope.signatures) {
+    const bool trusted = trust && std::count(trust->release_keys.begin(), trust->release_keys.end(), s.public_key) > 0;
+    out.push_back({{"public_key", ToHex(ByteSpan(s.public_key))}, {"trusted", trust ? Json(trusted) : Json()}});
+  }
+  return out;
+}
+
+Status DescribeBundle(const verify::VerifiedBundle& bundle, Inspection* out) {
+  const Manifest& manifest = bundle.manifest();
+  ChunkSums chunks;
+  chunks.Add(bundle.dense().units);
+  for (const Unit& unit : bundle.dense().units) MOEPACK_RETURN_IF_ERROR(out->AddUnit(bundle.program(), false, unit.tensors));
+  for (const ExpertTable& table : bundle.experts()) {
+    chunks.Add(table.units);
+    for (const Unit& unit : table.units) MOEPACK_RETURN_IF_ERROR(out->AddUnit(bundle.program(), true, unit.tensors));
+  }
+  out->SetStoredBytes(manifest.file_bytes);
+  Json& extra = out->extra();
+  extra["product"] = manifest.product;
+  extra["version"] = manifest.version;
+  extra["key_epoch"] = manifest.key_epoch;
+  extra["security_counter"] = manifest.security_counter;
+  extra["required_features"] = manifest.required_features;
+  extra["manifest_sha256"] = ToHex(ByteSpan(bundle.manifest_digest()));
+  extra["has_tokenizer"] = !bundle.tokenizer_blob().empty();
+  extra["hot_experts"] = bundle.hot_list().experts.size();
+  extra["chunks_begin"] = chunks.begin == UINT64_MAX ? manifest.file_bytes : chunks.begin;
+  extra["chunks"] = chunks.ToJson();
+  extra["blobs"] = BlobsJson(manifest);
+  extra["provenance"] = ParsedOrNull(bundle.provenance_blob());
+  return Status::Ok();
+}
+
+// Without a trust file the envelope's own keys stand in: digests are still checked, but nobody has vouched for the keys.
+Result<Inspection> InspectBundle(const std::string& path, const std::string& trust_path, Progress& progress) {
+  MOEPACK_ASSIGN_OR_RETURN(auto file, PosixEnv().OpenRead(path));
+  MOEPACK_ASSIGN_OR_RETURN(const uint64_t size, file->Size());
+  MOEPACK_ASSIGN_OR_RETURN(const verify::SignedManifest head, verify::ReadSignedManifest(*file, size));
+  const bool verified = !trust_path.empty();
+  if (!verified) progress.Note("inspect: " + path + " is shown unverified; give --trust T.json to check who signed it");
+  MOEPACK_ASSIGN_OR_RETURN(const verify::TrustPolicy policy,
+                           verified ? verify::ReadTrustJson(PosixEnv(), trust_path) : verify::TrustItsSigners(head));
+  MOEPACK_ASSIGN_OR_RETURN(const auto bundle, verify::VerifiedBundle::Open(std::move(file), policy));
+  Inspection out("bundle", bundle->program());
+  out.extra()["source"] = "bundle";
+  out.extra()["verified"] = verified;
+  out.extra()["signatures"] = SignaturesJson(head.envelope, verified ? &policy : nullptr);
+  MOEPACK_RETURN_IF_ERROR(DescribeBundle(*bundle, &out));
+  return out;
+}
+
+// What is at `path`: a folder with the mark of ModelFolderWriter, a file that begins like a bundle, or a checkpoint.
+enum class PathKind : uint8_t { kModel, kFolder, kBundle };
+
+Result<PathKind> KindOf(const std::string& path) {
+  Env& env = PosixEnv();
+  MOEPACK_ASSIGN_OR_RETURN(const bool exists, env.Exists(path));
+  if (!exists) return Status(ErrorCode::kNotFound, path + ": no such file or folder");
+  MOEPACK_ASSIGN_OR_RETURN(const bool is_folder, env.IsDirectory(path));
+  if (is_folder) {
+    MOEPACK_ASSIGN_OR_RETURN(const bool complete, env.Exists(JoinPath(path, "complete")));
+    MOEPACK_ASSIGN_OR_RETURN(const bool program, env.Exists(JoinPath(path, "program.pb")));
+    return complete || program ? PathKind::kFolder : PathKind::kModel;
+  }
+  MOEPACK_ASSIGN_OR_RETURN(const auto file, env.OpenRead(path));
+  MOEPACK_ASSIGN_OR_RETURN(const uint64_t size, file->Size());
+  Bytes start(std::min<uint64_t>(size, kBundleMagic.size()));
+  MOEPACK_RETURN_IF_ERROR(file->Read(0, start));
+  const bool magic = std::equal(start.begin(), start.end(), kBundleMagic.begin());
+  return magic || path.ends_with(".moeb") ? PathKind::kBundle : PathKind::kModel;
+}
+
+Result<Inspection> Inspect(const cli::Command& command) {
+  MOEPACK_RETURN_IF_ERROR(command.Require("PATH"));
+  const std::string path = command.Get<std::string>("PATH");
+  MOEPACK_ASSIGN_OR_RETURN(const PathKind kind, KindOf(path));
+  if (kind == PathKind::kBundle) return InspectBundle(path, command.GetOr<std::string>("trust", ""), command.progress());
+  if (command.Has("trust")) return Status(ErrorCode::kUsage, path + ": --trust is for bundles, and this is none");
+  return kind == PathKind::kFolder ? InspectFolder(path) : InspectModel(path);
+}
+
+Status Run(int argc, char** argv) {
+  cli::Command command({"moepack inspect",
+                        "Shows what is in a checkpoint, a compressed folder or a bundle.\n"
+                        "A bundle is shown with \"verified\": false unless --trust says whose signature counts.",
+                        "MODEL|DIR|BUNDLE [--trust T.json] [--json]",
+                        {"moepack inspect examples/wren/model", "moepack inspect wren.moeb --trust trust.json --json"}});
+  command.Positional("PATH");
+  command.options().add_options()("trust", po::value<std::string>(), "trust file (T.json) for a bundle");
+  MOEPACK_RETURN_IF_ERROR(command.Parse(argc, argv));
+  if (command.help_shown()) return Status::Ok();
+  MOEPACK_ASSIGN_OR_RETURN(const Inspection inspection, Inspect(command));
+  if (command.json()) {
+    cli::PrintJson(inspection.ToJson());
+  } else {
+    std::fputs(inspection.ToText().c_str(), stdout);
+  }
+  return Status::Ok();
+}
+
+}  // namespace
+}  // namespace moepack
+
+int main(int argc, char** argv) {
+  return moepack::cli::Main("moepack inspect", [&] { return moepack::Run(argc, argv); });
+}

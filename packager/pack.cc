@@ -1,0 +1,195 @@
+#include <algorithm>
+#include <cstring>
+
+#include "base/digest/sha256.h"
+#include "format/envelope.h"
+#include "format/manifest/model_folder.h"
+#include "format/manifest/program_wire.h"
+#include "packager/bundle_layout.h"
+#include "packager/bundle_writer.h"
+#include "packager/chunk_encoder.h"
+#include "packager/chunk_spool.h"
+#include "packager/packager.h"
+
+namespace moepack {
+namespace {
+
+constexpr uint64_t kBatchPlainBytes = 16 << 20;
+
+// One chunk on its way from a unit to the spool.
+struct PendingChunk {
+  size_t unit = 0;  // index into ModelFolder::units()
+  ByteSpan plain;   // into PendingBatch::units
+  EncodedChunk encoded;
+  Status status;
+};
+
+// Consecutive units, encoded together so that all threads have work. Which units share a batch changes no byte.
+struct PendingBatch {
+  std::vector<Bytes> units;
+  std::vector<PendingChunk> chunks;
+};
+
+// Reads units from `*next` on until the batch is full.
+Result<PendingBatch> ReadBatch(const ModelFolder& folder, size_t* next) {
+  PendingBatch batch;
+  uint64_t plain_bytes = 0;
+  while (*next < folder.units().size() && plain_bytes < kBatchPlainBytes) {
+    MOEPACK_ASSIGN_OR_RETURN(Bytes unit, folder.ReadUnit(*next));
+    plain_bytes += unit.size();
+    batch.units.push_back(std::move(unit));
+    const ByteSpan bytes = batch.units.back();  // moving a vector's buffer along with the outer one keeps its address
+    for (uint64_t at = 0; at < bytes.size(); at += kMaxChunkPlainBytes) {
+      batch.chunks.push_back({*next, bytes.subspan(at, std::min<uint64_t>(kMaxChunkPlainBytes, bytes.size() - at)), {}, {}});
+    }
+    ++*next;
+  }
+  return batch;
+}
+
+// Encodes a batch on all threads and appends it to the spool in order.
+Status SpoolBatch(PendingBatch& batch, int level, ThreadPool& pool, ChunkSpool& spool, std::vector<std::vector<ChunkRef>>* chunks) {
+  pool.ParallelFor(batch.chunks.size(), 1, [&](size_t begin, size_t end) {
+    for (size_t i = begin; i < end; ++i) {
+      PendingChunk& chunk = batch.chunks[i];
+      Result<EncodedChunk> encoded = EncodeChunk(chunk.plain, level);
+      chunk.status = encoded.status();
+      if (encoded.ok()) chunk.encoded = std::move(*encoded);
+    }
+  });
+  for (PendingChunk& chunk : batch.chunks) {
+    MOEPACK_RETURN_IF_ERROR(chunk.status);
+    const bool raw = chunk.encoded.ref.encoding == Encoding::kRaw;
+    MOEPACK_ASSIGN_OR_RETURN(chunk.encoded.ref.offset, spool.Append(raw ? chunk.plain : ByteSpan(chunk.encoded.stored)));
+    (*chunks)[chunk.unit].push_back(chunk.encoded.ref);
+  }
+  return Status::Ok();
+}
+
+// All units of the folder in the spool; the result has the chunks of each unit, offsets counted from the spool's start.
+Result<std::vector<std::vector<ChunkRef>>> SpoolUnits(const ModelFolder& folder, int level, ThreadPool& pool, ChunkSpool& spool,
+                                                      Progress& progress) {
+  uint64_t total = 0;
+  for (const ModelFolder::UnitInfo& unit : folder.units()) total += unit.plain_bytes;
+  std::vector<std::vector<ChunkRef>> chunks(folder.units().size());
+  progress.Begin("pack", total, "bytes");
+  Status status;
+  for (size_t next = 0; next < folder.units().size() && status.ok();) {
+    Result<PendingBatch> batch = ReadBatch(folder, &next);
+    status = batch.ok() ? SpoolBatch(*batch, level, pool, spool, &chunks) : batch.status();
+    if (!status.ok()) break;
+    for (const Bytes& unit : batch->units) progress.Advance(unit.size());
+  }
+  progress.End();
+  if (!status.ok()) return status;
+  return chunks;
+}
+
+Result<BundleParts> MakeParts(const ModelFolder& folder, std::vector<std::vector<ChunkRef>> chunks) {
+  BundleParts parts;
+  parts.program = SerializeProgram(folder.program());
+  parts.tokenizer.assign(folder.tokenizer_blob().begin(), folder.tokenizer_blob().end());
+  parts.hot_list = folder.hot_list();
+  MOEPACK_ASSIGN_OR_RETURN(parts.provenance, folder.ReadNamedFile("provenance.json"));
+  for (size_t t = 0; t < folder.experts().size(); ++t) {
+    parts.experts.push_back({static_cast<uint32_t>(t), folder.experts()[t], {}});
+  }
+  for (size_t i = 0; i < folder.units().size(); ++i) {
+    const ModelFolder::UnitInfo& info = folder.units()[i];
+    Unit unit{info.tensors, std::move(chunks[i])};
+    if (!info.key.expert) {
+      parts.dense.units.push_back(std::move(unit));
+      continue;
+    }
+    if (info.key.table >= parts.experts.size() || info.key.physical != parts.experts[info.key.table].units.size()) {
+      return Status(ErrorCode::kBadInput, StrFormat("model folder: unit %zu is expert %u of table %u, which is out of order", i,
+                                                    info.key.physical, info.key.table));
+    }
+    parts.experts[info.key.table].units.push_back(std::move(unit));
+  }
+  return parts;
+}
+
+void CountChunks(const std::vector<std::vector<ChunkRef>>& chunks, PackReport* report) {
+  for (const std::vector<ChunkRef>& unit : chunks) {
+    for (const ChunkRef& chunk : unit) {
+      report->chunk_plain_bytes += chunk.plain_bytes;
+      report->chunk_stored_bytes += chunk.stored_bytes;
+      (chunk.encoding == Encoding::kRaw ? report->raw_chunks : report->zstd_chunks) += 1;
+    }
+  }
+}
+
+bool IsName(const std::string& text, const char* punctuation, bool upper_case) {
+  static constexpr size_t kMaxLength = 64;
+  if (text.empty() || text.size() > kMaxLength) return false;
+  return std::all_of(text.begin(), text.end(), [&](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || (upper_case && c >= 'A' && c <= 'Z') ||
+           (c != '\0' && std::strchr(punctuation, c) != nullptr);
+  });
+}
+
+Status CheckOptions(const PackOptions& options, const std::vector<const SecretKey*>& keys) {
+  if (!IsName(options.product, "._-", false)) {
+    return Status(ErrorCode::kUsage, "product '" + options.product + "': expected 1 to 64 of a-z, 0-9, '.', '_', '-'");
+  }
+  if (!IsName(options.version, "._+-", true)) {
+    return Status(ErrorCode::kUsage, "version '" + options.version + "': expected 1 to 64 of A-Z, a-z, 0-9, '.', '_', '+', '-'");
+  }
+  if (options.zstd_level < 1 || options.zstd_level > 22) return Status(ErrorCode::kUsage, "zstd level: expected 1 to 22");
+  if (keys.empty() || keys.size() > kMaxSignatures) {
+    return Status(ErrorCode::kUsage, StrFormat("%zu signing keys, expected 1 to %u", keys.size(), kMaxSignatures));
+  }
+  return Status::Ok();
+}
+
+Status WriteTables(const PlacedBundle& placed, AtomicFile& out) {
+  static constexpr uint8_t kZeros[kBundleAlignment] = {};
+  uint64_t at = kEnvelopeBytes;
+  MOEPACK_RETURN_IF_ERROR(out.Append(placed.manifest));
+  at += placed.manifest.size();
+  for (size_t i = 0; i < placed.blobs.size(); ++i) {
+    MOEPACK_RETURN_IF_ERROR(out.Append(ByteSpan(kZeros).first(placed.blob_offsets[i] - at)));
+    MOEPACK_RETURN_IF_ERROR(out.Append(placed.blobs[i]));
+    at = placed.blob_offsets[i] + placed.blobs[i].size();
+  }
+  return out.Append(ByteSpan(kZeros).first(placed.chunks_begin - at));
+}
+
+}  // namespace
+
+Result<PackReport> Pack(Env& env, const std::string& directory, const PackOptions& options, const std::vector<const SecretKey*>& keys,
+                        const std::string& output, ThreadPool& pool, Progress& progress) {
+  MOEPACK_RETURN_IF_ERROR(CheckOptions(options, keys));
+  MOEPACK_ASSIGN_OR_RETURN(const auto folder, ModelFolder::Open(env, directory));
+  MOEPACK_ASSIGN_OR_RETURN(const auto spool, ChunkSpool::Create(env, output));
+  MOEPACK_ASSIGN_OR_RETURN(auto chunks, SpoolUnits(*folder, options.zstd_level, pool, *spool, progress));
+  PackReport report;
+  CountChunks(chunks, &report);
+  MOEPACK_ASSIGN_OR_RETURN(BundleParts parts, MakeParts(*folder, std::move(chunks)));
+  parts.chunk_area_bytes = spool->size_bytes();
+
+  Manifest manifest;
+  manifest.product = options.product;
+  manifest.version = options.version;
+  manifest.key_epoch = options.key_epoch;
+  manifest.security_counter = options.security_counter;
+  MOEPACK_ASSIGN_OR_RETURN(const PlacedBundle placed, PlaceBundle(manifest, parts));
+  Envelope envelope;
+  envelope.manifest_bytes = placed.manifest.size();
+  for (const SecretKey* key : keys) MOEPACK_RETURN_IF_ERROR(SignInto(*key, placed.manifest, &envelope));
+
+  MOEPACK_ASSIGN_OR_RETURN(const auto file, AtomicFile::Create(env, output));
+  MOEPACK_RETURN_IF_ERROR(file->Append(SerializeEnvelope(envelope)));
+  MOEPACK_RETURN_IF_ERROR(WriteTables(placed, *file));
+  MOEPACK_RETURN_IF_ERROR(spool->CopyTo(*file));
+  MOEPACK_RETURN_IF_ERROR(CheckWritten(env, *file, pool, progress));
+  MOEPACK_RETURN_IF_ERROR(file->Commit());
+  report.file_bytes = placed.file_bytes;
+  report.table_bytes = placed.chunks_begin;
+  report.signatures = static_cast<uint32_t>(envelope.signatures.size());
+  report.manifest_digest = Sha256(placed.manifest);
+  return report;
+}
+
+}  // namespace moepack

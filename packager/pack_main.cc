@@ -1,0 +1,209 @@
+// moepack pack: a compressed folder into a signed bundle; pack keygen and pack sign.
+#include <cstdio>
+#include <cstring>
+
+#include "base/cli/cli.h"
+#include "packager/packager.h"
+#include "verify/trust_json.h"
+
+namespace moepack {
+namespace {
+
+namespace po = boost::program_options;
+
+// What pack and keygen assume when --product is not given, so that their outputs fit each other.
+constexpr char kDefaultProduct[] = "moepack";
+
+po::typed_value<std::string>* Text() { return po::value<std::string>(); }
+
+std::string HexKey(const SecretKey& key) { return ToHex(ByteSpan(key.public_key())); }
+
+Result<Passphrase> CommandPassphrase(const cli::Command& command) {
+  return ReadPassphrase(PosixEnv(), command.GetOr<std::string>("passphrase-file", ""));
+}
+
+Result<SecretKey> LoadKey(const cli::Command& command, const std::string& path) {
+  MOEPACK_ASSIGN_OR_RETURN(const Passphrase passphrase, CommandPassphrase(command));
+  return SecretKey::Load(PosixEnv(), path, passphrase);
+}
+
+// A counter or epoch. The upper half of the range is refused: it is what a negative number would be read as, and a device
+// that has accepted such a counter takes no other bundle.
+Result<uint64_t> Floor(const cli::Command& command, const char* name) {
+  const uint64_t value = command.Get<uint64_t>(name);
+  if (value > INT64_MAX) return Status(ErrorCode::kUsage, StrFormat("--%s: expected 0 to 2^63 - 1", name));
+  return value;
+}
+
+void AddPassphraseOption(cli::Command* command) {
+  command->options().add_options()("passphrase-file", Text(),
+                                   "file whose first line is the key's passphrase (default: MOEPACK_PASSPHRASE, if set)");
+}
+
+void PrintReport(const cli::Command& command, const std::string& output, const PackReport& report) {
+  if (command.json()) {
+    cli::PrintJson({{"output", output},
+                    {"file_bytes", report.file_bytes},
+                    {"table_bytes", report.table_bytes},
+                    {"chunk_plain_bytes", report.chunk_plain_bytes},
+                    {"chunk_stored_bytes", report.chunk_stored_bytes},
+                    {"chunks", {{"raw", report.raw_chunks}, {"zstd", report.zstd_chunks}}},
+                    {"signatures", report.signatures},
+                    {"manifest_sha256", ToHex(ByteSpan(report.manifest_digest))}});
+    return;
+  }
+  std::printf("%s: %s, %u signatures\n", output.c_str(), FormatBytes(report.file_bytes).c_str(), report.signatures);
+  const uint64_t chunks = report.raw_chunks + report.zstd_chunks;
+  std::printf("  %llu chunks (%llu zstd, %llu raw), %s plain, %s stored\n", static_cast<unsigned long long>(chunks),
+              static_cast<unsigned long long>(report.zstd_chunks), static_cast<unsigned long long>(report.raw_chunks),
+              FormatBytes(report.chunk_plain_bytes).c_str(), FormatBytes(report.chunk_stored_bytes).c_str());
+}
+
+// pack keygen
+
+Status RefuseExisting(const std::string& path) {
+  MOEPACK_ASSIGN_OR_RETURN(const bool exists, PosixEnv().Exists(path));
+  return exists ? Status(ErrorCode::kUsage, path + ": exists already; remove it, or use --force to replace it") : Status::Ok();
+}
+
+Result<verify::TrustPolicy> PolicyOf(const cli::Command& command, const SecretKey& key) {
+  verify::TrustPolicy policy;
+  policy.product = command.GetOr<std::string>("product", kDefaultProduct);
+  policy.release_keys = {key.public_key()};
+  MOEPACK_ASSIGN_OR_RETURN(policy.key_epoch, Floor(command, "epoch"));
+  MOEPACK_ASSIGN_OR_RETURN(policy.minimum_security_counter, Floor(command, "counter"));
+  if (const Status status = verify::ValidateTrustPolicy(policy); !status.ok()) return Status(ErrorCode::kUsage, status.message());
+  return policy;
+}
+
+Status Keygen(const cli::Command& command) {
+  MOEPACK_RETURN_IF_ERROR(command.Require("output"));
+  const std::string output = command.Get<std::string>("output");
+  const std::string trust = command.GetOr<std::string>("trust", "");
+  const bool replace = command.Has("force");
+  if (!replace) MOEPACK_RETURN_IF_ERROR(RefuseExisting(output));
+  if (!replace && !trust.empty()) MOEPACK_RETURN_IF_ERROR(RefuseExisting(trust));
+  if (trust == output) return Status(ErrorCode::kUsage, "--trust and --output name the same file");
+  MOEPACK_ASSIGN_OR_RETURN(const Passphrase passphrase, CommandPassphrase(command));
+  MOEPACK_ASSIGN_OR_RETURN(const SecretKey key, SecretKey::Generate());
+  MOEPACK_ASSIGN_OR_RETURN(const verify::TrustPolicy policy, PolicyOf(command, key));
+  // The trust file first: should the key fail, it is the one that can be removed without loss.
+  if (!trust.empty()) MOEPACK_RETURN_IF_ERROR(WriteFileAtomically(PosixEnv(), trust, AsBytes(verify::WriteTrustJson(policy))));
+  if (const Status status = key.Save(output, passphrase, replace); !status.ok()) {
+    if (!trust.empty()) (void)PosixEnv().Remove(trust);
+    return status;
+  }
+  if (command.json()) {
+    cli::PrintJson({{"key", output},
+                    {"public_key", HexKey(key)},
+                    {"encrypted", !passphrase.empty()},
+                    {"trust", trust.empty() ? nlohmann::json() : nlohmann::json(trust)}});
+  } else {
+    std::printf("%s: new %s key\npublic key %s\n", output.c_str(), passphrase.empty() ? "unencrypted" : "encrypted", HexKey(key).c_str());
+  }
+  return Status::Ok();
+}
+
+Status RunKeygen(int argc, char** argv) {
+  cli::Command command({"moepack pack keygen",
+                        "Makes an Ed25519 signing key (PKCS#8 PEM, mode 0600) and, on request, the trust file for devices.",
+                        "-o K.pem [--trust T.json --product NAME] [--passphrase-file F] [--force]",
+                        {"moepack pack keygen -o key.pem --trust trust.json --product wren",
+                         "MOEPACK_PASSPHRASE=secret moepack pack keygen -o key.pem"}});
+  command.options().add_options()("output,o", Text(), "where the secret key goes")("trust", Text(), "where the trust file goes")(
+      "product", Text(), "product that the trust file accepts (default: moepack)")(
+      "counter", po::value<uint64_t>()->default_value(1), "minimum security counter in the trust file")(
+      "epoch", po::value<uint64_t>()->default_value(1), "key epoch in the trust file")("force", "replace existing files");
+  AddPassphraseOption(&command);
+  MOEPACK_RETURN_IF_ERROR(command.Parse(argc, argv));
+  return command.help_shown() ? Status::Ok() : Keygen(command);
+}
+
+// pack sign
+
+Status Sign(const cli::Command& command) {
+  for (const char* name : {"BUNDLE", "key", "output"}) MOEPACK_RETURN_IF_ERROR(command.Require(name));
+  MOEPACK_ASSIGN_OR_RETURN(const SecretKey key, LoadKey(command, command.Get<std::string>("key")));
+  const std::string bundle = command.Get<std::string>("BUNDLE");
+  const std::string output = command.Get<std::string>("output");
+  if (command.Has("trust")) {
+    MOEPACK_ASSIGN_OR_RETURN(const verify::TrustPolicy policy,
+                             verify::ReadTrustJson(PosixEnv(), command.Get<std::string>("trust")));
+    MOEPACK_ASSIGN_OR_RETURN(auto file, PosixEnv().OpenRead(bundle));
+    MOEPACK_RETURN_IF_ERROR(verify::VerifiedBundle::Open(std::move(file), policy).status());
+  }
+  ThreadPool pool(command.threads());
+  MOEPACK_ASSIGN_OR_RETURN(const PackReport report, AddSignature(PosixEnv(), bundle, key, output, pool, command.progress()));
+  PrintReport(command, output, report);
+  return Status::Ok();
+}
+
+Status RunSign(int argc, char** argv) {
+  cli::Command command({"moepack pack sign",
+                        "Adds a signature to a bundle; everything that was signed stays byte for byte.",
+                        "BUNDLE --key K.pem -o OUT [--trust T.json] [--passphrase-file F]",
+                        {"moepack pack sign wren.moeb --key second.pem --trust trust.json -o wren-2.moeb"}});
+  command.Positional("BUNDLE");
+  command.options().add_options()("key", Text(), "secret key (PEM)")("output,o", Text(), "where the bundle goes")(
+      "trust", Text(), "sign only what this trust file accepts");
+  AddPassphraseOption(&command);
+  MOEPACK_RETURN_IF_ERROR(command.Parse(argc, argv));
+  return command.help_shown() ? Status::Ok() : Sign(command);
+}
+
+// pack
+
+Status PackFolder(const cli::Command& command) {
+  for (const char* name : {"DIR", "key", "output"}) MOEPACK_RETURN_IF_ERROR(command.Require(name));
+  std::vector<SecretKey> keys;
+  for (const std::string& path : command.Get<std::vector<std::string>>("key")) {
+    MOEPACK_ASSIGN_OR_RETURN(SecretKey key, LoadKey(command, path));
+    keys.push_back(std::move(key));
+  }
+  std::vector<const SecretKey*> signers;
+  for (const SecretKey& key : keys) signers.push_back(&key);
+  PackOptions options;
+  options.product = command.GetOr<std::string>("product", kDefaultProduct);
+  options.version = command.Get<std::string>("version");
+  MOEPACK_ASSIGN_OR_RETURN(options.security_counter, Floor(command, "counter"));
+  MOEPACK_ASSIGN_OR_RETURN(options.key_epoch, Floor(command, "epoch"));
+  options.zstd_level = command.Get<int>("zstd-level");
+  const std::string output = command.Get<std::string>("output");
+  ThreadPool pool(command.threads());
+  MOEPACK_ASSIGN_OR_RETURN(const PackReport report,
+                           Pack(PosixEnv(), command.Get<std::string>("DIR"), options, signers, output, pool, command.progress()));
+  PrintReport(command, output, report);
+  return Status::Ok();
+}
+
+Status RunPack(int argc, char** argv) {
+  cli::Command command({"moepack pack",
+                        "Packs a compressed folder into one signed bundle, checked before it gets its name.\n"
+                        "'moepack pack keygen' makes a key, 'moepack pack sign' adds a signature.",
+                        "DIR --key K.pem... -o B.moeb [--product NAME] [--version V] [--counter N] [--epoch N]",
+                        {"moepack pack keygen -o key.pem --trust trust.json --product wren",
+                         "moepack pack out/wren-4bit --key key.pem --product wren --version 1.2 --counter 7 -o wren.moeb"}});
+  command.Positional("DIR");
+  command.options().add_options()("key", po::value<std::vector<std::string>>()->composing(), "secret key (PEM); may repeat")(
+      "output,o", Text(), "where the bundle goes")("product", Text(), "product name in the manifest (default: moepack)")(
+      "version", Text()->default_value("0"), "version for people")(
+      "counter", po::value<uint64_t>()->default_value(1), "security counter: raise it to lock out older bundles")(
+      "epoch", po::value<uint64_t>()->default_value(1), "key epoch")(
+      "zstd-level", po::value<int>()->default_value(PackOptions().zstd_level), "effort of the chunk coder, 1 to 22");
+  AddPassphraseOption(&command);
+  MOEPACK_RETURN_IF_ERROR(command.Parse(argc, argv));
+  return command.help_shown() ? Status::Ok() : PackFolder(command);
+}
+
+Status Run(int argc, char** argv) {
+  if (argc > 1 && std::strcmp(argv[1], "keygen") == 0) return RunKeygen(argc - 1, argv + 1);
+  if (argc > 1 && std::strcmp(argv[1], "sign") == 0) return RunSign(argc - 1, argv + 1);
+  return RunPack(argc, argv);
+}
+
+}  // namespace
+}  // namespace moepack
+
+int main(int argc, char** argv) {
+  return moepack::cli::Main("moepack pack", [&] { return moepack::Run(argc, argv); });
+}

@@ -1,0 +1,47 @@
+// From a compressed model folder to a signed bundle: cuts units into chunks, encodes each by measured gain, lays out the file
+// of format/SPEC.md, signs the manifest and checks the result with the verifier before it gets its name.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "base/env.h"
+#include "base/progress.h"
+#include "base/status.h"
+#include "base/thread_pool.h"
+#include "format/manifest/manifest.h"
+#include "packager/sign/secret_key.h"
+
+namespace moepack {
+
+struct PackOptions {
+  std::string product;  // [a-z0-9._-]{1,64}: what the trust file of the device names
+  std::string version;  // [A-Za-z0-9._+-]{1,64}, for people
+  uint64_t key_epoch = 1;
+  uint64_t security_counter = 1;
+  int zstd_level = 19;  // 1..22
+};
+
+struct PackReport {
+  uint64_t file_bytes = 0;
+  uint64_t table_bytes = 0;         // envelope, manifest and blobs
+  uint64_t chunk_plain_bytes = 0;   // all chunks decoded
+  uint64_t chunk_stored_bytes = 0;  // all chunks as stored, without padding
+  uint64_t raw_chunks = 0, zstd_chunks = 0;
+  uint32_t signatures = 0;
+  DigestBytes manifest_digest{};
+};
+
+// Packs the model folder `directory` into `output`, signed by each of `keys` (1..kMaxSignatures, distinct). The bytes depend
+// on folder, options and keys only. Memory: the largest unit and a few chunks. On an error nothing is left. Not for
+// concurrent calls with one `output`. kUsage for options and keys; kBadInput, kDigest for the folder; kNoSpace, kAccess.
+Result<PackReport> Pack(Env& env, const std::string& directory, const PackOptions& options, const std::vector<const SecretKey*>& keys,
+                        const std::string& output, ThreadPool& pool, Progress& progress);
+
+// Writes `bundle` with one signature more to `output` (which may be the same path). Manifest and everything after it stay
+// byte for byte. The whole result is checked, older signatures included, before it gets its name. kUsage when the key has
+// signed already or there is no room.
+Result<PackReport> AddSignature(Env& env, const std::string& bundle, const SecretKey& key, const std::string& output, ThreadPool& pool,
+                                Progress& progress);
+
+}  // namespace moepack

@@ -1,7 +1,8 @@
 // The profile: what calibrate/ saw and what compressor/ decides by. The only thing the two share.
 //
-// On disk one safetensors file (NAME.mprof): arrays under the names in brackets, everything else in its metadata under
-// "moepack_profile" as JSON with a version. No times, paths or thread counts, so the same input gives the same bytes.
+// On disk one safetensors file (NAME.mprof): arrays as "tokens", "table.N.in_sq", "dense.ID.in_sq" and so on after their
+// fields, everything else in its metadata under "moepack_profile" as JSON with a version. No times, paths or thread counts,
+// so the same input gives the same bytes.
 #pragma once
 
 #include <cstdint>
@@ -14,8 +15,9 @@
 
 namespace moepack {
 
-// Statistics of one expert table over all calibration tokens. E experts, D domains, H hidden, I_e intermediate.
-// Sums are float64 while collected and stored as float32 unless said otherwise; tokens are counts of routed tokens.
+// Statistics of one expert table over all calibration tokens. E experts, D domains, H hidden, I_e intermediate. Stored with
+// the types they have here; tokens are counts of routed tokens. Experts without tokens have zeros, not empty rows. Only
+// `attribution`, `sch` and `trace` may be empty.
 struct TableProfile {
   uint32_t experts = 0, k = 0;
   std::vector<uint64_t> tokens;         // [D, E] tokens routed to the expert
@@ -52,12 +54,15 @@ struct Profile {
   std::vector<std::pair<std::string, std::string>> inputs;  // domain -> SHA-256 of its text
 };
 
+// kInternal with the field when the parts do not fit each other. Atomic.
 Status WriteProfile(Env& env, const std::string& path, const Profile& profile);
-// kBadInput with the field that is wrong; checks every array's shape.
+// kBadInput with the field that is wrong; checks every array's shape, and that all numbers are finite.
 Result<Profile> ReadProfile(Env& env, const std::string& path);
 
-// ProfileDigest of a program: what Profile::model_digest must equal.
-
+// What Profile::model_digest must equal: SHA-256 hex over SerializeProgram's bytes.
 std::string ProgramDigest(const Program& program);
+
+// kBadInput unless the profile was made from this program and all its widths are the program's.
+Status CheckProfileFits(const Profile& profile, const Program& program);
 
 }  // namespace moepack

@@ -54,6 +54,26 @@ double ConfigReader::ToPositive(const char* key, const json& value) {
   return 1;
 }
 
+double ConfigReader::ToNumber(const char* key, const json& value) {
+  if (value.is_number() && std::isfinite(value.get<double>())) return value.get<double>();
+  Fail(ErrorCode::kBadInput, key, "must be a finite number");
+  return 0;
+}
+
+double ConfigReader::Number(const char* key) {
+  const json* value = Require(key);
+  return value == nullptr ? 0 : ToNumber(key, *value);
+}
+
+std::vector<double> ConfigReader::Numbers(const char* key) {
+  std::vector<double> out;
+  const json* value = Use(key);
+  if (value == nullptr) return out;
+  if (!value->is_array()) Fail(ErrorCode::kBadInput, key, "must be a list of numbers");
+  for (const json& item : *value) out.push_back(ToNumber(key, item));
+  return out;
+}
+
 uint64_t ConfigReader::Count(const char* key, uint64_t min, uint64_t max) {
   const json* value = Require(key);
   return value == nullptr ? min : ToCount(key, *value, min, max);
@@ -130,6 +150,15 @@ std::optional<ConfigReader> ConfigReader::Object(const char* key) {
   const json* value = Use(key);
   if (value == nullptr) return std::nullopt;
   return ConfigReader(*value, label_ + ": " + key);
+}
+
+std::vector<ConfigReader> ConfigReader::Objects(const char* key) {
+  std::vector<ConfigReader> out;
+  const json* value = Require(key);
+  if (value == nullptr) return out;
+  if (!value->is_array()) Fail(ErrorCode::kBadInput, key, "must be a list of objects");
+  for (const json& item : *value) out.push_back(ConfigReader(item, StrFormat("%s: %s[%zu]", label_.c_str(), key, out.size())));
+  return out;
 }
 
 Status ConfigReader::Finish(std::span<const char* const> inert, std::span<const char* const> more_inert) {

@@ -1,4 +1,4 @@
-// Reads a checkpoint's config.json so that no key goes unseen: every key is either read (honoured) or on a list of keys
+// Reads a JSON object, such as a checkpoint's config.json, so that no key goes unseen: every key is either read (honoured) or on a list of keys
 // that are known not to change what the model computes. Any other key is refused by name.
 #pragma once
 
@@ -28,6 +28,9 @@ class ConfigReader {
   // Finite number above zero.
   double Positive(const char* key);
   std::optional<double> OptionalPositive(const char* key);
+  // Finite numbers of any sign.
+  double Number(const char* key);
+  std::vector<double> Numbers(const char* key);
   bool FlagOr(const char* key, bool fallback);
   std::string Text(const char* key);
   std::string TextOr(const char* key, const std::string& fallback);
@@ -38,6 +41,8 @@ class ConfigReader {
   // status handed back with Adopt().
   std::optional<ConfigReader> Object(const char* key);
   void Adopt(const Status& status);
+  // The same for a list of objects; the key must be there.
+  std::vector<ConfigReader> Objects(const char* key);
 
   // Records kUnsupported (unless `ok`): "LABEL: KEY: reason".
   void Support(bool ok, const char* key, const std::string& reason);
@@ -56,6 +61,7 @@ class ConfigReader {
   const nlohmann::json* Require(const char* key);       // the same, absence is an error
   uint64_t ToCount(const char* key, const nlohmann::json& value, uint64_t min, uint64_t max);
   double ToPositive(const char* key, const nlohmann::json& value);
+  double ToNumber(const char* key, const nlohmann::json& value);
 
   nlohmann::json document_;
   std::string label_;

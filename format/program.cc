@@ -8,10 +8,14 @@ namespace {
 // Tensors a node reads, kNone where an optional one is absent.
 std::array<TensorId, 2> TensorsOfNode(const Node& node) {
   switch (node.kind) {
-    case NodeKind::kEmbedding: return {node.embedding.table, kNone};
-    case NodeKind::kLinear: return {node.linear.weight, node.linear.bias};
-    case NodeKind::kNorm: return {node.norm.weight, node.norm.bias};
-    default: return {kNone, kNone};
+    case NodeKind::kEmbedding:
+      return {node.embedding.table, kNone};
+    case NodeKind::kLinear:
+      return {node.linear.weight, node.linear.bias};
+    case NodeKind::kNorm:
+      return {node.norm.weight, node.norm.bias};
+    default:
+      return {kNone, kNone};
   }
 }
 
@@ -19,24 +23,36 @@ std::array<TensorId, 2> TensorsOfNode(const Node& node) {
 
 const char* TensorRoleName(TensorRole role) {
   switch (role) {
-    case TensorRole::kEmbedding: return "embedding";
-    case TensorRole::kHead: return "head";
-    case TensorRole::kNorm: return "norm";
-    case TensorRole::kAttention: return "attention";
-    case TensorRole::kRouter: return "router";
-    case TensorRole::kSharedExpert: return "shared_expert";
-    case TensorRole::kDenseFfn: return "dense_ffn";
-    case TensorRole::kBias: return "bias";
-    case TensorRole::kOther: return "other";
+    case TensorRole::kEmbedding:
+      return "embedding";
+    case TensorRole::kHead:
+      return "head";
+    case TensorRole::kNorm:
+      return "norm";
+    case TensorRole::kAttention:
+      return "attention";
+    case TensorRole::kRouter:
+      return "router";
+    case TensorRole::kSharedExpert:
+      return "shared_expert";
+    case TensorRole::kDenseFfn:
+      return "dense_ffn";
+    case TensorRole::kBias:
+      return "bias";
+    case TensorRole::kOther:
+      return "other";
   }
   return "unknown";
 }
 
 const char* ExpertMatrixName(ExpertMatrix m) {
   switch (m) {
-    case ExpertMatrix::kGate: return "gate_proj";
-    case ExpertMatrix::kUp: return "up_proj";
-    case ExpertMatrix::kDown: return "down_proj";
+    case ExpertMatrix::kGate:
+      return "gate_proj";
+    case ExpertMatrix::kUp:
+      return "up_proj";
+    case ExpertMatrix::kDown:
+      return "down_proj";
   }
   return "unknown";
 }

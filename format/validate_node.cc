@@ -9,15 +9,24 @@ Status Malformed(std::string message) { return Status(ErrorCode::kMalformed, "pr
 
 const char* NodeKindName(NodeKind kind) {
   switch (kind) {
-    case NodeKind::kEmbedding: return "embedding";
-    case NodeKind::kLinear: return "linear";
-    case NodeKind::kNorm: return "norm";
-    case NodeKind::kRotary: return "rotary";
-    case NodeKind::kAttention: return "attention";
-    case NodeKind::kMoe: return "moe";
-    case NodeKind::kElementwise: return "elementwise";
-    case NodeKind::kSlice: return "slice";
-    case NodeKind::kConcat: return "concat";
+    case NodeKind::kEmbedding:
+      return "embedding";
+    case NodeKind::kLinear:
+      return "linear";
+    case NodeKind::kNorm:
+      return "norm";
+    case NodeKind::kRotary:
+      return "rotary";
+    case NodeKind::kAttention:
+      return "attention";
+    case NodeKind::kMoe:
+      return "moe";
+    case NodeKind::kElementwise:
+      return "elementwise";
+    case NodeKind::kSlice:
+      return "slice";
+    case NodeKind::kConcat:
+      return "concat";
   }
   return "unknown";
 }
@@ -62,8 +71,8 @@ Status NodeChecker::UseTensor(const char* what, TensorId id, uint64_t rows, uint
     use.block = node.block;
     use.by_embedding = node.kind == NodeKind::kEmbedding;
   } else if (use.block != node.block && !(use.by_embedding && node.kind == NodeKind::kLinear && id == node.linear.weight)) {
-    return Bad(StrFormat("%s: tensor '%s' belongs to block %d; only an embedding table may be a weight of a later block", what,
-                         tensor.name.c_str(), use.block));
+    return Bad(StrFormat("%s: tensor '%s' belongs to block %d; only an embedding table may be a weight of a later block",
+                         what, tensor.name.c_str(), use.block));
   }
   return Status::Ok();
 }
@@ -76,7 +85,8 @@ Status NodeChecker::CheckInputs() {
   if (program_.inputs.size() != 1) return Malformed(StrFormat("%zu inputs, must be one of tokens", program_.inputs.size()));
   const ValueId input = program_.inputs[0];
   if (input >= program_.values.size()) return Malformed(StrFormat("input: value %u does not exist", input));
-  if (program_.values[input].kind != ValueKind::kTokens) return Malformed(StrFormat("input: value %u is not of tokens", input));
+  if (program_.values[input].kind != ValueKind::kTokens)
+    return Malformed(StrFormat("input: value %u is not of tokens", input));
   produced_[input] = true;
   return Status::Ok();
 }
@@ -111,33 +121,43 @@ Status NodeChecker::CheckEdges(const Node& node) const {
   }
   if (node.output >= program_.values.size()) return Bad(StrFormat("output value %u does not exist", node.output));
   if (produced_[node.output]) return Bad(StrFormat("value %u is produced twice", node.output));
-  if (program_.values[node.output].kind != ValueKind::kFloat) return Bad(StrFormat("output value %u is not a float", node.output));
+  if (program_.values[node.output].kind != ValueKind::kFloat)
+    return Bad(StrFormat("output value %u is not a float", node.output));
   return Status::Ok();
 }
 
 Status NodeChecker::CheckUnusedFields(const Node& node) const {
   const auto unused = [&](NodeKind kind, bool is_default) { return node.kind == kind || is_default; };
-  const bool clean = unused(NodeKind::kEmbedding, node.embedding == EmbeddingNode()) &&
-                     unused(NodeKind::kLinear, node.linear == LinearNode()) && unused(NodeKind::kNorm, node.norm == NormNode()) &&
-                     unused(NodeKind::kRotary, node.rotary == RotaryNode()) &&
-                     unused(NodeKind::kAttention, node.attention == AttentionNode()) &&
-                     unused(NodeKind::kMoe, node.moe == MoeNode()) &&
-                     unused(NodeKind::kElementwise, node.elementwise == ElementwiseNode()) &&
-                     unused(NodeKind::kSlice, node.slice == SliceNode());
+  const bool clean =
+      unused(NodeKind::kEmbedding, node.embedding == EmbeddingNode()) &&
+      unused(NodeKind::kLinear, node.linear == LinearNode()) && unused(NodeKind::kNorm, node.norm == NormNode()) &&
+      unused(NodeKind::kRotary, node.rotary == RotaryNode()) &&
+      unused(NodeKind::kAttention, node.attention == AttentionNode()) && unused(NodeKind::kMoe, node.moe == MoeNode()) &&
+      unused(NodeKind::kElementwise, node.elementwise == ElementwiseNode()) &&
+      unused(NodeKind::kSlice, node.slice == SliceNode());
   return clean ? Status::Ok() : Bad("has fields of another kind");
 }
 
 Status NodeChecker::CheckKind(const Node& node) {
   switch (node.kind) {
-    case NodeKind::kEmbedding: return CheckEmbedding(node);
-    case NodeKind::kLinear: return CheckLinear(node);
-    case NodeKind::kNorm: return CheckNorm(node);
-    case NodeKind::kRotary: return CheckRotary(node);
-    case NodeKind::kAttention: return CheckAttention(node);
-    case NodeKind::kMoe: return CheckMoe(node);
-    case NodeKind::kElementwise: return CheckElementwise(node);
-    case NodeKind::kSlice: return CheckSlice(node);
-    case NodeKind::kConcat: return CheckConcat(node);
+    case NodeKind::kEmbedding:
+      return CheckEmbedding(node);
+    case NodeKind::kLinear:
+      return CheckLinear(node);
+    case NodeKind::kNorm:
+      return CheckNorm(node);
+    case NodeKind::kRotary:
+      return CheckRotary(node);
+    case NodeKind::kAttention:
+      return CheckAttention(node);
+    case NodeKind::kMoe:
+      return CheckMoe(node);
+    case NodeKind::kElementwise:
+      return CheckElementwise(node);
+    case NodeKind::kSlice:
+      return CheckSlice(node);
+    case NodeKind::kConcat:
+      return CheckConcat(node);
   }
   return Bad("unknown kind");
 }
@@ -176,7 +196,8 @@ Status NodeChecker::CheckRotary(const Node& node) const {
     return Bad("rotary_dim must be even, 2 to head_dim");
   }
   if (rotary.rotary_dim / 2 > kMaxInvFreq || rotary.inv_freq.size() != rotary.rotary_dim / 2) {
-    return Bad(StrFormat("%zu inverse frequencies, must be rotary_dim / 2 and at most %u", rotary.inv_freq.size(), kMaxInvFreq));
+    return Bad(
+        StrFormat("%zu inverse frequencies, must be rotary_dim / 2 and at most %u", rotary.inv_freq.size(), kMaxInvFreq));
   }
   if (!std::isfinite(rotary.magnitude)) return Bad("magnitude is not finite");
   for (const float f : rotary.inv_freq) {
@@ -188,8 +209,10 @@ Status NodeChecker::CheckRotary(const Node& node) const {
 Status NodeChecker::CheckAttention(const Node& node) {
   MOEPACK_RETURN_IF_ERROR(Arity(node, 3));
   const AttentionNode& a = node.attention;
-  if (a.heads == 0 || a.kv_heads == 0 || a.heads % a.kv_heads != 0) return Bad("kv_heads must divide heads, both at least 1");
-  const uint64_t q_width = static_cast<uint64_t>(a.heads) * a.head_dim, kv_width = static_cast<uint64_t>(a.kv_heads) * a.head_dim;
+  if (a.heads == 0 || a.kv_heads == 0 || a.heads % a.kv_heads != 0)
+    return Bad("kv_heads must divide heads, both at least 1");
+  const uint64_t q_width = static_cast<uint64_t>(a.heads) * a.head_dim,
+                 kv_width = static_cast<uint64_t>(a.kv_heads) * a.head_dim;
   MOEPACK_RETURN_IF_ERROR(Width("q", InputWidth(node, 0), q_width));
   MOEPACK_RETURN_IF_ERROR(Width("k", InputWidth(node, 1), kv_width));
   MOEPACK_RETURN_IF_ERROR(Width("v", InputWidth(node, 2), kv_width));
@@ -197,7 +220,8 @@ Status NodeChecker::CheckAttention(const Node& node) {
   if (!std::isfinite(a.scale)) return Bad("scale is not finite");
   if (!NotNegative(a.softcap)) return Bad("softcap must be finite and not negative");
   if (a.window > kMaxPositions) return Bad(StrFormat("window %u, at most %u", a.window, kMaxPositions));
-  if (a.state_slot >= slot_used_.size()) return Bad(StrFormat("state slot %u, only %zu declared", a.state_slot, slot_used_.size()));
+  if (a.state_slot >= slot_used_.size())
+    return Bad(StrFormat("state slot %u, only %zu declared", a.state_slot, slot_used_.size()));
   if (slot_used_[a.state_slot]) return Bad(StrFormat("state slot %u belongs to another attention", a.state_slot));
   slot_used_[a.state_slot] = true;
   return Status::Ok();
@@ -236,7 +260,8 @@ Status NodeChecker::CheckElementwise(const Node& node) const {
   const bool binary = e.op == ElementOp::kAdd || e.op == ElementOp::kMul;
   MOEPACK_RETURN_IF_ERROR(Arity(node, binary ? 2 : 1));
   MOEPACK_RETURN_IF_ERROR(Width("output", OutputWidth(node), InputWidth(node, 0)));
-  if (binary && InputWidth(node, 1) != 1) MOEPACK_RETURN_IF_ERROR(Width("second input", InputWidth(node, 1), InputWidth(node, 0)));
+  if (binary && InputWidth(node, 1) != 1)
+    MOEPACK_RETURN_IF_ERROR(Width("second input", InputWidth(node, 1), InputWidth(node, 0)));
   if (!std::isfinite(e.alpha)) return Bad("alpha is not finite");
   if (e.op == ElementOp::kClamp && e.alpha <= 0) return Bad("alpha of a clamp must be positive");
   if (e.op != ElementOp::kClamp && e.op != ElementOp::kScale && e.alpha != 0) return Bad("alpha is set but not used");
@@ -262,7 +287,8 @@ Status NodeChecker::CheckCompleteness() const {
     if (!produced_[i]) return Malformed(StrFormat("value %zu is never produced", i));
   }
   for (size_t i = 0; i < uses_.size(); ++i) {
-    if (uses_[i].block < 0) return Malformed(StrFormat("tensor %zu '%s' is never used", i, program_.tensors[i].name.c_str()));
+    if (uses_[i].block < 0)
+      return Malformed(StrFormat("tensor %zu '%s' is never used", i, program_.tensors[i].name.c_str()));
   }
   for (size_t i = 0; i < table_used_.size(); ++i) {
     if (!table_used_[i]) return Malformed(StrFormat("expert table %zu is never used", i));

@@ -52,8 +52,8 @@ Status CheckValues(const Program& p) {
       if (value.width != 0) return Malformed(StrFormat("value %zu: tokens must have width 0", i));
     } else if (value.kind == ValueKind::kFloat) {
       if (value.width == 0 || value.width > kMaxRows) {
-        return OverLimit(StrFormat("value %zu: width %llu, must be 1 to %llu", i, static_cast<unsigned long long>(value.width),
-                                   static_cast<unsigned long long>(kMaxRows)));
+        return OverLimit(StrFormat("value %zu: width %llu, must be 1 to %llu", i,
+                                   static_cast<unsigned long long>(value.width), static_cast<unsigned long long>(kMaxRows)));
       }
     } else {
       return Malformed(StrFormat("value %zu: unknown kind %d", i, static_cast<int>(value.kind)));
@@ -73,15 +73,17 @@ Status CheckTensors(const Program& p) {
       return Malformed(StrFormat("tensor %zu: name '%s' is used twice", i, tensor.name.c_str()));
     }
     if (tensor.rows == 0 || tensor.rows > kMaxRows || tensor.cols == 0 || tensor.cols > kMaxCols) {
-      return OverLimit(StrFormat("tensor %zu '%s': shape [%llu, %llu], at most [%llu, %llu] and not empty", i, tensor.name.c_str(),
-                                 static_cast<unsigned long long>(tensor.rows), static_cast<unsigned long long>(tensor.cols),
-                                 static_cast<unsigned long long>(kMaxRows), static_cast<unsigned long long>(kMaxCols)));
+      return OverLimit(StrFormat("tensor %zu '%s': shape [%llu, %llu], at most [%llu, %llu] and not empty", i,
+                                 tensor.name.c_str(), static_cast<unsigned long long>(tensor.rows),
+                                 static_cast<unsigned long long>(tensor.cols), static_cast<unsigned long long>(kMaxRows),
+                                 static_cast<unsigned long long>(kMaxCols)));
     }
     if (tensor.role > TensorRole::kOther) {
       return Malformed(StrFormat("tensor %zu '%s': unknown role %d", i, tensor.name.c_str(), static_cast<int>(tensor.role)));
     }
     if (tensor.layer < -1 || tensor.layer >= static_cast<int32_t>(kMaxLayers)) {
-      return OverLimit(StrFormat("tensor %zu '%s': layer %d, must be -1 to %u", i, tensor.name.c_str(), tensor.layer, kMaxLayers - 1));
+      return OverLimit(
+          StrFormat("tensor %zu '%s': layer %d, must be -1 to %u", i, tensor.name.c_str(), tensor.layer, kMaxLayers - 1));
     }
   }
   return Status::Ok();
@@ -98,13 +100,16 @@ Status CheckTables(const Program& p) {
       return Malformed(StrFormat("expert table %zu: layer %d has a table already", t, table.layer));
     }
     if (table.intermediate.empty() || table.intermediate.size() > kMaxExperts) {
-      return OverLimit(StrFormat("expert table %zu: %zu experts, must be 1 to %u", t, table.intermediate.size(), kMaxExperts));
+      return OverLimit(
+          StrFormat("expert table %zu: %zu experts, must be 1 to %u", t, table.intermediate.size(), kMaxExperts));
     }
     if (table.hidden == 0 || table.hidden > kMaxCols) {
-      return OverLimit(StrFormat("expert table %zu: hidden width outside 1 to %llu", t, static_cast<unsigned long long>(kMaxCols)));
+      return OverLimit(
+          StrFormat("expert table %zu: hidden width outside 1 to %llu", t, static_cast<unsigned long long>(kMaxCols)));
     }
     if (table.original.size() != table.intermediate.size()) {
-      return Malformed(StrFormat("expert table %zu: %zu original indices for %u experts", t, table.original.size(), table.experts()));
+      return Malformed(
+          StrFormat("expert table %zu: %zu original indices for %u experts", t, table.original.size(), table.experts()));
     }
     for (size_t e = 0; e < table.intermediate.size(); ++e) {
       if (table.intermediate[e] == 0 || table.intermediate[e] > kMaxCols) {
@@ -112,7 +117,8 @@ Status CheckTables(const Program& p) {
                                    static_cast<unsigned long long>(kMaxCols)));
       }
       if (table.original[e] >= kMaxExperts || (e > 0 && table.original[e] <= table.original[e - 1])) {
-        return Malformed(StrFormat("expert table %zu, expert %zu: original indices must rise and stay below %u", t, e, kMaxExperts));
+        return Malformed(
+            StrFormat("expert table %zu, expert %zu: original indices must rise and stay below %u", t, e, kMaxExperts));
       }
     }
   }

@@ -1,8 +1,7 @@
 #include "format/manifest/program_wire.h"
 
-#include <algorithm>
-
 #include "format/manifest/program_schema.h"
+#include "format/manifest/wire_io.h"
 #include "format/proto/program.pb.h"
 
 namespace moepack {
@@ -11,13 +10,7 @@ namespace {
 constexpr uint32_t kProgramVersion = 1;
 constexpr uint32_t kNodeSemantics = 1;
 
-// Values above a byte must not wrap into a known one; 255 is in no enum, so that ValidateProgram refuses it.
-template <typename E>
-E ToEnum(uint32_t value) {
-  return static_cast<E>(std::min(value, 255u));
-}
-
-uint32_t PlusOne(TensorId id) { return id + 1; }    // kNone -> 0
+uint32_t PlusOne(TensorId id) { return id + 1; }       // kNone -> 0
 TensorId MinusOne(uint32_t wire) { return wire - 1; }  // 0 -> kNone
 
 void WriteRecord(const RotaryNode& in, wire::Rotary* out) {
@@ -64,21 +57,35 @@ void WriteRecord(const MoeNode& in, wire::Moe* out) {
 
 void WriteKind(const Node& in, wire::Node* out) {
   switch (in.kind) {
-    case NodeKind::kEmbedding: out->mutable_embedding()->set_table(in.embedding.table); break;
+    case NodeKind::kEmbedding:
+      out->mutable_embedding()->set_table(in.embedding.table);
+      break;
     case NodeKind::kLinear:
       out->mutable_linear()->set_weight(in.linear.weight);
       out->mutable_linear()->set_bias_plus_one(PlusOne(in.linear.bias));
       break;
-    case NodeKind::kNorm: WriteRecord(in.norm, out->mutable_norm()); break;
-    case NodeKind::kRotary: WriteRecord(in.rotary, out->mutable_rotary()); break;
-    case NodeKind::kAttention: WriteRecord(in.attention, out->mutable_attention()); break;
-    case NodeKind::kMoe: WriteRecord(in.moe, out->mutable_moe()); break;
+    case NodeKind::kNorm:
+      WriteRecord(in.norm, out->mutable_norm());
+      break;
+    case NodeKind::kRotary:
+      WriteRecord(in.rotary, out->mutable_rotary());
+      break;
+    case NodeKind::kAttention:
+      WriteRecord(in.attention, out->mutable_attention());
+      break;
+    case NodeKind::kMoe:
+      WriteRecord(in.moe, out->mutable_moe());
+      break;
     case NodeKind::kElementwise:
       out->mutable_elementwise()->set_op(static_cast<uint32_t>(in.elementwise.op));
       out->mutable_elementwise()->set_alpha(in.elementwise.alpha);
       break;
-    case NodeKind::kSlice: out->mutable_slice()->set_begin(in.slice.begin); break;
-    case NodeKind::kConcat: out->mutable_concat(); break;
+    case NodeKind::kSlice:
+      out->mutable_slice()->set_begin(in.slice.begin);
+      break;
+    case NodeKind::kConcat:
+      out->mutable_concat();
+      break;
   }
 }
 
@@ -106,6 +113,7 @@ void WriteTable(const ExpertTableDecl& in, wire::ExpertTableDecl* out) {
   out->set_gated(in.gated);
 }
 
+// wire_check has refused numbers outside the enums, so the casts below cut nothing.
 RotaryNode ReadRecord(const wire::Rotary& in) {
   RotaryNode out;
   out.heads = in.heads();
@@ -131,7 +139,7 @@ AttentionNode ReadRecord(const wire::Attention& in) {
 
 NormNode ReadRecord(const wire::Norm& in) {
   NormNode out;
-  out.kind = ToEnum<NormKind>(in.kind());
+  out.kind = static_cast<NormKind>(in.kind());
   out.weight = MinusOne(in.weight_plus_one());
   out.bias = MinusOne(in.bias_plus_one());
   out.group = in.group();
@@ -142,13 +150,13 @@ NormNode ReadRecord(const wire::Norm& in) {
 
 MoeNode ReadRecord(const wire::Moe& in) {
   MoeNode out;
-  out.routing.score = ToEnum<ScoreFunction>(in.routing().score());
+  out.routing.score = static_cast<ScoreFunction>(in.routing().score());
   out.routing.score_before_topk = in.routing().score_before_topk();
   out.routing.k = in.routing().k();
   out.routing.renormalise = in.routing().renormalise();
   out.routing.eps = in.routing().eps();
   out.routing.scale = in.routing().scale();
-  out.activation.function = ToEnum<Activation>(in.activation().function());
+  out.activation.function = static_cast<Activation>(in.activation().function());
   out.activation.gated = in.activation().gated();
   out.table = in.table();
   return out;
@@ -164,20 +172,31 @@ void ReadKind(const wire::Node& in, Node* out) {
       out->kind = NodeKind::kLinear;
       out->linear = {in.linear().weight(), MinusOne(in.linear().bias_plus_one())};
       return;
-    case wire::Node::kNorm: out->kind = NodeKind::kNorm, out->norm = ReadRecord(in.norm()); return;
-    case wire::Node::kRotary: out->kind = NodeKind::kRotary, out->rotary = ReadRecord(in.rotary()); return;
-    case wire::Node::kAttention: out->kind = NodeKind::kAttention, out->attention = ReadRecord(in.attention()); return;
-    case wire::Node::kMoe: out->kind = NodeKind::kMoe, out->moe = ReadRecord(in.moe()); return;
+    case wire::Node::kNorm:
+      out->kind = NodeKind::kNorm, out->norm = ReadRecord(in.norm());
+      return;
+    case wire::Node::kRotary:
+      out->kind = NodeKind::kRotary, out->rotary = ReadRecord(in.rotary());
+      return;
+    case wire::Node::kAttention:
+      out->kind = NodeKind::kAttention, out->attention = ReadRecord(in.attention());
+      return;
+    case wire::Node::kMoe:
+      out->kind = NodeKind::kMoe, out->moe = ReadRecord(in.moe());
+      return;
     case wire::Node::kElementwise:
       out->kind = NodeKind::kElementwise;
-      out->elementwise = {ToEnum<ElementOp>(in.elementwise().op()), in.elementwise().alpha()};
+      out->elementwise = {static_cast<ElementOp>(in.elementwise().op()), in.elementwise().alpha()};
       return;
     case wire::Node::kSlice:
       out->kind = NodeKind::kSlice;
       out->slice.begin = in.slice().begin();
       return;
-    case wire::Node::kConcat: out->kind = NodeKind::kConcat; return;
-    case wire::Node::KIND_NOT_SET: return;  // wire_check has refused it
+    case wire::Node::kConcat:
+      out->kind = NodeKind::kConcat;
+      return;
+    case wire::Node::KIND_NOT_SET:
+      return;  // wire_check has refused it
   }
 }
 
@@ -202,7 +221,8 @@ ExpertTableDecl ReadTable(const wire::ExpertTableDecl& in) {
 
 Status CheckVersions(const wire::Program& message) {
   if (message.version() != kProgramVersion) {
-    return Status(ErrorCode::kVersion, StrFormat("program: version %u, this build knows %u", message.version(), kProgramVersion));
+    return Status(ErrorCode::kVersion,
+                  StrFormat("program: version %u, this build knows %u", message.version(), kProgramVersion));
   }
   for (int i = 0; i < message.nodes_size(); ++i) {
     if (message.nodes(i).semantics() == kNodeSemantics) continue;
@@ -214,12 +234,13 @@ Status CheckVersions(const wire::Program& message) {
 
 Program ReadProgram(const wire::Program& message) {
   Program out;
-  for (const wire::Value& v : message.values()) out.values.push_back({v.name(), ToEnum<ValueKind>(v.kind()), v.width()});
+  for (const wire::Value& v : message.values())
+    out.values.push_back({v.name(), static_cast<ValueKind>(v.kind()), v.width()});
   out.inputs.assign(message.inputs().begin(), message.inputs().end());
   out.output = message.output();
   for (const wire::Node& node : message.nodes()) out.nodes.push_back(ReadNode(node));
   for (const wire::Tensor& t : message.tensors()) {
-    out.tensors.push_back({t.name(), t.rows(), t.cols(), ToEnum<TensorRole>(t.role()), t.layer()});
+    out.tensors.push_back({t.name(), t.rows(), t.cols(), static_cast<TensorRole>(t.role()), t.layer()});
   }
   for (const wire::ExpertTableDecl& table : message.expert_tables()) out.expert_tables.push_back(ReadTable(table));
   out.state_slots = message.state_slots();
@@ -247,24 +268,15 @@ Bytes SerializeProgram(const Program& program) {
   message.set_state_slots(program.state_slots);
   message.set_max_positions(program.max_positions);
   message.set_original_parameters(program.original_parameters);
-  Bytes out(message.ByteSizeLong());
-  message.SerializeWithCachedSizesToArray(out.data());
-  return out;
+  return SerializeMessage(message);
 }
 
 Result<Program> ParseProgram(ByteSpan bytes) {
-  MOEPACK_RETURN_IF_ERROR(wire_check::Check(wire_check::kProgram, bytes));
   wire::Program message;
-  if (bytes.size() > INT32_MAX || !message.ParseFromArray(bytes.data(), static_cast<int>(bytes.size()))) {
-    return Status(ErrorCode::kMalformed, "program: not a protobuf message of this format");
-  }
+  MOEPACK_RETURN_IF_ERROR(ParseMessage(wire_check::kProgram, bytes, &message));
   MOEPACK_RETURN_IF_ERROR(CheckVersions(message));
   Program program = ReadProgram(message);
   MOEPACK_RETURN_IF_ERROR(ValidateProgram(program));
-  const Bytes canonical = SerializeProgram(program);
-  if (!std::equal(canonical.begin(), canonical.end(), bytes.begin(), bytes.end())) {
-    return Status(ErrorCode::kMalformed, "program: not in canonical form");
-  }
   return program;
 }
 

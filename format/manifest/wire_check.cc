@@ -14,7 +14,8 @@ class Scanner {
 
  private:
   Status Bad(const Message& message, const char* field, const char* rule) const {
-    return Status(ErrorCode::kMalformed, StrFormat("%s%s%s at byte %zu: %s", message.name, *field ? "." : "", field, offset_, rule));
+    return Status(ErrorCode::kMalformed,
+                  StrFormat("%s%s%s at byte %zu: %s", message.name, *field ? "." : "", field, offset_, rule));
   }
   // Shortest-form varint that ends before `end`; false otherwise.
   bool ReadVarint(size_t end, uint64_t* value);
@@ -32,9 +33,10 @@ WireType WireTypeOf(const Field& field) {
   return field.type == Type::kFloat ? WireType::kFixed32 : WireType::kVarint;
 }
 
-uint64_t MaxOf(Type type) {
-  if (type == Type::kBool) return 1;
-  return type == Type::kUint32 ? UINT32_MAX : UINT64_MAX;
+uint64_t MaxOf(const Field& field) {
+  if (field.type == Type::kBool) return 1;
+  if (!field.repeated && field.limit != 0) return field.limit;
+  return field.type == Type::kUint32 ? UINT32_MAX : UINT64_MAX;
 }
 
 bool Scanner::ReadVarint(size_t end, uint64_t* value) {
@@ -53,7 +55,8 @@ Status Scanner::ScanTag(const Message& message, size_t end, const Field** field)
   uint64_t tag = 0;
   if (!ReadVarint(end, &tag)) return Bad(message, "", "field tag is cut off or overlong");
   const uint64_t number = tag >> 3;
-  const auto found = std::find_if(message.fields.begin(), message.fields.end(), [&](const Field& f) { return f.number == number; });
+  const auto found =
+      std::find_if(message.fields.begin(), message.fields.end(), [&](const Field& f) { return f.number == number; });
   if (found == message.fields.end()) return Bad(message, "", "unknown field");
   if (static_cast<WireType>(tag & 7) != WireTypeOf(*found)) return Bad(message, found->name, "wrong wire type");
   *field = &*found;
@@ -68,7 +71,7 @@ Status Scanner::ScanScalar(const Message& message, const Field& field, size_t en
     offset_ += 4;
   } else if (!ReadVarint(end, &value)) {
     return Bad(message, field.name, "varint is cut off or overlong");
-  } else if (value > MaxOf(field.type)) {
+  } else if (value > MaxOf(field)) {
     return Bad(message, field.name, "value is out of range");
   }
   if (value == 0 && !allow_default) return Bad(message, field.name, "default value must be left out");
@@ -78,7 +81,8 @@ Status Scanner::ScanScalar(const Message& message, const Field& field, size_t en
 Status Scanner::ScanPacked(const Message& message, const Field& field, size_t end) {
   if (offset_ == end) return Bad(message, field.name, "empty list must be left out");
   for (uint64_t count = 0; offset_ < end; ++count) {
-    if (count == field.limit) return Status(ErrorCode::kLimit, Bad(message, field.name, "more elements than allowed").message());
+    if (count == field.limit)
+      return Status(ErrorCode::kLimit, Bad(message, field.name, "more elements than allowed").message());
     MOEPACK_RETURN_IF_ERROR(ScanScalar(message, field, end, true));
   }
   return Status::Ok();
@@ -94,6 +98,7 @@ Status Scanner::ScanValue(const Message& message, const Field& field, size_t end
   if (field.type != Type::kBytes) return ScanPacked(message, field, inner_end);
   if (length == 0) return Bad(message, field.name, "empty bytes must be left out");
   if (length > field.limit) return Status(ErrorCode::kLimit, Bad(message, field.name, "longer than allowed").message());
+  if (field.exact != 0 && length != field.exact) return Bad(message, field.name, "has the wrong length");
   offset_ = inner_end;
   return Status::Ok();
 }

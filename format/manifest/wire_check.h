@@ -20,15 +20,36 @@ struct Field {
   const char* name = "";
   Type type = Type::kUint32;
   bool repeated = false;
-  // kBytes: most bytes of one; repeated: most elements. 0 for other singular fields.
+  // kBytes: most bytes; repeated: most elements; singular numbers: largest value, 0 for all that the type holds.
   uint64_t limit = 0;
   const Message* message = nullptr;  // kMessage
   bool required = false;             // must be present (an empty message is present)
+  uint64_t exact = 0;                // kBytes: exactly so many bytes
 };
+
+// The rows of such tables.
+constexpr Field Number(uint32_t number, const char* name, Type type, uint64_t largest = 0) {
+  return {number, name, type, false, largest};
+}
+constexpr Field Packed(uint32_t number, const char* name, Type type, uint64_t limit) {
+  return {number, name, type, true, limit};
+}
+constexpr Field Text(uint32_t number, const char* name, uint64_t limit) {
+  return {number, name, Type::kBytes, false, limit};
+}
+constexpr Field Sha256Field(uint32_t number, const char* name) {
+  return {number, name, Type::kBytes, false, 32, nullptr, true, 32};
+}
+constexpr Field One(uint32_t number, const char* name, const Message* message, bool required) {
+  return {number, name, Type::kMessage, false, 0, message, required};
+}
+constexpr Field Many(uint32_t number, const char* name, const Message* message, uint64_t limit) {
+  return {number, name, Type::kMessage, true, limit, message};
+}
 
 struct Message {
   const char* name = "";
-  std::span<const Field> fields;     // ascending by number
+  std::span<const Field> fields;  // ascending by number
   // Members of fields[oneof_begin ..] exclude each other and one must be present; fields.size() when there is no oneof.
   size_t oneof_begin = SIZE_MAX;
 };

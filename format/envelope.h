@@ -35,7 +35,7 @@ inline constexpr uint64_t kEnvelopeHeadBytes = 32;
 inline constexpr uint64_t kEnvelopeSignatureBytes = 96;
 inline constexpr uint64_t kEnvelopeBytes = kEnvelopeHeadBytes + kMaxSignatures * kEnvelopeSignatureBytes;
 
-Bytes SerializeEnvelope(const Envelope& envelope);  // kEnvelopeBytes long
+Bytes SerializeEnvelope(const Envelope& envelope);  // kEnvelopeBytes long; at most kMaxSignatures signatures
 // Signature count of the first kEnvelopeHeadBytes. kNotABundle, kVersion, kEnvelope (also for a wrong size).
 Result<uint32_t> ParseEnvelopeHead(ByteSpan head);
 // Exactly kEnvelopeBytes. kNotABundle, kVersion, kEnvelope (lengths, caps, order of keys, reserved bytes, unused slots).

@@ -19,11 +19,6 @@ constexpr uint32_t kFolderVersion = 1;
 constexpr uint64_t kBlockPreludeBytes = 16;  // magic, version, index length
 constexpr uint32_t kMaxIndexBytes = 1 << 26;
 
-Status CheckVersion(const char* what, uint32_t version) {
-  if (version == kFolderVersion) return Status::Ok();
-  return Status(ErrorCode::kVersion, StrFormat("%s: version %u, this build knows %u", what, version, kFolderVersion));
-}
-
 // Length of the index that follows the prelude.
 Result<uint32_t> ParsePrelude(ByteSpan prelude, uint64_t file_bytes) {
   ByteReader reader(prelude);
@@ -31,7 +26,10 @@ Result<uint32_t> ParsePrelude(ByteSpan prelude, uint64_t file_bytes) {
   if (!std::equal(magic.begin(), magic.end(), kBlockMagic.begin(), kBlockMagic.end())) {
     return Status(ErrorCode::kBadInput, "not a block file (its first 8 bytes differ)");
   }
-  MOEPACK_RETURN_IF_ERROR(CheckVersion("block file", reader.U32()));
+  const uint32_t version = reader.U32();
+  if (version != kFolderVersion) {
+    return Status(ErrorCode::kVersion, StrFormat("block file version %u, this build knows %u", version, kFolderVersion));
+  }
   const uint32_t index_bytes = reader.U32();
   if (index_bytes > kMaxIndexBytes || index_bytes > file_bytes - kBlockPreludeBytes) {
     return Status(ErrorCode::kBadInput, StrFormat("index of %u bytes does not fit the file", index_bytes));
@@ -41,8 +39,7 @@ Result<uint32_t> ParsePrelude(ByteSpan prelude, uint64_t file_bytes) {
 
 Result<std::vector<StoredUnit>> ParseIndex(ByteSpan bytes, int32_t block) {
   wire::BlockIndex message;
-  MOEPACK_RETURN_IF_ERROR(ParseMessage(wire_check::kBlockIndex, bytes, &message));
-  MOEPACK_RETURN_IF_ERROR(CheckVersion("block index", message.version()));
+  MOEPACK_RETURN_IF_ERROR(ParseMessage(wire_check::kBlockIndex, kFolderVersion, bytes, &message));
   if (message.block() != static_cast<uint32_t>(block)) {
     return Status(ErrorCode::kBadInput, StrFormat("holds block %u, its name says %d", message.block(), block));
   }
@@ -189,8 +186,7 @@ Bytes SerializeComplete(const std::vector<FileRecord>& files) {
 
 Result<std::vector<FileRecord>> ParseComplete(ByteSpan bytes) {
   wire::FolderComplete message;
-  MOEPACK_RETURN_IF_ERROR(ParseMessage(wire_check::kFolderComplete, bytes, &message));
-  MOEPACK_RETURN_IF_ERROR(CheckVersion("complete", message.version()));
+  MOEPACK_RETURN_IF_ERROR(ParseMessage(wire_check::kFolderComplete, kFolderVersion, bytes, &message));
   std::vector<FileRecord> files;
   for (const wire::FolderFile& in : message.files()) {
     const bool known = IsCallerFile(in.name()) || in.name() == kProgramFile || in.name() == kExpertsFile ||
@@ -211,8 +207,7 @@ Bytes SerializeFolderExperts(const std::vector<std::vector<ExpertEntry>>& expert
 
 Result<std::vector<std::vector<ExpertEntry>>> ParseFolderExperts(ByteSpan bytes) {
   wire::FolderExperts message;
-  MOEPACK_RETURN_IF_ERROR(ParseMessage(wire_check::kFolderExperts, bytes, &message));
-  MOEPACK_RETURN_IF_ERROR(CheckVersion("experts", message.version()));
+  MOEPACK_RETURN_IF_ERROR(ParseMessage(wire_check::kFolderExperts, kFolderVersion, bytes, &message));
   std::vector<std::vector<ExpertEntry>> experts;
   for (const wire::FolderExpertTable& table : message.tables()) experts.push_back(ReadExpertEntries(table.experts()));
   return experts;

@@ -21,6 +21,8 @@ enum class Encoding : uint8_t { kRaw = 0, kZstd = 1, kRans = 2 };
 
 inline constexpr uint64_t kMaxChunkPlainBytes = 1 << 20;
 inline constexpr uint64_t kBundleAlignment = 4096;
+inline constexpr uint64_t kMaxBlobBytes = 1 << 26;
+inline constexpr uint64_t kMaxManifestTextBytes = 64;  // product, version
 
 // One stored piece. Its identity is plain_digest; stored_digest is checked before a decompressor sees the bytes.
 struct ChunkRef {
@@ -104,7 +106,9 @@ struct Manifest {
   Unavailable unavailable = Unavailable::kFail;
   uint64_t file_bytes = 0;        // exact size of the bundle file
   uint64_t chunk_count = 0;       // over all tables
-  std::vector<BlobRef> blobs;     // strictly increasing by (kind, index)
+  // Strictly increasing by (kind, index), in file order: each starts at the next multiple of kBundleAlignment after the one
+  // before it. Program, dense table and hot list must be there; expert tables 0, 1, 2 ... without gaps.
+  std::vector<BlobRef> blobs;
   bool operator==(const Manifest&) const = default;
 };
 
@@ -122,7 +126,9 @@ Result<HotList> ParseHotList(ByteSpan bytes);
 
 // Everything that must hold between the parts of one bundle: every tensor of the program stored exactly once with its
 // shape, every expert has a variant, plain sizes equal PlainBytes, chunks sorted, non-overlapping, aligned, without holes
-// other than padding, ending exactly at file_bytes; hot list in range. `blobs_end`: first byte after the last blob.
+// other than padding, ending exactly at file_bytes; hot list in range. `blobs_end`: first byte after the last blob. Chunks
+// start at its next multiple of kBundleAlignment: dense units in block order, then tables in order, units in order, each
+// chunk at the next multiple of kBundleAlignment after the one before it; nothing follows the last one.
 Status ValidateLayout(const Manifest& manifest, const Program& program, const DenseTable& dense,
                       const std::vector<ExpertTable>& experts, const HotList& hot, uint64_t blobs_end);
 

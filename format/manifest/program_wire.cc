@@ -219,11 +219,7 @@ ExpertTableDecl ReadTable(const wire::ExpertTableDecl& in) {
   return out;
 }
 
-Status CheckVersions(const wire::Program& message) {
-  if (message.version() != kProgramVersion) {
-    return Status(ErrorCode::kVersion,
-                  StrFormat("program: version %u, this build knows %u", message.version(), kProgramVersion));
-  }
+Status CheckSemantics(const wire::Program& message) {
   for (int i = 0; i < message.nodes_size(); ++i) {
     if (message.nodes(i).semantics() == kNodeSemantics) continue;
     return Status(ErrorCode::kVersion, StrFormat("program: node %d has semantics version %u, this build knows %u", i,
@@ -273,8 +269,8 @@ Bytes SerializeProgram(const Program& program) {
 
 Result<Program> ParseProgram(ByteSpan bytes) {
   wire::Program message;
-  MOEPACK_RETURN_IF_ERROR(ParseMessage(wire_check::kProgram, bytes, &message));
-  MOEPACK_RETURN_IF_ERROR(CheckVersions(message));
+  MOEPACK_RETURN_IF_ERROR(ParseMessage(wire_check::kProgram, kProgramVersion, bytes, &message));
+  MOEPACK_RETURN_IF_ERROR(CheckSemantics(message));
   Program program = ReadProgram(message);
   MOEPACK_RETURN_IF_ERROR(ValidateProgram(program));
   return program;

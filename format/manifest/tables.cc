@@ -11,11 +11,6 @@ namespace {
 
 constexpr uint32_t kTableVersion = 1;
 
-Status CheckVersion(const char* what, uint32_t version) {
-  if (version == kTableVersion) return Status::Ok();
-  return Status(ErrorCode::kVersion, StrFormat("%s: version %u, this build knows %u", what, version, kTableVersion));
-}
-
 void WriteUnit(const Unit& in, wire::Unit* out) {
   WriteUnitTensors(in.tensors, out->mutable_tensors());
   for (const ChunkRef& chunk : in.chunks) {
@@ -91,8 +86,7 @@ Bytes SerializeExpertTable(const ExpertTable& table) {
 
 Result<ExpertTable> ParseExpertTable(ByteSpan bytes) {
   wire::ExpertTable message;
-  MOEPACK_RETURN_IF_ERROR(ParseMessage(wire_check::kExpertTable, bytes, &message));
-  MOEPACK_RETURN_IF_ERROR(CheckVersion("expert table", message.version()));
+  MOEPACK_RETURN_IF_ERROR(ParseMessage(wire_check::kExpertTable, kTableVersion, bytes, &message));
   ExpertTable out;
   out.table = message.table();
   out.experts = ReadExpertEntries(message.experts());
@@ -109,8 +103,7 @@ Bytes SerializeDenseTable(const DenseTable& table) {
 
 Result<DenseTable> ParseDenseTable(ByteSpan bytes) {
   wire::DenseTable message;
-  MOEPACK_RETURN_IF_ERROR(ParseMessage(wire_check::kDenseTable, bytes, &message));
-  MOEPACK_RETURN_IF_ERROR(CheckVersion("dense table", message.version()));
+  MOEPACK_RETURN_IF_ERROR(ParseMessage(wire_check::kDenseTable, kTableVersion, bytes, &message));
   DenseTable out;
   MOEPACK_ASSIGN_OR_RETURN(out.units, ReadUnits("dense table", message.units()));
   return out;
@@ -129,8 +122,7 @@ Bytes SerializeHotList(const HotList& list) {
 
 Result<HotList> ParseHotList(ByteSpan bytes) {
   wire::HotList message;
-  MOEPACK_RETURN_IF_ERROR(ParseMessage(wire_check::kHotList, bytes, &message));
-  MOEPACK_RETURN_IF_ERROR(CheckVersion("hot list", message.version()));
+  MOEPACK_RETURN_IF_ERROR(ParseMessage(wire_check::kHotList, kTableVersion, bytes, &message));
   HotList out;
   std::set<std::pair<uint32_t, uint32_t>> seen;
   for (const wire::HotExpert& expert : message.experts()) {

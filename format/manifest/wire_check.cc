@@ -11,14 +11,14 @@ class Scanner {
  public:
   explicit Scanner(ByteSpan bytes) : bytes_(bytes) {}
   Status ScanMessage(const Message& message, size_t end);
+  // Shortest-form varint that ends before `end`; false otherwise.
+  bool ReadVarint(size_t end, uint64_t* value);
 
  private:
   Status Bad(const Message& message, const char* field, const char* rule) const {
     return Status(ErrorCode::kMalformed,
                   StrFormat("%s%s%s at byte %zu: %s", message.name, *field ? "." : "", field, offset_, rule));
   }
-  // Shortest-form varint that ends before `end`; false otherwise.
-  bool ReadVarint(size_t end, uint64_t* value);
   Status ScanTag(const Message& message, size_t end, const Field** field);
   Status ScanValue(const Message& message, const Field& field, size_t end);
   Status ScanScalar(const Message& message, const Field& field, size_t end, bool allow_default);
@@ -137,6 +137,14 @@ Status Scanner::ScanMessage(const Message& message, size_t end) {
 }
 
 }  // namespace
+
+uint64_t LeadingNumber(ByteSpan bytes) {
+  constexpr uint64_t kField1Varint = 1 << 3;
+  Scanner scanner(bytes);
+  uint64_t tag = 0, value = 0;
+  const bool ok = scanner.ReadVarint(bytes.size(), &tag) && tag == kField1Varint && scanner.ReadVarint(bytes.size(), &value);
+  return ok ? value : 0;
+}
 
 Status Check(const Message& message, ByteSpan bytes) { return Scanner(bytes).ScanMessage(message, bytes.size()); }
 

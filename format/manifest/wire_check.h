@@ -59,4 +59,7 @@ struct Message {
 // range, lengths exact, limits kept, no trailing bytes. Uses no memory; depth is that of the tables.
 Status Check(const Message& message, ByteSpan bytes);
 
+// Value of field 1 when the bytes start with it as a varint; otherwise 0.
+uint64_t LeadingNumber(ByteSpan bytes);
+
 }  // namespace moepack::wire_check

@@ -1,0 +1,36 @@
+// The profile's tokens as compress uses them: most to learn from, a few sequences held back to judge by.
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "forward/forward.h"
+#include "model/profile.h"
+
+namespace moepack {
+
+struct Calibration {
+  TokenBatch batch;                     // all sequences of the profile
+  std::vector<float> weights;           // one a token: weight of its domain; 0 in held-back sequences
+  std::vector<uint64_t> held_back;      // indices of sequences that no statistic uses, increasing
+};
+
+// Holds back every eighth sequence (none when there are fewer than eight). kRecipe when `domain_weights` names a domain
+// the profile does not have.
+Result<Calibration> MakeCalibration(const Profile& profile, const std::map<std::string, double>& domain_weights);
+
+// The chosen sequences alone, and a stream restricted to their rows.
+TokenBatch SelectSequences(const TokenBatch& batch, const std::vector<uint64_t>& sequences);
+Stream SelectRows(const Stream& stream, const TokenBatch& batch, const std::vector<uint64_t>& sequences);
+
+// Mean KLD of two models' next-token distributions over the second half of every sequence, from their streams before the
+// last block. Both run a few sequences at a time, so logits of all tokens are never held.
+struct LastBlock {
+  Forward* forward = nullptr;
+  const BlockWeights* weights = nullptr;
+  const Stream* stream = nullptr;
+};
+Result<double> MeanKld(const LastBlock& base, const LastBlock& other, const TokenBatch& batch);
+
+}  // namespace moepack

@@ -1,0 +1,138 @@
+// moepack compress: a checkpoint and its profile -> a compressed model folder.
+#include "base/cli/cli.h"
+#include "compressor/compressor.h"
+
+namespace moepack {
+namespace {
+
+constexpr uint64_t kMaxRecipeBytes = 1 << 20;
+
+Status CheckOptions(const cli::Command& command) {
+  MOEPACK_RETURN_IF_ERROR(command.Require("model"));
+  MOEPACK_RETURN_IF_ERROR(command.Require("output"));
+  const int ways = command.Has("recipe") + command.Has("codec");
+  if (ways > 1) return Status(ErrorCode::kUsage, "give one of --recipe and --codec");
+  const int budgets = command.Has("target-size") + command.Has("target-bpw") + command.Has("max-kld");
+  if (budgets > 1) return Status(ErrorCode::kUsage, "give one of --target-size, --target-bpw and --max-kld");
+  if (!command.Has("codec") && !command.Has("profile")) {
+    return Status(ErrorCode::kUsage, "needs --profile P.mprof (made by moepack calibrate), or --codec NAME to encode without one");
+  }
+  if (ways + budgets == 0) {
+    return Status(ErrorCode::kUsage, "say what to aim for: --target-size, --target-bpw, --max-kld, --recipe or --codec");
+  }
+  return Status::Ok();
+}
+
+Result<Recipe> ReadRecipe(const cli::Command& command) {
+  Recipe recipe;
+  if (command.Has("recipe")) {
+    const std::string path = command.Get<std::string>("recipe");
+    MOEPACK_ASSIGN_OR_RETURN(const Bytes text, ReadFile(PosixEnv(), path, kMaxRecipeBytes));
+    MOEPACK_ASSIGN_OR_RETURN(recipe, ParseRecipe(AsText(text), path));
+  } else if (command.Has("codec")) {
+    MOEPACK_ASSIGN_OR_RETURN(recipe, RecipeForCodec(command.Get<std::string>("codec")));
+  }
+  if (command.Has("target-size")) {
+    MOEPACK_ASSIGN_OR_RETURN(const uint64_t bytes, cli::ParseSize(command.Get<std::string>("target-size")));
+    recipe.budget = {.target_bytes = bytes};
+  }
+  if (command.Has("target-bpw")) recipe.budget = {.target_bpw = command.Get<double>("target-bpw")};
+  if (command.Has("max-kld")) recipe.budget = {.max_kld = command.Get<double>("max-kld")};
+  if (recipe.budget.target_bpw && !(*recipe.budget.target_bpw > 0)) return Status(ErrorCode::kUsage, "--target-bpw must be above 0");
+  if (recipe.budget.max_kld && !(*recipe.budget.max_kld > 0)) return Status(ErrorCode::kUsage, "--max-kld must be above 0");
+  return recipe;
+}
+
+nlohmann::json Summary(const CompressReport& report) {
+  const Plan& plan = report.plan;
+  nlohmann::json json;
+  const auto bpw = [&](uint64_t bytes) { return static_cast<double>(bytes) * 8 / static_cast<double>(report.original_parameters); };
+  json["bundle_bytes"] = plan.bundle_bytes;
+  json["bytes_plain"] = plan.plain_bytes;
+  json["bytes_resident"] = plan.resident_bytes;
+  json["parameters"] = report.original_parameters;
+  json["bits_per_weight"] = bpw(plan.bundle_bytes);
+  json["target_bytes"] = plan.target_bytes == 0 ? nlohmann::json(nullptr) : nlohmann::json(plan.target_bytes);
+  json["predicted_kld"] = plan.measured_by == "none" ? nlohmann::json(nullptr) : nlohmann::json(plan.predicted_kld);
+  json["gap"] = plan.measured_by == "none" ? nlohmann::json(nullptr) : nlohmann::json(plan.gap);
+  json["kld_held_back"] = report.kld ? nlohmann::json(*report.kld) : nlohmann::json(nullptr);
+  json["tensors"] = nlohmann::json::object();
+  std::map<std::string, uint64_t> codecs;
+  for (const PlanTensor& tensor : plan.tensors) {
+    json["tensors"][tensor.name] = {{"codec", tensor.codec.Name()}, {"bytes", tensor.bytes}};
+    codecs[tensor.codec.Name()] += tensor.bytes;
+  }
+  json["codecs"] = codecs;
+  return json;
+}
+
+void PrintSummary(const CompressReport& report, bool dry_run, const std::string& output) {
+  const Plan& plan = report.plan;
+  std::map<std::string, std::pair<size_t, uint64_t>> codecs;
+  for (const PlanTensor& tensor : plan.tensors) {
+    auto& [count, bytes] = codecs[tensor.codec.Name()];
+    ++count;
+    bytes += tensor.bytes;
+  }
+  std::printf("%-16s %8s %14s\n", "codec", "tensors", "bytes");
+  for (const auto& [name, entry] : codecs) {
+    std::printf("%-16s %8zu %14llu\n", name.c_str(), entry.first, static_cast<unsigned long long>(entry.second));
+  }
+  std::printf("bundle at most %llu bytes (%.3f bits per weight), resident %llu bytes\n", static_cast<unsigned long long>(plan.bundle_bytes),
+              static_cast<double>(plan.bundle_bytes) * 8 / static_cast<double>(report.original_parameters),
+              static_cast<unsigned long long>(plan.resident_bytes));
+  if (plan.measured_by != "none") std::printf("predicted mean KLD %.6f (within %.2f %% of the best plan)\n", plan.predicted_kld, 100 * plan.gap);
+  if (report.kld) std::printf("mean KLD on held-back calibration text %.6f\n", *report.kld);
+  if (!dry_run) std::printf("wrote %s\n", output.c_str());
+}
+
+Status Run(int argc, char** argv) {
+  namespace po = boost::program_options;
+  cli::Command command({"moepack compress",
+                        "Compress a Mixture-of-Experts model",
+                        "MODEL --profile P.mprof (--target-size S | --target-bpw B | --max-kld K | --recipe R.yaml) -o DIR",
+                        {"moepack compress examples/wren/model --profile wren.mprof --target-size 10MB -o wren-10mb",
+                         "moepack compress model --profile p.mprof --recipe recipe.yaml --dry-run --json -o out",
+                         "moepack compress model --codec f32 -o lossless"}});
+  auto add = command.options().add_options();
+  add("profile", po::value<std::string>(), "what calibration saw (moepack calibrate)");
+  add("recipe", po::value<std::string>(), "YAML recipe (docs/recipes.md)");
+  add("codec", po::value<std::string>(), "one codec for all matrices, such as i8g64, i4g32, bf16 or f32");
+  add("target-size", po::value<std::string>(), "largest bundle file: 10221888, 9.5MB, 8MiB");
+  add("target-bpw", po::value<double>(), "largest bundle file in bits per weight of the original model");
+  add("max-kld", po::value<double>(), "smallest bundle whose mean KLD on held-back calibration text stays below");
+  add("output,o", po::value<std::string>(), "folder to write");
+  add("like", po::value<std::string>(), "earlier plan.json whose choices are kept unless the gain is worth an update");
+  add("error-table", po::value<std::string>(), "measured errors to reuse, or to write when the file is not there");
+  add("resume", "continue an interrupted run");
+  add("dry-run", "print the plan with exact sizes and write nothing");
+  command.Positional("model");
+  MOEPACK_RETURN_IF_ERROR(command.Parse(argc, argv));
+  if (command.help_shown()) return Status::Ok();
+  MOEPACK_RETURN_IF_ERROR(CheckOptions(command));
+  CompressRequest request;
+  MOEPACK_ASSIGN_OR_RETURN(request.recipe, ReadRecipe(command));
+  request.model_path = command.Get<std::string>("model");
+  request.profile_path = command.GetOr<std::string>("profile", "");
+  request.output = command.Get<std::string>("output");
+  request.like_path = command.GetOr<std::string>("like", "");
+  request.error_table_path = command.GetOr<std::string>("error-table", "");
+  request.resume = command.Has("resume");
+  request.dry_run = command.Has("dry-run");
+  request.tool_version = MOEPACK_VERSION;
+  ThreadPool pool(command.threads());
+  MOEPACK_ASSIGN_OR_RETURN(const CompressReport report, Compress(PosixEnv(), request, pool, command.progress()));
+  if (command.json()) {
+    cli::PrintJson(Summary(report));
+  } else {
+    PrintSummary(report, request.dry_run, request.output);
+  }
+  return Status::Ok();
+}
+
+}  // namespace
+}  // namespace moepack
+
+int main(int argc, char** argv) {
+  return moepack::cli::Main("moepack compress", [&] { return moepack::Run(argc, argv); });
+}

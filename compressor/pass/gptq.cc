@@ -1,0 +1,252 @@
+#include "compressor/pass/gptq.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+namespace moepack {
+namespace {
+
+using MatrixD = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+using RowMap = Eigen::Map<Eigen::RowVectorXf>;
+using ConstRowMap = Eigen::Map<const Eigen::RowVectorXf>;
+
+std::vector<uint32_t> ProcessingOrder(const Matrix& hessian, ColumnOrder order) {
+  std::vector<uint32_t> columns(hessian.rows());
+  std::iota(columns.begin(), columns.end(), 0u);
+  if (order == ColumnOrder::kByDiagonal) {
+    std::stable_sort(columns.begin(), columns.end(),
+                     [&](uint32_t a, uint32_t b) { return hessian(a, a) > hessian(b, b); });
+  }
+  return columns;
+}
+
+// U = R^-1 where P H P^T = R R^T with R upper triangular: the Cholesky factor of the matrix with both axes reversed, so
+// H is factored once and never inverted.
+bool InverseUpperFactor(const Matrix& hessian, const std::vector<uint32_t>& order, double ridge, Matrix* upper) {
+  const Eigen::Index n = hessian.rows();
+  MatrixD reversed(n, n);
+  for (Eigen::Index i = 0; i < n; ++i) {
+    const uint32_t row = order[n - 1 - i];
+    for (Eigen::Index j = 0; j <= i; ++j) reversed(i, j) = hessian(row, order[n - 1 - j]);
+    reversed(i, i) += ridge;
+  }
+  const Eigen::LLT<Eigen::Ref<MatrixD>, Eigen::Lower> factor(reversed);
+  if (factor.info() != Eigen::Success) return false;
+  MatrixD inverse = MatrixD::Identity(n, n);
+  factor.matrixL().solveInPlace(inverse);
+  upper->setZero(n, n);
+  for (Eigen::Index i = 0; i < n; ++i) {
+    for (Eigen::Index j = i; j < n; ++j) (*upper)(i, j) = static_cast<float>(inverse(n - 1 - i, n - 1 - j));
+  }
+  return upper->allFinite() && upper->diagonal().minCoeff() > 0;
+}
+
+size_t GroupWidth(const Codec& codec, size_t cols) {
+  return codec.element != Element::kGroupInt || codec.group_size == 0 ? cols : codec.group_size;
+}
+
+// Rows that go through the columns together, so that a row of the factor is read once for all of them.
+constexpr size_t kRowsTogether = 16;
+
+// Encodes a run of rows: first the error-feedback pass, then coordinate descent.
+class RowEncoder {
+ public:
+  RowEncoder(const GptqFactor& factor, size_t row_begin, size_t row_end, QuantizedMatrix* out)
+      : factor_(factor), codec_(out->codec), out_(out), begin_(row_begin), rows_(row_end - row_begin),
+        cols_(out->shape.cols), width_(GroupWidth(out->codec, cols_)), groups_((cols_ + width_ - 1) / width_),
+        is_int_(codec_.element == Element::kGroupInt), search_(codec_.bits, codec_.has_min), grids_(rows_ * groups_),
+        codes_(rows_ * cols_), values_(rows_, cols_) {
+    steps_of_group_.resize(groups_);
+    for (uint32_t step = 0; step < cols_; ++step) steps_of_group_[factor.order[step] / width_].push_back(step);
+  }
+
+  void Pass(const Matrix& weights) {
+    Matrix work(rows_, cols_);
+    for (size_t r = 0; r < rows_; ++r) {
+      for (size_t step = 0; step < cols_; ++step) work(r, step) = weights(begin_ + r, factor_.order[step]);
+    }
+    std::vector<bool> ready(groups_, false);
+    for (size_t step = 0; step < cols_; ++step) {
+      const size_t column = factor_.order[step], group = column / width_;
+      const float* upper = factor_.upper.data() + step * cols_;
+      if (is_int_ && !ready[group]) FindGrids(work, group);
+      ready[group] = true;
+      const Eigen::Index rest = cols_ - step - 1;
+      for (size_t r = 0; r < rows_; ++r) {
+        const float w = work(r, step), value = Encode(r, column, w);
+        const float error = (w - value) / upper[step];
+        if (error != 0 && rest > 0) {
+          RowMap(work.data() + r * cols_ + step + 1, rest).noalias() -= error * ConstRowMap(upper + step + 1, rest);
+        }
+      }
+    }
+  }
+
+  // Lowers (w - v) H (w - v)^T further: scales by exact line search, then each code to its best value given the others.
+  void Descend(const Matrix& weights, int sweeps) {
+    const Matrix& h = factor_.hessian;
+    Matrix gradient(rows_, cols_);
+    gradient.noalias() = (weights.middleRows(begin_, rows_) - values_) * h;
+    for (size_t r = 0; r < rows_; ++r) {
+      for (int sweep = 0; sweep < sweeps; ++sweep) {
+        bool changed = is_int_ && RefitScales(r, gradient.row(r).data());
+        changed = SweepCodes(r, gradient.row(r).data()) || changed;
+        if (!changed) break;
+      }
+    }
+  }
+
+  void Store() {
+    for (size_t r = 0; r < rows_; ++r) {
+      const size_t row = begin_ + r;
+      if (!is_int_) {
+        std::copy_n(values_.row(r).data(), cols_, out_->values.begin() + static_cast<ptrdiff_t>(row * cols_));
+        continue;
+      }
+      std::copy_n(codes_.begin() + static_cast<ptrdiff_t>(r * cols_), cols_, out_->codes.begin() + static_cast<ptrdiff_t>(row * cols_));
+      for (size_t g = 0; g < groups_; ++g) {
+        out_->scales[row * groups_ + g] = F32ToF16(grids_[r * groups_ + g].scale);
+        if (codec_.has_min) out_->mins[row * groups_ + g] = F32ToF16(grids_[r * groups_ + g].min);
+      }
+    }
+  }
+
+  const Matrix& values() const { return values_; }
+
+ private:
+  bool Masked(size_t r, size_t column) const { return !out_->mask.empty() && out_->mask[(begin_ + r) * cols_ + column] == 0; }
+
+  // Grids of a group for all rows, from the weights as the error of earlier columns has moved them.
+  void FindGrids(const Matrix& work, size_t group) {
+    const std::vector<uint32_t>& steps = steps_of_group_[group];
+    std::vector<float> w(steps.size()), importance(steps.size());
+    for (size_t r = 0; r < rows_; ++r) {
+      for (size_t i = 0; i < steps.size(); ++i) {
+        const size_t column = factor_.order[steps[i]];
+        w[i] = work(r, steps[i]);
+        importance[i] = Masked(r, column) ? 0.0f : factor_.weight[column];
+      }
+      grids_[r * groups_ + group] = search_.Find(w, importance);
+    }
+  }
+
+  float Encode(size_t r, size_t column, float w) {
+    if (Masked(r, column)) return values_(r, column) = 0;
+    if (!is_int_) return values_(r, column) = RoundToElement(codec_.element, w);
+    const GroupGrid& grid = grids_[r * groups_ + column / width_];
+    const uint8_t code = NearestCode(codec_, grid, w);
+    codes_[r * cols_ + column] = code;
+    return values_(r, column) = GridValue(codec_, grid, code);
+  }
+
+  bool SweepCodes(size_t r, float* gradient) {
+    bool changed = false;
+    for (size_t c = 0; c < cols_; ++c) {
+      const float* h = factor_.hessian.data() + c * cols_;
+      if (Masked(r, c)) continue;
+      const float before = values_(r, c);
+      const float step = Encode(r, c, before + gradient[c] / h[c]) - before;
+      if (step == 0) continue;
+      changed = true;
+      RowMap(gradient, cols_) -= step * ConstRowMap(h, cols_);
+    }
+    return changed;
+  }
+
+  bool RefitScales(size_t r, float* gradient) {
+    bool changed = false;
+    Eigen::RowVectorXf direction(cols_), image(cols_);
+    for (size_t g = 0; g < groups_; ++g) {
+      const size_t from = g * width_, size = std::min(width_, cols_ - from);
+      GroupGrid& grid = grids_[r * groups_ + g];
+      const GroupGrid unit{1, 0};
+      for (size_t c = from; c < from + size; ++c) {
+        direction[c] = Masked(r, c) ? 0.0f : GridValue(codec_, unit, codes_[r * cols_ + c]);
+      }
+      changed = StepAlong(r, from, size, direction, &grid.scale, gradient) || changed;
+      if (!codec_.has_min) continue;
+      for (size_t c = from; c < from + size; ++c) direction[c] = Masked(r, c) ? 0.0f : 1.0f;
+      changed = StepAlong(r, from, size, direction, &grid.min, gradient) || changed;
+    }
+    return changed;
+  }
+
+  // Moves *parameter to the f16 number nearest to the minimum along `direction` if that lowers the loss.
+  bool StepAlong(size_t r, size_t from, size_t size, const Eigen::RowVectorXf& direction, float* parameter, float* gradient) {
+    const auto d = direction.segment(from, size);
+    const float slope = d.dot(ConstRowMap(gradient + from, size));
+    const float curvature = (d * factor_.hessian.block(from, from, size, size)).dot(d);
+    if (!(curvature > 0)) return false;
+    const float moved = RoundToElement(Element::kF16, *parameter + slope / curvature);
+    const float step = moved - *parameter;
+    if (step == 0 || moved == 0 || !(step * (step * curvature - 2 * slope) < 0)) return false;
+    *parameter = moved;
+    RowMap(gradient, cols_).noalias() -= step * (d * factor_.hessian.middleRows(from, size));
+    for (size_t c = from; c < from + size; ++c) {
+      if (!Masked(r, c)) values_(r, c) = GridValue(codec_, grids_[r * groups_ + c / width_], codes_[r * cols_ + c]);
+    }
+    return true;
+  }
+
+  const GptqFactor& factor_;
+  const Codec codec_;
+  QuantizedMatrix* out_;
+  const size_t begin_, rows_, cols_, width_, groups_;
+  const bool is_int_;
+  GridSearch search_;
+  std::vector<GroupGrid> grids_;   // [rows, groups]
+  std::vector<uint8_t> codes_;     // [rows, cols]
+  Matrix values_;                  // [rows, cols] what the codes stand for
+  std::vector<std::vector<uint32_t>> steps_of_group_;
+};
+
+}  // namespace
+
+Result<GptqFactor> FactorHessian(const Matrix& hessian, const GptqOptions& options) {
+  const Eigen::Index n = hessian.rows();
+  const double mean = hessian.diagonal().cast<double>().sum() / static_cast<double>(std::max<Eigen::Index>(n, 1));
+  if (!(mean > 0)) return FactorHessian(Matrix::Identity(n, n), options);
+  GptqFactor out;
+  out.order = ProcessingOrder(hessian, options.order);
+  for (double damping = options.damping; damping <= 1.0; damping = std::max(damping * 10, 1e-4)) {
+    const double ridge = damping * mean;
+    if (!InverseUpperFactor(hessian, out.order, ridge, &out.upper)) continue;
+    out.damping = damping;
+    out.hessian = hessian;
+    out.hessian.diagonal().array() += static_cast<float>(ridge);
+    out.weight.resize(n);
+    for (Eigen::Index step = 0; step < n; ++step) {
+      out.weight[out.order[step]] = 1.0f / (out.upper(step, step) * out.upper(step, step));
+    }
+    return out;
+  }
+  return Status(ErrorCode::kInternal, StrFormat("a Hessian of %td columns is not positive definite even when fully damped", n));
+}
+
+Matrix ShrinkHessian(const Matrix& hessian, double tokens, const Matrix& pooled) {
+  const auto n = static_cast<double>(hessian.rows());
+  const double share = n / (n + std::max(tokens, 0.0));
+  const double trace = hessian.diagonal().cast<double>().sum();
+  const double pooled_trace = pooled.size() > 0 ? pooled.diagonal().cast<double>().sum() : 0;
+  Matrix out = hessian * static_cast<float>(1 - share);
+  if (pooled_trace > 0) {
+    // An expert that saw nothing still gets the shape of its layer.
+    const double target = trace > 0 ? trace : pooled_trace * 1e-6;
+    out += pooled * static_cast<float>(share * target / pooled_trace);
+  } else {
+    out.diagonal().array() += static_cast<float>(share * (trace > 0 ? trace / n : 1.0));
+  }
+  return out;
+}
+
+void GptqRows(const Matrix& weights, const GptqFactor& factor, int sweeps, size_t row_begin, size_t row_end,
+              QuantizedMatrix* out) {
+  RowEncoder encoder(factor, row_begin, row_end, out);
+  encoder.Pass(weights);
+  const bool discrete = out->codec.element == Element::kGroupInt || out->codec.sparsity != Sparsity::kNone;
+  if (sweeps > 0 && discrete) encoder.Descend(weights, sweeps);
+  encoder.Store();
+}
+
+}  // namespace moepack

@@ -1,0 +1,60 @@
+// GPTQ (2210.17323): rounding column by column, each column's error pushed onto the columns that are still free through
+// the Cholesky factor of the inverse Hessian; then coordinate descent on codes and scales under the same Hessian.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "base/status.h"
+#include "compressor/pass/quantize.h"
+
+namespace moepack {
+
+enum class ColumnOrder : uint8_t { kNatural = 0, kByDiagonal = 1 };
+
+struct GptqOptions {
+  double damping = 0.01;  // of the mean diagonal, added to the diagonal; grows tenfold until the factorisation succeeds
+  ColumnOrder order = ColumnOrder::kNatural;
+  int sweeps = 3;         // rounds of scale refit and coordinate descent after the pass; 0: plain GPTQ
+};
+
+// What GPTQ needs of one Hessian H = sum_t w_t x_t x_t^T [cols, cols]. Shared by all matrices with that input; read-only
+// while in use.
+struct GptqFactor {
+  Matrix hessian;                // damped
+  Matrix upper;                  // U upper triangular with (P H P^T)^-1 = U^T U, in processing order
+  std::vector<uint32_t> order;   // column processed at each step
+  std::vector<float> weight;     // by column: 1 / U_jj^2, the loss that one unit of rounding error in it costs
+  double damping = 0;            // share of the mean diagonal that was needed
+};
+
+// kInternal when no damping up to 100 % makes the Hessian positive definite. An all-zero Hessian counts as the identity.
+Result<GptqFactor> FactorHessian(const Matrix& hessian, const GptqOptions& options);
+
+// H blended with a prior of the same trace: H * (1 - a) + prior * a, a = cols / (cols + tokens), since H has rank at most
+// `tokens`. `pooled`: the sum over all experts of a layer where columns mean the same in all of them, or empty: a multiple
+// of the identity.
+Matrix ShrinkHessian(const Matrix& hessian, double tokens, const Matrix& pooled);
+
+// Rows [row_begin, row_end) of `weights` into `out` (made by MakeQuantized, mask set when sparse). Masked weights become 0
+// and their error is pushed on like any other. Thread-safe for disjoint rows.
+void GptqRows(const Matrix& weights, const GptqFactor& factor, int sweeps, size_t row_begin, size_t row_end,
+              QuantizedMatrix* out);
+
+// One matrix to encode, and what came out.
+struct MatrixJob {
+  const Matrix* weights = nullptr;
+  Codec codec;
+  std::vector<uint8_t> mask;            // sparse codecs: [rows * cols]
+  const GptqFactor* factor = nullptr;   // null: round to nearest, weighted by `importance`
+  std::vector<float> importance;        // [cols] second moments of the inputs, or empty
+  const Matrix* hessian = nullptr;      // undamped, to measure errors with; null: the diagonal `importance`
+  size_t row_stride = 1;                // > 1: only every row_stride-th row is encoded (error tables); `out` is not usable then
+  QuantizedMatrix out;
+  double error = 0, energy = 0;         // sum over rows of dw H dw^T and w H w^T, scaled up when rows were skipped
+};
+
+// Encodes all jobs on the pool. Errors are summed in a fixed order.
+void RunJobs(std::span<MatrixJob> jobs, int sweeps, ThreadPool& pool);
+
+}  // namespace moepack

@@ -1,0 +1,64 @@
+// Second moments of the inputs of every weight matrix of one block, collected while the forward runs it.
+#pragma once
+
+#include <map>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "compressor/tensors.h"
+#include "forward/forward.h"
+
+namespace moepack {
+
+// Over the calibration tokens t that reached a matrix, with token weight v_t (domain weight; 0 leaves a token out) and
+// routing weight g_t (1 outside of experts).
+struct InputMoments {
+  Matrix hessian;               // sum v g^2 x x^T, symmetric; empty until collected
+  std::vector<double> in_sq;    // sum v x_j^2 (Wanda's norms)
+  double tokens = 0;            // tokens with v > 0
+  std::vector<float> diagonal() const;  // of the Hessian
+};
+
+class HessianCollector : public Observer {
+ public:
+  // Collects for the matrices in `wanted` (all of one block). token_weights: one a token of the batch that is run.
+  HessianCollector(const Program& program, std::span<const TensorRef> wanted, std::span<const float> token_weights,
+                   ThreadPool& pool);
+  // Bytes of the moments of a set of tensors: what bounds how many are collected in one run.
+  static uint64_t MomentBytes(const Program& program, std::span<const TensorRef> wanted);
+
+  void OnLinear(const Node& node, uint64_t first_token, const Matrix& input, const Matrix& output) override;
+  void OnMoe(const MoeCapture& capture) override;
+  bool wants_linear() const override { return !dense_.empty(); }
+  bool wants_moe() const override { return !experts_.empty(); }
+
+  // Moments of the input of `tensor`, null when not collected (embeddings, vectors). Valid after the run; the first call
+  // completes the symmetric halves.
+  const InputMoments* Find(const TensorRef& tensor);
+  // Sum of the gate-weighted Hessians of the gate/up inputs of all experts of a table.
+  Matrix Pooled(uint32_t table);
+
+ private:
+  // Inputs that several matrices share are collected once: dense by the value read, experts by (table, expert, down).
+  using ExpertKey = std::tuple<uint32_t, uint32_t, bool>;
+  struct Rows {
+    InputMoments* moments = nullptr;
+    Matrix scaled;  // sqrt(v) g x
+  };
+  void Accumulate(std::vector<Rows>& batches);
+  void AddRows(const Matrix& input, std::span<const float> token_weight, std::span<const float> gates, InputMoments* moments,
+               std::vector<Rows>* batches);
+  void Complete();
+
+  const Program& program_;
+  std::span<const float> token_weights_;
+  ThreadPool& pool_;
+  std::map<TensorId, ValueId> input_of_;
+  std::map<ValueId, InputMoments> dense_;
+  std::map<ValueId, const Node*> first_reader_;  // shared inputs are counted at their first wanted reader
+  std::map<ExpertKey, InputMoments> experts_;
+  bool complete_ = false;
+};
+
+}  // namespace moepack

@@ -1,0 +1,65 @@
+#include "compressor/pass/prune.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+namespace moepack {
+namespace {
+
+// Indices of the `kept` largest of `scores`, lower index first among equals; in increasing order.
+template <typename T>
+std::vector<uint32_t> Largest(std::span<const T> scores, size_t kept) {
+  std::vector<uint32_t> order(scores.size());
+  std::iota(order.begin(), order.end(), 0u);
+  std::stable_sort(order.begin(), order.end(), [&](uint32_t a, uint32_t b) { return scores[a] > scores[b]; });
+  order.resize(std::min(kept, order.size()));
+  std::sort(order.begin(), order.end());
+  return order;
+}
+
+}  // namespace
+
+Matrix PruneScores(PruneMethod method, const Matrix& weights, std::span<const double> in_sq, std::span<const float> gate_sq) {
+  Eigen::RowVectorXf norms = Eigen::RowVectorXf::Ones(weights.cols());
+  for (Eigen::Index j = 0; j < weights.cols(); ++j) {
+    if (method == PruneMethod::kMoePruner) norms[j] = std::sqrt(gate_sq[j]);
+    if (method == PruneMethod::kWanda) norms[j] = static_cast<float>(std::sqrt(in_sq[j]));
+  }
+  return weights.array().abs().rowwise() * norms.array();
+}
+
+std::vector<uint8_t> MaskRows(const Matrix& scores, uint32_t kept) {
+  const auto cols = static_cast<size_t>(scores.cols());
+  std::vector<uint8_t> mask(static_cast<size_t>(scores.size()), 0);
+  for (Eigen::Index r = 0; r < scores.rows(); ++r) {
+    const std::span<const float> row(scores.data() + r * scores.cols(), cols);
+    for (uint32_t c : Largest(row, kept)) mask[static_cast<size_t>(r) * cols + c] = 1;
+  }
+  return mask;
+}
+
+std::vector<uint8_t> MaskNM(const Matrix& scores, uint8_t n, uint8_t m) {
+  std::vector<uint8_t> mask(static_cast<size_t>(scores.size()), 0);
+  for (size_t i = 0; i + m <= mask.size(); i += m) {
+    const std::span<const float> group(scores.data() + i, m);
+    for (uint32_t c : Largest(group, n)) mask[i + c] = 1;
+  }
+  return mask;
+}
+
+std::vector<uint32_t> KeepExpertsByReap(const TableProfile& profile, uint32_t drop) {
+  return Largest(std::span<const double>(profile.reap), profile.reap.size() - std::min<size_t>(drop, profile.reap.size()));
+}
+
+std::vector<double> ChannelScores(const Matrix& down, std::span<const float> down_gate_sq) {
+  std::vector<double> scores(static_cast<size_t>(down.cols()));
+  for (Eigen::Index j = 0; j < down.cols(); ++j) {
+    scores[j] = std::sqrt(down.col(j).cast<double>().squaredNorm() * static_cast<double>(down_gate_sq[j]));
+  }
+  return scores;
+}
+
+std::vector<uint32_t> KeepChannels(std::span<const double> scores, uint32_t kept) { return Largest(scores, kept); }
+
+}  // namespace moepack

@@ -1,0 +1,137 @@
+#include "compressor/recipe.h"
+
+#include <algorithm>
+
+#include "base/checked.h"
+
+namespace moepack {
+namespace {
+
+Codec GroupInt(uint8_t bits, uint16_t group, bool has_min = false) {
+  Codec codec;
+  codec.element = Element::kGroupInt;
+  codec.bits = bits;
+  codec.group_size = group;
+  codec.has_min = has_min;
+  return codec;
+}
+
+// Candidates from 2 to 8 bits; `floor` leaves out everything with fewer bits.
+std::vector<Codec> BuiltInCandidates(int floor) {
+  std::vector<Codec> out;
+  for (const Codec& codec :
+       {GroupInt(2, 32), GroupInt(2, 64), GroupInt(3, 32), GroupInt(3, 64), GroupInt(3, 128), GroupInt(4, 32), GroupInt(4, 64),
+        GroupInt(4, 128), GroupInt(5, 32), GroupInt(5, 64), GroupInt(5, 128), GroupInt(6, 64), GroupInt(6, 128), GroupInt(8, 64),
+        GroupInt(8, 128)}) {
+    if (codec.bits >= floor) out.push_back(codec);
+  }
+  return out;
+}
+
+bool KeptByDefault(const TensorRef& tensor) {
+  if (tensor.is_expert()) return false;
+  if (tensor.shape.rows == 1 || tensor.shape.cols == 1 || tensor.parameters() < kSmallTensor) return true;
+  return tensor.role == TensorRole::kNorm || tensor.role == TensorRole::kBias || tensor.role == TensorRole::kRouter;
+}
+
+Choice BuiltInChoice(const TensorRef& tensor) {
+  static constexpr int kFloorBits = 4, kExpertFloorBits = 2;
+  return {false, BuiltInCandidates(tensor.is_expert() ? kExpertFloorBits : kFloorBits)};
+}
+
+bool Prunes(const PruneRecipe& prune, const TensorRef& tensor) {
+  return prune.match.empty() ? tensor.is_expert() : std::regex_match(tensor.name, prune.pattern);
+}
+
+// The candidate with the recipe's sparsity on top.
+Result<Codec> Sparse(const PruneRecipe& prune, const TensorRef& tensor, Codec codec) {
+  if (prune.m != 0) {
+    if (tensor.shape.cols % prune.m != 0) {
+      return Status(ErrorCode::kRecipe, StrFormat("prune: %s has %llu columns, not a multiple of %u", tensor.name.c_str(),
+                                                  static_cast<unsigned long long>(tensor.shape.cols), prune.m));
+    }
+    codec.sparsity = Sparsity::kNM;
+    codec.n = prune.n;
+    codec.m = prune.m;
+    return codec;
+  }
+  const auto cols = static_cast<double>(tensor.shape.cols);
+  codec.sparsity = Sparsity::kBitmask;
+  codec.kept_per_row = static_cast<uint32_t>(std::max(1.0, cols - static_cast<double>(static_cast<uint64_t>(cols * prune.sparsity))));
+  return codec;
+}
+
+std::string ChoiceText(const Choice& choice) {
+  if (choice.keep) return "keep";
+  std::string out;
+  for (const Codec& codec : choice.candidates) out += (out.empty() ? "" : ",") + codec.Name();
+  return out;
+}
+
+const char* MethodName(PruneMethod method) {
+  switch (method) {
+    case PruneMethod::kMoePruner: return "moe-pruner";
+    case PruneMethod::kWanda: return "wanda";
+    case PruneMethod::kMagnitude: return "magnitude";
+  }
+  return "";
+}
+
+}  // namespace
+
+std::string Recipe::Canonical() const {
+  std::string out = "defaults " + (defaults ? ChoiceText(*defaults) : "built-in") + "\n";
+  for (const RecipeRule& rule : rules) out += "rule " + rule.match + " " + ChoiceText(rule.choice) + "\n";
+  if (prune) {
+    out += StrFormat("prune %s %.9g %u:%u %s\n", MethodName(prune->method), prune->sparsity, prune->n, prune->m, prune->match.c_str());
+  }
+  if (drop_experts) {
+    out += StrFormat("drop %u %.9g", drop_experts->count, drop_experts->share);
+    for (uint32_t n : drop_experts->per_layer) out += StrFormat(" %u", n);
+    out += "\n";
+  }
+  if (prune_channels > 0) out += StrFormat("channels %.9g\n", prune_channels);
+  out += StrFormat("gptq %d probes %d\n", gptq, probes);
+  for (const auto& [name, weight] : domains) out += StrFormat("domain %s %.9g\n", name.c_str(), weight);
+  return out;
+}
+
+Result<Recipe> RecipeForCodec(const std::string& codec_name) {
+  auto codec = ParseCodec(codec_name);
+  if (!codec.ok()) return Status(ErrorCode::kUsage, "--codec: " + codec.status().message());
+  Recipe recipe;
+  if (codec->element == Element::kGroupInt) {
+    recipe.defaults = Choice{false, {*codec}};
+    return recipe;
+  }
+  recipe.rules.push_back({".*", std::regex(".*"), {false, {*codec}}});
+  recipe.gptq = false;
+  return recipe;
+}
+
+Result<Choice> ChoiceFor(const Recipe& recipe, const TensorRef& tensor, const Codec& stored) {
+  std::optional<Choice> choice;
+  for (const RecipeRule& rule : recipe.rules) {
+    if (std::regex_match(tensor.name, rule.pattern)) choice = rule.choice;
+  }
+  if (!choice) {
+    if (KeptByDefault(tensor)) {
+      choice = Choice{true, {}};
+    } else {
+      choice = recipe.defaults ? *recipe.defaults : BuiltInChoice(tensor);
+    }
+  }
+  // Vectors and other tiny tensors are read as f32 by every executor.
+  const bool vector = tensor.shape.rows == 1 || tensor.shape.cols == 1;
+  if (choice->keep) *choice = {true, {vector || stored.element == Element::kGroupInt ? Codec{} : stored}};
+  if (vector && !choice->keep) *choice = {true, {Codec{}}};
+  if (!recipe.prune || choice->keep || !Prunes(*recipe.prune, tensor)) return *choice;
+  for (Codec& codec : choice->candidates) {
+    auto sparse = Sparse(*recipe.prune, tensor, codec);
+    if (!sparse.ok()) return sparse.status();
+    codec = *sparse;
+  }
+  return *choice;
+}
+
+}  // namespace moepack

@@ -1,0 +1,79 @@
+// Recipes: what compress may do to a model, as YAML a person writes. docs/recipes.md is the reference.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <regex>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "compressor/pass/prune.h"
+#include "compressor/tensors.h"
+#include "format/codec/codec.h"
+
+namespace moepack {
+
+// What may become of one tensor: exactly one codec, or the best of several by measured error under a budget.
+struct Choice {
+  bool keep = false;              // as it is stored in the checkpoint, exactly
+  std::vector<Codec> candidates;  // otherwise at least one
+  bool operator==(const Choice&) const = default;
+};
+
+struct RecipeRule {
+  std::string match;  // ECMAScript regular expression, must match the whole tensor name
+  std::regex pattern;
+  Choice choice;
+};
+
+struct PruneRecipe {
+  PruneMethod method = PruneMethod::kMoePruner;
+  double sparsity = 0;      // share of every row that is removed, 0 < sparsity < 1; or
+  uint8_t n = 0, m = 0;     // n of every m consecutive weights kept
+  std::string match;        // tensors to prune; routed experts when empty
+  std::regex pattern;
+};
+
+struct DropRecipe {
+  uint32_t count = 0;                // experts to drop in every layer
+  double share = 0;                  // or this share of them, rounded down
+  std::vector<uint32_t> per_layer;   // or one number an expert table
+};
+
+// Sources of the size gate: at most one is set.
+struct Budget {
+  std::optional<uint64_t> target_bytes;   // of the bundle file
+  std::optional<double> target_bpw;       // bundle bytes * 8 / parameters of the original model
+  std::optional<double> max_kld;          // mean KLD on held-back calibration tokens
+  bool set() const { return target_bytes || target_bpw || max_kld; }
+};
+
+struct Recipe {
+  std::optional<Choice> defaults;     // for matrices without a rule; the built-in choice when absent
+  std::vector<RecipeRule> rules;      // the last rule that matches a tensor wins
+  std::optional<PruneRecipe> prune;
+  std::optional<DropRecipe> drop_experts;
+  double prune_channels = 0;          // share of every expert's intermediate channels to remove
+  bool gptq = true;
+  bool probes = true;                 // measure sensitivities by KLD (compressor/plan/probe.h)
+  std::map<std::string, double> domains;  // weight of each calibration domain; 1 when absent
+  Budget budget;
+
+  // Normalised text of everything that determines the result: provenance. The budget and comments are not part of it.
+  std::string Canonical() const;
+};
+
+// kRecipe with line, column, the key and the nearest valid one for anything that is not in the reference.
+Result<Recipe> ParseRecipe(std::string_view yaml, const std::string& file_name);
+// The recipe of `--codec NAME`: every matrix that is not kept by default in one codec. f32, bf16 and f16 apply to all tensors.
+Result<Recipe> RecipeForCodec(const std::string& codec_name);
+
+// What may become of a tensor: the last matching rule, else the defaults, else the built-in choice. `stored`: the tensor's
+// codec in the checkpoint. Norms, biases, routers and matrices of fewer than kSmallTensor weights are kept unless a rule
+// names them; shared experts, attention, embedding and head never go below 4 bits by default.
+inline constexpr uint64_t kSmallTensor = 4096;
+Result<Choice> ChoiceFor(const Recipe& recipe, const TensorRef& tensor, const Codec& stored);
+
+}  // namespace moepack

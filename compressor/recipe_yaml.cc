@@ -1,0 +1,256 @@
+#include <yaml-cpp/yaml.h>
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+
+#include "compressor/recipe.h"
+
+namespace moepack {
+namespace {
+
+// Levenshtein distance: which valid key a typo was meant to be.
+size_t Distance(const std::string& a, const std::string& b) {
+  std::vector<size_t> row(b.size() + 1);
+  for (size_t j = 0; j <= b.size(); ++j) row[j] = j;
+  for (size_t i = 1; i <= a.size(); ++i) {
+    size_t diagonal = row[0];
+    row[0] = i;
+    for (size_t j = 1; j <= b.size(); ++j) {
+      const size_t above = row[j];
+      row[j] = std::min({row[j] + 1, row[j - 1] + 1, diagonal + (a[i - 1] == b[j - 1] ? 0 : 1)});
+      diagonal = above;
+    }
+  }
+  return row.back();
+}
+
+const std::string& Nearest(const std::string& key, const std::vector<std::string>& valid) {
+  return *std::min_element(valid.begin(), valid.end(),
+                           [&](const auto& a, const auto& b) { return Distance(key, a) < Distance(key, b); });
+}
+
+// Reads one recipe; the first error stops it. yaml-cpp's exceptions end at ParseRecipe.
+class Reader {
+ public:
+  explicit Reader(std::string file) : file_(std::move(file)) {}
+
+  Status Read(const YAML::Node& root, Recipe* out) {
+    using Handler = std::function<void(const YAML::Node&)>;
+    bool version = false;
+    Map(root, "the recipe", std::map<std::string, Handler>{
+      {"version", [&](const auto& n) { version = true; if (Number(n, 1, 1) != 1) Fail(n, "version must be 1"); }},
+      {"defaults", [&](const auto& n) { out->defaults = ReadChoice(n); }},
+      {"rules", [&](const auto& n) { ReadRules(n, out); }},
+      {"prune", [&](const auto& n) { out->prune = ReadPrune(n); }},
+      {"drop_experts", [&](const auto& n) { out->drop_experts = ReadDrop(n); }},
+      {"prune_channels", [&](const auto& n) { Map(n, "prune_channels", {{"share", [&](const auto& s) { out->prune_channels = Share(s); }}}); }},
+      {"gptq", [&](const auto& n) { out->gptq = Flag(n); }},
+      {"probes", [&](const auto& n) { out->probes = Flag(n); }},
+      {"domains", [&](const auto& n) { ReadDomains(n, out); }},
+      {"target_size", [&](const auto& n) { out->budget.target_bytes = Size(n); }},
+      {"target_bpw", [&](const auto& n) { out->budget.target_bpw = Number(n, 1e-3, 64); }},
+      {"max_kld", [&](const auto& n) { out->budget.max_kld = Number(n, 0, 100); }},
+    });
+    if (error_.ok() && !version) Fail(root, "needs 'version: 1'");
+    const int targets = out->budget.target_bytes.has_value() + out->budget.target_bpw.has_value() + out->budget.max_kld.has_value();
+    if (error_.ok() && targets > 1) Fail(root, "takes one of target_size, target_bpw and max_kld");
+    return error_;
+  }
+
+ private:
+  using Handlers = std::map<std::string, std::function<void(const YAML::Node&)>>;
+
+  void Fail(const YAML::Node& at, const std::string& message) {
+    if (!error_.ok()) return;
+    const YAML::Mark mark = at.Mark();
+    error_ = Status(ErrorCode::kRecipe, StrFormat("%s: line %d, column %d: %s", file_.c_str(), mark.line + 1, mark.column + 1, message.c_str()));
+  }
+
+  void Map(const YAML::Node& node, const std::string& what, const Handlers& handlers) {
+    if (!node.IsMap()) return Fail(node, what + " must be a map");
+    std::vector<std::string> valid, seen;
+    for (const auto& [key, handler] : handlers) valid.push_back(key);
+    for (const auto& entry : node) {
+      const auto key = Text(entry.first);
+      if (!error_.ok()) return;
+      const auto handler = handlers.find(key);
+      if (handler == handlers.end()) {
+        return Fail(entry.first, "unknown key '" + key + "' in " + what + "; did you mean '" + Nearest(key, valid) + "'?");
+      }
+      if (std::find(seen.begin(), seen.end(), key) != seen.end()) return Fail(entry.first, "key '" + key + "' stands twice");
+      seen.push_back(key);
+      handler->second(entry.second);
+      if (!error_.ok()) return;
+    }
+  }
+
+  std::string Text(const YAML::Node& node) {
+    if (node.IsScalar()) return node.Scalar();
+    Fail(node, "expected a single value");
+    return "";
+  }
+
+  double Number(const YAML::Node& node, double low, double high) {
+    double value = 0;
+    if (!node.IsScalar() || !YAML::convert<double>::decode(node, value) || !(value >= low && value <= high)) {
+      Fail(node, StrFormat("expected a number from %g to %g", low, high));
+      return low;
+    }
+    return value;
+  }
+  uint32_t Count(const YAML::Node& node) {
+    const double value = Number(node, 0, 1 << 20);
+    if (value != std::floor(value)) Fail(node, "expected a whole number");
+    return static_cast<uint32_t>(value);
+  }
+  double Share(const YAML::Node& node) {
+    const double value = Number(node, 0, 1);
+    if (!(value > 0 && value < 1)) Fail(node, "expected a share above 0 and below 1");
+    return value;
+  }
+  bool Flag(const YAML::Node& node) {
+    bool value = false;
+    if (!node.IsScalar() || !YAML::convert<bool>::decode(node, value)) Fail(node, "expected true or false");
+    return value;
+  }
+
+  // Bytes, or a number with KiB MiB GiB KB MB GB.
+  uint64_t Size(const YAML::Node& node) {
+    auto bytes = ParseByteSize(Text(node));
+    if (error_.ok() && !bytes) Fail(node, "expected a size such as 9633792, 250MB or 1.5GiB");
+    return bytes.value_or(0);
+  }
+  static std::optional<uint64_t> ParseByteSize(const std::string& text) {
+    size_t used = 0;
+    while (used < text.size() && (std::isdigit(static_cast<unsigned char>(text[used])) || text[used] == '.')) ++used;
+    if (used == 0 || text[0] == '.') return std::nullopt;
+    static const std::map<std::string, double> kUnits = {
+        {"", 1}, {"B", 1}, {"KB", 1e3}, {"MB", 1e6}, {"GB", 1e9}, {"KiB", 1024.0}, {"MiB", 1048576.0}, {"GiB", 1073741824.0}};
+    const auto unit = kUnits.find(text.substr(used));
+    const double value = std::strtod(text.substr(0, used).c_str(), nullptr) * (unit == kUnits.end() ? -1 : unit->second);
+    if (!(value >= 0 && value < 1e18)) return std::nullopt;
+    return static_cast<uint64_t>(value);
+  }
+
+  Codec ReadCodec(const YAML::Node& node) {
+    auto codec = ParseCodec(Text(node));
+    if (codec.ok()) return *codec;
+    Fail(node, codec.status().message());
+    return {};
+  }
+
+  Handlers ChoiceHandlers(Choice* out) {
+    return {
+        {"codec", [this, out](const auto& n) { out->candidates = {ReadCodec(n)}; }},
+        {"candidates", [this, out](const auto& n) {
+           if (!n.IsSequence() || n.size() == 0) return Fail(n, "candidates must be a list of codecs");
+           for (const auto& item : n) out->candidates.push_back(ReadCodec(item));
+         }},
+        {"keep", [this, out](const auto& n) { out->keep = Flag(n); }},
+    };
+  }
+  void CheckChoice(const YAML::Node& node, const Choice& choice, size_t fields) {
+    if (error_.ok() && (fields != 1 || (!choice.keep && choice.candidates.empty()))) {
+      Fail(node, "needs exactly one of codec, candidates and 'keep: true'");
+    }
+  }
+  Choice ReadChoice(const YAML::Node& node) {
+    Choice choice;
+    Map(node, "defaults", ChoiceHandlers(&choice));
+    if (error_.ok()) CheckChoice(node, choice, node.size());
+    return choice;
+  }
+
+  bool Compile(const YAML::Node& node, std::string* text, std::regex* pattern) {
+    *text = Text(node);
+    try {
+      *pattern = std::regex(*text, std::regex::ECMAScript | std::regex::optimize);
+    } catch (const std::regex_error& e) {
+      Fail(node, "'" + *text + "' is not a regular expression: " + e.what());
+    }
+    return error_.ok();
+  }
+
+  void ReadRules(const YAML::Node& node, Recipe* out) {
+    if (!node.IsSequence()) return Fail(node, "rules must be a list");
+    for (const auto& item : node) {
+      RecipeRule rule;
+      Handlers handlers = ChoiceHandlers(&rule.choice);
+      handlers["match"] = [&](const auto& n) { Compile(n, &rule.match, &rule.pattern); };
+      Map(item, "a rule", handlers);
+      if (!error_.ok()) return;
+      if (rule.match.empty()) return Fail(item, "a rule needs 'match'");
+      CheckChoice(item, rule.choice, item.size() - 1);
+      out->rules.push_back(std::move(rule));
+    }
+  }
+
+  PruneRecipe ReadPrune(const YAML::Node& node) {
+    PruneRecipe prune;
+    Map(node, "prune", {
+      {"method", [&](const auto& n) { prune.method = Method(n); }},
+      {"sparsity", [&](const auto& n) { prune.sparsity = Share(n); }},
+      {"nm", [&](const auto& n) { ReadNM(n, &prune); }},
+      {"targets", [&](const auto& n) { Compile(n, &prune.match, &prune.pattern); }},
+    });
+    if (error_.ok() && (prune.sparsity > 0) == (prune.m > 0)) Fail(node, "prune needs one of sparsity and nm");
+    return prune;
+  }
+  PruneMethod Method(const YAML::Node& node) {
+    const std::vector<std::string> names = {"moe-pruner", "wanda", "magnitude"};
+    const std::string name = Text(node);
+    const auto found = std::find(names.begin(), names.end(), name);
+    if (error_.ok() && found == names.end()) Fail(node, "unknown method '" + name + "'; did you mean '" + Nearest(name, names) + "'?");
+    return found == names.end() ? PruneMethod::kMoePruner : static_cast<PruneMethod>(found - names.begin());
+  }
+  void ReadNM(const YAML::Node& node, PruneRecipe* prune) {
+    unsigned n = 0, m = 0;
+    char rest = 0;
+    if (std::sscanf(Text(node).c_str(), "%2u:%2u%c", &n, &m, &rest) != 2 || (m != 4 && m != 8 && m != 16) || n < 1 || n >= m) {
+      return Fail(node, "nm must be N:M with M 4, 8 or 16 and 1 <= N < M, in quotes ('2:4')");
+    }
+    prune->n = static_cast<uint8_t>(n);
+    prune->m = static_cast<uint8_t>(m);
+  }
+
+  DropRecipe ReadDrop(const YAML::Node& node) {
+    DropRecipe drop;
+    int given = 0;
+    Map(node, "drop_experts", {
+      {"count", [&](const auto& n) { drop.count = Count(n); ++given; }},
+      {"share", [&](const auto& n) { drop.share = Share(n); ++given; }},
+      {"per_layer", [&](const auto& n) {
+         if (!n.IsSequence()) return Fail(n, "per_layer must be a list of numbers");
+         for (const auto& item : n) drop.per_layer.push_back(Count(item));
+         ++given;
+       }},
+      {"by", [&](const auto& n) { if (Text(n) != "reap") Fail(n, "experts are dropped by 'reap'"); }},
+    });
+    if (error_.ok() && given != 1) Fail(node, "drop_experts needs one of count, share and per_layer");
+    return drop;
+  }
+
+  void ReadDomains(const YAML::Node& node, Recipe* out) {
+    if (!node.IsMap()) return Fail(node, "domains must be a map from domain to weight");
+    for (const auto& entry : node) out->domains[Text(entry.first)] = Number(entry.second, 0, 1e6);
+  }
+
+  std::string file_;
+  Status error_;
+};
+
+}  // namespace
+
+Result<Recipe> ParseRecipe(std::string_view yaml, const std::string& file_name) {
+  Recipe recipe;
+  try {
+    const YAML::Node root = YAML::Load(std::string(yaml));
+    MOEPACK_RETURN_IF_ERROR(Reader(file_name).Read(root, &recipe));
+  } catch (const YAML::Exception& e) {
+    return Status(ErrorCode::kRecipe, StrFormat("%s: line %d, column %d: %s", file_name.c_str(), e.mark.line + 1, e.mark.column + 1, e.msg.c_str()));
+  }
+  return recipe;
+}
+
+}  // namespace moepack

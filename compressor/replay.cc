@@ -1,0 +1,315 @@
+#include "compressor/replay.h"
+
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "compressor/pass/hessian.h"
+#include "compressor/pass/prune.h"
+
+namespace moepack {
+namespace {
+
+// How many wanted matrices lie between the block's inputs and each tensor: q 0, o 1, gate and up 2, down 3 in a usual
+// decoder layer. Matrices of one stage do not see each other's rounding.
+class Stages {
+ public:
+  Stages(const Program& program, int32_t block) : depth_(program.values.size(), 0) {
+    for (const Node& node : program.nodes) {
+      if (node.block != block) continue;
+      int depth = 0;
+      for (ValueId id : node.inputs) depth = std::max(depth, depth_[id]);
+      if (node.kind == NodeKind::kLinear) {
+        dense_.emplace(node.linear.weight, depth);
+        ++depth;
+      } else if (node.kind == NodeKind::kMoe) {
+        tables_.emplace(node.moe.table, depth);
+        depth += 2;
+      }
+      depth_[node.output] = depth;
+    }
+  }
+  int Of(const TensorRef& tensor) const {
+    if (tensor.is_expert()) return tables_.at(tensor.table) + (tensor.matrix == ExpertMatrix::kDown ? 1 : 0);
+    const auto found = dense_.find(tensor.dense);
+    return found == dense_.end() ? 0 : found->second;
+  }
+
+ private:
+  std::vector<int> depth_;
+  std::map<TensorId, int> dense_;
+  std::map<uint32_t, int> tables_;
+};
+
+class Replayer {
+ public:
+  Replayer(const ReplayInput& in, ThreadPool& pool, Progress& progress)
+      : in_(in), pool_(pool), progress_(progress), tensors_(ListTensors(*in.program)), forward_(*in.program, pool),
+        full_forward_(*in.original, pool) {
+    report_.relative_errors.assign(tensors_.size(), 0);
+    if (in.calibration != nullptr && !in.calibration->held_back.empty()) {
+      held_back_ = SelectSequences(in.calibration->batch, in.calibration->held_back);
+    }
+  }
+
+  Result<ReplayReport> Run() {
+    MOEPACK_RETURN_IF_ERROR(ReadEarlierErrors());
+    progress_.Begin("compress", tensors_.size(), "tensors");
+    for (int32_t block = 0; block < in_.program->blocks(); ++block) {
+      MOEPACK_RETURN_IF_ERROR(RunBlock(block));
+      progress_.Advance(static_cast<uint64_t>(std::count_if(tensors_.begin(), tensors_.end(), [&](const auto& t) { return t.block == block; })));
+    }
+    progress_.End();
+    return std::move(report_);
+  }
+
+ private:
+  bool last(int32_t block) const { return block + 1 == in_.program->blocks(); }
+  const Codec& codec(size_t index) const { return in_.plan->tensors[index].codec; }
+
+  std::vector<size_t> TensorsOf(int32_t block) const {
+    std::vector<size_t> out;
+    for (size_t i = 0; i < tensors_.size(); ++i) {
+      if (tensors_[i].block == block) out.push_back(i);
+    }
+    return out;
+  }
+
+  Status RunBlock(int32_t block) {
+    if (in_.calibration == nullptr && in_.writer != nullptr && in_.writer->HasBlock(block)) return Status::Ok();
+    std::optional<BlockWeights> full;
+    MOEPACK_RETURN_IF_ERROR(RunFull(block, &full));
+    auto weights = BlockWeights::Load(*in_.program, *in_.source, block, pool_);
+    if (!weights.ok()) return weights.status();
+    for (const auto& [id, value] : shared_) {
+      if (weights->all_dense().contains(id)) weights->dense(id) = value;
+    }
+    const std::vector<size_t> tensors = TensorsOf(block);
+    if (in_.writer != nullptr && in_.writer->HasBlock(block)) {
+      MOEPACK_RETURN_IF_ERROR(RestoreBlock(block, &*weights));
+    } else {
+      MOEPACK_RETURN_IF_ERROR(EncodeBlock(block, tensors, &*weights));
+    }
+    KeepShared(block, *weights);
+    if (in_.calibration == nullptr) return Status::Ok();
+    if (!last(block)) return forward_.RunBlock(block, *weights, in_.calibration->batch, &stream_);
+    return Judge(*full, *weights);
+  }
+
+  // The full model over the held-back sequences, beside the compressed one.
+  Status RunFull(int32_t block, std::optional<BlockWeights>* weights) {
+    if (held_back_.tokens.empty()) return Status::Ok();
+    auto loaded = BlockWeights::Load(*in_.original, *in_.original_source, block, pool_);
+    if (!loaded.ok()) return loaded.status();
+    if (!last(block)) return full_forward_.RunBlock(block, *loaded, held_back_, &full_stream_);
+    *weights = std::move(*loaded);
+    return Status::Ok();
+  }
+
+  Status Judge(const std::optional<BlockWeights>& full, const BlockWeights& weights) {
+    if (!full) return Status::Ok();
+    const Stream stream = SelectRows(stream_, in_.calibration->batch, in_.calibration->held_back);
+    MOEPACK_ASSIGN_OR_RETURN(report_.kld, MeanKld({&full_forward_, &*full, &full_stream_}, {&forward_, &weights, &stream}, held_back_));
+    return Status::Ok();
+  }
+
+  // A tied embedding is stored with its first block and read by a later one.
+  void KeepShared(int32_t block, const BlockWeights& weights) {
+    for (const Node& node : in_.program->nodes) {
+      if (node.block <= block || node.kind != NodeKind::kLinear) continue;
+      const TensorId id = node.linear.weight;
+      if (weights.all_dense().contains(id) && !shared_.contains(id)) shared_[id] = weights.dense(id);
+    }
+  }
+
+  Status RestoreBlock(int32_t block, BlockWeights* weights) {
+    MOEPACK_ASSIGN_OR_RETURN(const std::vector<FolderUnit> units, in_.writer->ReadBlock(block));
+    for (const FolderUnit& unit : units) {
+      size_t offset = 0;
+      for (const UnitTensor& tensor : unit.tensors) {
+        MOEPACK_ASSIGN_OR_RETURN(const uint64_t bytes, PlainBytes(tensor.codec, tensor.shape));
+        if (offset + bytes > unit.plain.size()) return Status(ErrorCode::kBadInput, "a unit of the interrupted run is too short");
+        Matrix& target = unit.key.expert ? weights->expert(unit.key.table, unit.key.physical, static_cast<ExpertMatrix>(tensor.tensor))
+                                         : weights->dense(tensor.tensor);
+        MOEPACK_RETURN_IF_ERROR(DecodePlain(tensor.codec, tensor.shape, ByteSpan(unit.plain).subspan(offset, bytes),
+                                            {target.data(), static_cast<size_t>(target.size())}));
+        offset += bytes;
+      }
+    }
+    return Status::Ok();
+  }
+
+  bool NeedsMoments(size_t index) const {
+    const Codec& c = codec(index);
+    return in_.calibration != nullptr && (c.sparsity != Sparsity::kNone || c.element == Element::kGroupInt);
+  }
+
+  Status EncodeBlock(int32_t block, const std::vector<size_t>& tensors, BlockWeights* weights) {
+    std::map<UnitKey, FolderUnit> units;
+    std::map<size_t, Bytes> plain;
+    for (const std::vector<size_t>& turn : CutIntoTurns(block, tensors)) {
+      MOEPACK_RETURN_IF_ERROR(EncodeTurn(block, turn, weights, &plain));
+    }
+    for (size_t i : tensors) {
+      const TensorRef& ref = tensors_[i];
+      FolderUnit& unit = units[ref.unit];
+      unit.key = ref.unit;
+      unit.tensors.push_back({ref.is_expert() ? static_cast<uint32_t>(ref.matrix) : ref.dense, codec(i), ref.shape});
+      unit.plain.insert(unit.plain.end(), plain[i].begin(), plain[i].end());
+      plain.erase(i);
+    }
+    if (in_.writer == nullptr) return Status::Ok();
+    std::vector<FolderUnit> ordered;
+    for (auto& [key, unit] : units) ordered.push_back(std::move(unit));
+    // Errors first: a run that is killed between the two writes computes them again, the other way round they were lost.
+    MOEPACK_RETURN_IF_ERROR(in_.writer->WriteFile("errors.json", AsBytes(SerializeErrors(*in_.plan, report_.relative_errors))));
+    return in_.writer->WriteBlock(block, ordered);
+  }
+
+  // Tensors that are encoded from one run of the block: by stage, and so that their moments fit the memory bound.
+  std::vector<std::vector<size_t>> CutIntoTurns(int32_t block, const std::vector<size_t>& tensors) const {
+    const Stages stages(*in_.program, block);
+    std::map<int, std::vector<size_t>> by_stage;
+    for (size_t i : tensors) by_stage[in_.calibration == nullptr ? 0 : stages.Of(tensors_[i])].push_back(i);
+    std::vector<std::vector<size_t>> turns;
+    for (const auto& [stage, members] : by_stage) {
+      std::vector<TensorRef> refs;
+      for (size_t i : members) {
+        refs.push_back(tensors_[i]);
+        if (refs.size() == 1 || HessianCollector::MomentBytes(*in_.program, refs) > in_.moment_bytes) {
+          turns.emplace_back();
+          refs = {tensors_[i]};
+        }
+        turns.back().push_back(i);
+      }
+    }
+    return turns;
+  }
+
+  Status EncodeTurn(int32_t block, const std::vector<size_t>& turn, BlockWeights* weights, std::map<size_t, Bytes>* plain) {
+    std::vector<TensorRef> wanted;
+    for (size_t i : turn) {
+      if (NeedsMoments(i)) wanted.push_back(tensors_[i]);
+    }
+    HessianCollector moments(*in_.program, wanted, in_.calibration ? std::span<const float>(in_.calibration->weights) : std::span<const float>(), pool_);
+    if (moments.wants_linear() || moments.wants_moe()) MOEPACK_RETURN_IF_ERROR(Collect(block, *weights, &moments));
+    std::map<const InputMoments*, GptqFactor> factors;
+    if (in_.recipe->gptq) MOEPACK_RETURN_IF_ERROR(FactorAll(wanted, &moments, &factors));
+    std::vector<MatrixJob> jobs(turn.size());
+    for (size_t j = 0; j < turn.size(); ++j) MOEPACK_RETURN_IF_ERROR(MakeJob(turn[j], *weights, &moments, factors, &jobs[j]));
+    RunJobs(jobs, kSweeps, pool_);
+    for (size_t j = 0; j < turn.size(); ++j) {
+      report_.relative_errors[turn[j]] = jobs[j].energy > 0 ? std::sqrt(std::max(0.0, jobs[j].error) / jobs[j].energy) : 0;
+      MOEPACK_ASSIGN_OR_RETURN((*plain)[turn[j]], ToPlain(jobs[j].out));
+      Matrix& target = WeightsOf(tensors_[turn[j]], weights);
+      Dequantize(jobs[j].out, {target.data(), static_cast<size_t>(target.size())});
+      jobs[j].out = {};
+    }
+    return Status::Ok();
+  }
+
+  static Matrix& WeightsOf(const TensorRef& tensor, BlockWeights* weights) {
+    return tensor.is_expert() ? weights->expert(tensor.table, tensor.expert, tensor.matrix) : weights->dense(tensor.dense);
+  }
+
+  Status Collect(int32_t block, const BlockWeights& weights, HessianCollector* moments) {
+    if (last(block)) {
+      return forward_.RunLastBlock(weights, in_.calibration->batch, stream_, [](uint64_t, const Matrix&) { return Status::Ok(); }, moments);
+    }
+    Stream copy = stream_;
+    return forward_.RunBlock(block, weights, in_.calibration->batch, &copy, moments);
+  }
+
+  Status FactorAll(const std::vector<TensorRef>& wanted, HessianCollector* moments, std::map<const InputMoments*, GptqFactor>* factors) {
+    struct Item {
+      const InputMoments* moments;
+      bool pooled;
+      uint32_t table;
+    };
+    std::vector<Item> items;
+    std::map<uint32_t, Matrix> pools;
+    for (const TensorRef& tensor : wanted) {
+      const InputMoments* found = moments->Find(tensor);
+      if (found == nullptr || factors->contains(found)) continue;
+      (*factors)[found];
+      const bool pooled = tensor.is_expert() && tensor.matrix != ExpertMatrix::kDown;
+      if (pooled && !pools.contains(tensor.table)) pools[tensor.table] = moments->Pooled(tensor.table);
+      items.push_back({found, pooled, tensor.table});
+    }
+    std::vector<Status> statuses(items.size());
+    pool_.ParallelFor(items.size(), 1, [&](size_t begin, size_t end) {
+      static const Matrix kNoPool;
+      for (size_t i = begin; i < end; ++i) {
+        const Matrix& pool = items[i].pooled ? pools.at(items[i].table) : kNoPool;
+        auto factor = FactorHessian(ShrinkHessian(items[i].moments->hessian, items[i].moments->tokens, pool), {});
+        statuses[i] = factor.status();
+        if (factor.ok()) factors->at(items[i].moments) = std::move(*factor);
+      }
+    });
+    for (const Status& status : statuses) MOEPACK_RETURN_IF_ERROR(status);
+    return Status::Ok();
+  }
+
+  Status MakeJob(size_t index, BlockWeights& weights, HessianCollector* moments,
+                 const std::map<const InputMoments*, GptqFactor>& factors, MatrixJob* job) {
+    const TensorRef& tensor = tensors_[index];
+    job->weights = &WeightsOf(tensor, &weights);
+    job->codec = codec(index);
+    const InputMoments* found = NeedsMoments(index) ? moments->Find(tensor) : nullptr;
+    if (found != nullptr) {
+      job->hessian = &found->hessian;
+      job->importance = found->diagonal();
+      const auto factor = factors.find(found);
+      if (factor != factors.end()) job->factor = &factor->second;
+    }
+    if (job->codec.sparsity == Sparsity::kNone) return Status::Ok();
+    const PruneMethod method = in_.recipe->prune ? in_.recipe->prune->method : PruneMethod::kMagnitude;
+    if (found == nullptr && method != PruneMethod::kMagnitude) {
+      return Status(ErrorCode::kUsage, "pruning " + tensor.name + " needs the inputs it sees: give --profile, or prune by magnitude");
+    }
+    const Matrix scores = PruneScores(method, *job->weights, found ? std::span<const double>(found->in_sq) : std::span<const double>(), job->importance);
+    job->mask = job->codec.sparsity == Sparsity::kNM ? MaskNM(scores, job->codec.n, job->codec.m) : MaskRows(scores, job->codec.kept_per_row);
+    return Status::Ok();
+  }
+
+  Status ReadEarlierErrors() {
+    if (in_.writer == nullptr) return Status::Ok();
+    MOEPACK_ASSIGN_OR_RETURN(const Bytes text, in_.writer->ReadFileIfPresent("errors.json"));
+    const nlohmann::json root = nlohmann::json::parse(AsText(text), nullptr, false);
+    if (!root.is_object() || !root.contains("relative_errors")) return Status::Ok();
+    for (size_t i = 0; i < tensors_.size(); ++i) {
+      if (const auto found = root["relative_errors"].find(tensors_[i].name); found != root["relative_errors"].end() && found->is_number()) {
+        report_.relative_errors[i] = *found;
+      }
+    }
+    return Status::Ok();
+  }
+
+  static constexpr int kSweeps = 3;
+  const ReplayInput& in_;
+  ThreadPool& pool_;
+  Progress& progress_;
+  const std::vector<TensorRef> tensors_;
+  Forward forward_, full_forward_;
+  Stream stream_, full_stream_;     // compressed over all tokens; full over held-back ones
+  TokenBatch held_back_;
+  std::map<TensorId, Matrix> shared_;
+  ReplayReport report_;
+};
+
+}  // namespace
+
+Result<ReplayReport> Replay(const ReplayInput& input, ThreadPool& pool, Progress& progress) {
+  return Replayer(input, pool, progress).Run();
+}
+
+std::string SerializeErrors(const Plan& plan, const std::vector<double>& relative_errors) {
+  std::string out = "{\n\"version\": 1,\n\"relative_errors\": {\n";
+  for (size_t i = 0; i < plan.tensors.size(); ++i) {
+    // Enough digits to read back the same number after a kill.
+    out += StrFormat("%s: %.17g%s\n", nlohmann::json(plan.tensors[i].name).dump().c_str(), relative_errors[i], i + 1 < plan.tensors.size() ? "," : "");
+  }
+  return out + "}\n}\n";
+}
+
+}  // namespace moepack

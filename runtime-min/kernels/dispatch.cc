@@ -8,7 +8,7 @@ namespace {
 
 constexpr const KernelSet* kSets[] = {
     &kScalarKernels,
-#if defined(__x86_64__) && 0
+#if defined(__x86_64__)
     &kAvx2Kernels,
     &kAvx512Kernels,
 #elif defined(__aarch64__)

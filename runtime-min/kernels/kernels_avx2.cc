@@ -1,0 +1,206 @@
+// AVX2 kernels: codes widened to 16 bits times 16-bit activations (vpmaddwd).
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+#include "runtime-min/kernels/expand_table.h"
+#include "runtime-min/kernels/tile.h"
+
+namespace moepack::kernels {
+namespace {
+
+struct Avx2 {
+  static constexpr size_t kLanes = 8, kTileTokens = 2;
+  using Code = int16_t;
+  // Even and odd columns of the two halves of a block.
+  struct Codes {
+    __m256i even[2], odd[2];
+  };
+
+  // Half a block of a plane as bytes in column order.
+  template <int kPlaneBits>
+  static __m256i LoadPlane(const uint8_t* p) {
+    if constexpr (kPlaneBits == 8) return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    if constexpr (kPlaneBits == 4) {
+      const __m256i v = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+      return _mm256_and_si256(_mm256_or_si256(v, _mm256_slli_epi16(v, 4)), _mm256_set1_epi8(0x0f));
+    }
+    if constexpr (kPlaneBits == 2) {
+      const __m256i v = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+      const __m256i pairs = _mm256_or_si256(v, _mm256_slli_epi32(v, 12));
+      return _mm256_and_si256(_mm256_or_si256(pairs, _mm256_slli_epi32(pairs, 6)), _mm256_set1_epi8(0x03));
+    }
+    if constexpr (kPlaneBits == 1) {
+      uint32_t bits;
+      __builtin_memcpy(&bits, p, sizeof(bits));
+      return _mm256_and_si256(BitsToBytes(bits), _mm256_set1_epi8(1));
+    }
+  }
+
+  // Byte c is 0xff where bit c is set.
+  static __m256i BitsToBytes(uint32_t bits) {
+    const __m256i byte_of = _mm256_set_epi64x(0x0303030303030303, 0x0202020202020202, 0x0101010101010101, 0);
+    const __m256i bit_of = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201));
+    const __m256i spread = _mm256_shuffle_epi8(_mm256_set1_epi32(static_cast<int>(bits)), byte_of);
+    return _mm256_cmpeq_epi8(_mm256_and_si256(spread, bit_of), bit_of);
+  }
+
+  template <int kBits>
+  static __m256i LoadBytes(const uint8_t* p0, const uint8_t* p1) {
+    __m256i v = LoadPlane<HighBits(kBits)>(p0);
+    if constexpr (LowBits(kBits) != 0) {
+      v = _mm256_or_si256(_mm256_slli_epi16(v, LowBits(kBits)), LoadPlane<LowBits(kBits)>(p1));
+    }
+    return _mm256_sub_epi8(v, _mm256_set1_epi8(static_cast<char>(1 << (kBits - 1))));
+  }
+
+  static Codes Widen(__m256i first, __m256i second) {
+    return {{_mm256_srai_epi16(_mm256_slli_epi16(first, 8), 8), _mm256_srai_epi16(_mm256_slli_epi16(second, 8), 8)},
+            {_mm256_srai_epi16(first, 8), _mm256_srai_epi16(second, 8)}};
+  }
+
+  template <int kBits>
+  static Codes LoadPlanes(const uint8_t* p0, const uint8_t* p1) {
+    return Widen(LoadBytes<kBits>(p0, p1), LoadBytes<kBits>(p0 + 4 * HighBits(kBits), p1 + 4 * LowBits(kBits)));
+  }
+
+  static const __m256i* Vectors(const Code* p) { return reinterpret_cast<const __m256i*>(p); }
+  static Codes LoadCodes(const Code* p) {
+    return {{_mm256_load_si256(Vectors(p)), _mm256_load_si256(Vectors(p) + 1)},
+            {_mm256_load_si256(Vectors(p) + 2), _mm256_load_si256(Vectors(p) + 3)}};
+  }
+  static void StoreCodes(Code* p, const Codes& codes) {
+    __m256i* out = reinterpret_cast<__m256i*>(p);
+    _mm256_store_si256(out, codes.even[0]);
+    _mm256_store_si256(out + 1, codes.even[1]);
+    _mm256_store_si256(out + 2, codes.odd[0]);
+    _mm256_store_si256(out + 3, codes.odd[1]);
+  }
+  template <int kBits>
+  static void StoreNatural(const uint8_t* p0, const uint8_t* p1, int8_t* out) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), LoadBytes<kBits>(p0, p1));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 32),
+                        LoadBytes<kBits>(p0 + 4 * HighBits(kBits), p1 + 4 * LowBits(kBits)));
+  }
+  static Codes Expand(const int8_t* kept, uint64_t mask) {
+    alignas(32) int8_t bytes[kBlock];
+    for (size_t i = 0; i < kBlock / 8; ++i, mask >>= 8) {
+      const __m128i order = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kExpandTable.order[mask & 0xff]));
+      const __m128i next = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kept));
+      _mm_storel_epi64(reinterpret_cast<__m128i*>(bytes + 8 * i), _mm_shuffle_epi8(next, order));
+      kept += __builtin_popcount(static_cast<unsigned>(mask & 0xff));
+    }
+    const __m256i* halves = reinterpret_cast<const __m256i*>(bytes);
+    return Widen(_mm256_load_si256(halves), _mm256_load_si256(halves + 1));
+  }
+  static Codes ExpandOnes(uint64_t mask) {
+    const __m256i one = _mm256_set1_epi8(1);
+    return Widen(_mm256_and_si256(BitsToBytes(static_cast<uint32_t>(mask)), one),
+                 _mm256_and_si256(BitsToBytes(static_cast<uint32_t>(mask >> 32)), one));
+  }
+
+  static void ConvertF16(const uint8_t* in, size_t count, float* out) {
+    size_t i = 0;
+    for (; i < count; i += 8) {
+      _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in + 2 * i))));
+    }
+    for (i = count; i % 16 != 0; ++i) out[i] = 0.0f;
+  }
+
+  // Scales of half a block: group(block), plus one or two groups of the half before it when groups are shorter than a block.
+  static __m256 HalfScales(const float* scales, unsigned up, size_t half, __m256i lane_groups) {
+    const float* first = scales + (up == 0 ? 0 : half * up);
+    return _mm256_permutevar8x32_ps(_mm256_castps128_ps256(_mm_loadu_ps(first)), lane_groups);
+  }
+
+  template <int R, int T, class Source>
+  static void DotCodes(const Source& source, GroupIndex group, const float (*scales)[kPanelScales], const ActivationView& x,
+                       size_t token, size_t col, size_t blocks, float* acc) {
+    // Lane j of a half covers its columns 4j .. 4j+3: lanes 4 to 7 have a group of their own when groups have 16 columns.
+    const __m256i lane_groups = group.up == 2 ? _mm256_set_epi32(1, 1, 1, 1, 0, 0, 0, 0) : _mm256_setzero_si256();
+    __m256 sum[R][T];
+    for (int r = 0; r < R; ++r) {
+      for (int t = 0; t < T; ++t) sum[r][t] = _mm256_load_ps(acc + (r * kTokenBatch + t) * kLanes);
+    }
+    for (size_t b = 0; b < blocks; ++b) {
+      const int16_t* in = x.wide + token * x.padded_cols + col + b * kBlock;
+      for (int r = 0; r < R; ++r) {
+        const Codes codes = source.Load(r, b);
+        for (size_t half = 0; half < 2; ++half) {
+          const __m256 scale = HalfScales(scales[r] + group(b), group.up, half, lane_groups);
+          for (int t = 0; t < T; ++t) {
+            const __m256i* xs = Vectors(in + t * x.padded_cols) + half;
+            const __m256i dot = _mm256_add_epi32(_mm256_madd_epi16(codes.even[half], _mm256_loadu_si256(xs)),
+                                                 _mm256_madd_epi16(codes.odd[half], _mm256_loadu_si256(xs + 2)));
+            sum[r][t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), scale, sum[r][t]);
+          }
+        }
+      }
+    }
+    for (int r = 0; r < R; ++r) {
+      for (int t = 0; t < T; ++t) _mm256_store_ps(acc + (r * kTokenBatch + t) * kLanes, sum[r][t]);
+    }
+  }
+
+  static void AddMins(const float* mins, const float* sums, size_t count, float* acc) {
+    __m256 sum = _mm256_load_ps(acc);
+    for (size_t g = 0; g < count; g += kLanes) sum = _mm256_fmadd_ps(_mm256_loadu_ps(mins + g), _mm256_loadu_ps(sums + g), sum);
+    _mm256_store_ps(acc, sum);
+  }
+
+  template <Element kElement>
+  static __m256 LoadFloats(const uint8_t* p, size_t i) {
+    if constexpr (kElement == Element::kF32) return _mm256_loadu_ps(reinterpret_cast<const float*>(p) + i * kLanes);
+    const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p) + i);
+    if constexpr (kElement == Element::kF16) return _mm256_cvtph_ps(half);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+  }
+  static void StoreFloats(float* p, size_t i, __m256 v) { _mm256_store_ps(p + i * kLanes, v); }
+  template <Element kElement>
+  static __m256 ExpandFloats(const uint8_t* kept, uint32_t mask) {
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kExpandTable.order[mask]));
+    const __m256i order = _mm256_cvtepi8_epi32(bytes);
+    const __m256 placed = _mm256_permutevar8x32_ps(LoadFloats<kElement>(kept, 0), order);
+    // Masked lanes have a negative order: their sign bit picks zero.
+    return _mm256_blendv_ps(placed, _mm256_setzero_ps(), _mm256_castsi256_ps(order));
+  }
+
+  template <int R, int T, class Source>
+  static void DotFloats(const Source& source, const ActivationView& x, size_t token, size_t col, size_t vectors, float* acc) {
+    const float* in = x.values + token * x.padded_cols + col;
+    __m256 sum[R][T];
+    for (int r = 0; r < R; ++r) {
+      for (int t = 0; t < T; ++t) sum[r][t] = _mm256_load_ps(acc + (r * kTokenBatch + t) * kLanes);
+    }
+    for (size_t i = 0; i < vectors; ++i) {
+      __m256 xs[T];
+      for (int t = 0; t < T; ++t) xs[t] = _mm256_loadu_ps(in + t * x.padded_cols + i * kLanes);
+      for (int r = 0; r < R; ++r) {
+        const __m256 weights = source.Load(r, i);
+        for (int t = 0; t < T; ++t) sum[r][t] = _mm256_fmadd_ps(weights, xs[t], sum[r][t]);
+      }
+    }
+    for (int r = 0; r < R; ++r) {
+      for (int t = 0; t < T; ++t) _mm256_store_ps(acc + (r * kTokenBatch + t) * kLanes, sum[r][t]);
+    }
+  }
+
+  static float Reduce(const float* acc) {
+    __m128 sum = _mm_add_ps(_mm_load_ps(acc), _mm_load_ps(acc + 4));
+    sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+    return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
+  }
+};
+
+bool Supported() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+}
+
+}  // namespace
+
+const KernelSet kAvx2Kernels = {
+    .isa = Isa::kAvx2, .supported = Supported, .order = Order::kEvenOdd, .matmul = AllKinds<Avx2>()};
+
+}  // namespace moepack::kernels
+
+#endif  // defined(__x86_64__)

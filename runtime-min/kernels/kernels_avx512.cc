@@ -1,0 +1,185 @@
+// AVX-512 VNNI kernels: codes widened to 16 bits times 16-bit activations (vpdpwssd).
+#if defined(__x86_64__)
+
+// GCC 12 warns of the undefined operands that its own AVX-512 header passes on purpose (PR 105593).
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
+#include <immintrin.h>
+
+#include "runtime-min/kernels/tile.h"
+
+namespace moepack::kernels {
+namespace {
+
+struct Avx512 {
+  static constexpr size_t kLanes = 16, kTileTokens = 4;
+  using Code = int16_t;
+  // Even and odd columns of a block.
+  struct Codes {
+    __m512i even, odd;
+  };
+
+  // A block of a plane as bytes in column order.
+  template <int kPlaneBits>
+  static __m512i LoadPlane(const uint8_t* p) {
+    if constexpr (kPlaneBits == 8) return _mm512_loadu_si512(p);
+    if constexpr (kPlaneBits == 4) {
+      const __m512i v = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+      return _mm512_and_si512(_mm512_or_si512(v, _mm512_slli_epi16(v, 4)), _mm512_set1_epi8(0x0f));
+    }
+    if constexpr (kPlaneBits == 2) {
+      const __m512i v = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+      const __m512i pairs = _mm512_or_si512(v, _mm512_slli_epi32(v, 12));
+      return _mm512_and_si512(_mm512_or_si512(pairs, _mm512_slli_epi32(pairs, 6)), _mm512_set1_epi8(0x03));
+    }
+  }
+
+  template <int kBits>
+  static __m512i LoadBytes(const uint8_t* p0, const uint8_t* p1) {
+    __m512i v = LoadPlane<HighBits(kBits)>(p0);
+    if constexpr (LowBits(kBits) == 1) {
+      uint64_t low;
+      __builtin_memcpy(&low, p1, sizeof(low));
+      v = _mm512_add_epi8(v, v);
+      v = _mm512_mask_sub_epi8(v, _cvtu64_mask64(low), v, _mm512_set1_epi8(-1));
+    } else if constexpr (LowBits(kBits) == 2) {
+      v = _mm512_or_si512(_mm512_slli_epi16(v, 2), LoadPlane<2>(p1));
+    }
+    return _mm512_sub_epi8(v, _mm512_set1_epi8(static_cast<char>(1 << (kBits - 1))));
+  }
+
+  static Codes Widen(__m512i bytes) {
+    return {_mm512_srai_epi16(_mm512_slli_epi16(bytes, 8), 8), _mm512_srai_epi16(bytes, 8)};
+  }
+
+  template <int kBits>
+  static Codes LoadPlanes(const uint8_t* p0, const uint8_t* p1) {
+    // Nibbles fall apart into even and odd columns without a detour through bytes.
+    if constexpr (kBits == 4) {
+      const __m512i v = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p0)));
+      const __m512i offset = _mm512_set1_epi16(8);
+      return {_mm512_sub_epi16(_mm512_and_si512(v, _mm512_set1_epi16(15)), offset),
+              _mm512_sub_epi16(_mm512_srli_epi16(v, 4), offset)};
+    } else {
+      return Widen(LoadBytes<kBits>(p0, p1));
+    }
+  }
+
+  static Codes LoadCodes(const Code* p) { return {_mm512_load_si512(p), _mm512_load_si512(p + 32)}; }
+  static void StoreCodes(Code* p, const Codes& codes) {
+    _mm512_store_si512(p, codes.even);
+    _mm512_store_si512(p + 32, codes.odd);
+  }
+  template <int kBits>
+  static void StoreNatural(const uint8_t* p0, const uint8_t* p1, int8_t* out) {
+    _mm512_storeu_si512(out, LoadBytes<kBits>(p0, p1));
+  }
+  static Codes Expand(const int8_t* kept, uint64_t mask) {
+    return Widen(_mm512_maskz_expand_epi8(_cvtu64_mask64(mask), _mm512_loadu_si512(kept)));
+  }
+  static Codes ExpandOnes(uint64_t mask) { return Widen(_mm512_maskz_set1_epi8(_cvtu64_mask64(mask), 1)); }
+
+  static void ConvertF16(const uint8_t* in, size_t count, float* out) {
+    for (size_t i = 0; i < count; i += 16) {
+      const __mmask16 left = count - i >= 16 ? __mmask16{0xffff} : static_cast<__mmask16>((1u << (count - i)) - 1);
+      _mm512_storeu_ps(out + i, _mm512_maskz_cvtph_ps(left, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(in + 2 * i))));
+    }
+  }
+
+  // Group of lane j (columns 4j .. 4j+3) counted from the first group of its block.
+  static __m512i LaneGroups(const GroupIndex& group) {
+    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    return _mm512_srl_epi32(lane, _mm_cvtsi32_si128(group.up == 0 ? 31 : 4 - static_cast<int>(group.up)));
+  }
+
+  template <int R, int T, class Source>
+  static void DotCodes(const Source& source, GroupIndex group, const float (*scales)[kPanelScales], const ActivationView& x,
+                       size_t token, size_t col, size_t blocks, float* acc) {
+    const __m512i lane_groups = LaneGroups(group);
+    const int16_t* in = x.wide + token * x.padded_cols + col;
+    __m512 sum[R][T];
+    for (int r = 0; r < R; ++r) {
+      for (int t = 0; t < T; ++t) sum[r][t] = _mm512_load_ps(acc + (r * kTokenBatch + t) * kLanes);
+    }
+    for (size_t b = 0; b < blocks; ++b) {
+      __m512i even[T], odd[T];
+      for (int t = 0; t < T; ++t) {
+        even[t] = _mm512_loadu_si512(in + t * x.padded_cols + b * kBlock);
+        odd[t] = _mm512_loadu_si512(in + t * x.padded_cols + b * kBlock + 32);
+      }
+      for (int r = 0; r < R; ++r) {
+        const Codes codes = source.Load(r, b);
+        const __m512 near = _mm512_castps128_ps512(_mm_loadu_ps(scales[r] + group(b)));
+        const __m512 scale = _mm512_permutexvar_ps(lane_groups, near);
+        for (int t = 0; t < T; ++t) {
+          __m512i dot = _mm512_dpwssd_epi32(_mm512_setzero_si512(), codes.even, even[t]);
+          dot = _mm512_dpwssd_epi32(dot, codes.odd, odd[t]);
+          sum[r][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scale, sum[r][t]);
+        }
+      }
+    }
+    for (int r = 0; r < R; ++r) {
+      for (int t = 0; t < T; ++t) _mm512_store_ps(acc + (r * kTokenBatch + t) * kLanes, sum[r][t]);
+    }
+  }
+
+  static void AddMins(const float* mins, const float* sums, size_t count, float* acc) {
+    __m512 sum = _mm512_load_ps(acc);
+    for (size_t g = 0; g < count; g += kLanes) sum = _mm512_fmadd_ps(_mm512_loadu_ps(mins + g), _mm512_loadu_ps(sums + g), sum);
+    _mm512_store_ps(acc, sum);
+  }
+
+  template <Element kElement>
+  static __m512 LoadFloats(const uint8_t* p, size_t i) {
+    if constexpr (kElement == Element::kF32) return _mm512_loadu_ps(reinterpret_cast<const float*>(p) + i * kLanes);
+    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p) + i);
+    if constexpr (kElement == Element::kF16) return _mm512_cvtph_ps(half);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+  }
+  static void StoreFloats(float* p, size_t i, __m512 v) { _mm512_store_ps(p + i * kLanes, v); }
+  template <Element kElement>
+  static __m512 ExpandFloats(const uint8_t* kept, uint32_t mask) {
+    return _mm512_maskz_expand_ps(static_cast<__mmask16>(mask), LoadFloats<kElement>(kept, 0));
+  }
+
+  template <int R, int T, class Source>
+  static void DotFloats(const Source& source, const ActivationView& x, size_t token, size_t col, size_t vectors, float* acc) {
+    const float* in = x.values + token * x.padded_cols + col;
+    __m512 sum[R][T];
+    for (int r = 0; r < R; ++r) {
+      for (int t = 0; t < T; ++t) sum[r][t] = _mm512_load_ps(acc + (r * kTokenBatch + t) * kLanes);
+    }
+    for (size_t i = 0; i < vectors; ++i) {
+      __m512 xs[T];
+      for (int t = 0; t < T; ++t) xs[t] = _mm512_loadu_ps(in + t * x.padded_cols + i * kLanes);
+      for (int r = 0; r < R; ++r) {
+        const __m512 weights = source.Load(r, i);
+        for (int t = 0; t < T; ++t) sum[r][t] = _mm512_fmadd_ps(weights, xs[t], sum[r][t]);
+      }
+    }
+    for (int r = 0; r < R; ++r) {
+      for (int t = 0; t < T; ++t) _mm512_store_ps(acc + (r * kTokenBatch + t) * kLanes, sum[r][t]);
+    }
+  }
+
+  static float Reduce(const float* acc) { return _mm512_reduce_add_ps(_mm512_load_ps(acc)); }
+};
+
+bool Supported() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi") &&
+         __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("bmi2");
+}
+
+}  // namespace
+
+const KernelSet kAvx512Kernels = {
+    .isa = Isa::kAvx512Vnni, .supported = Supported, .order = Order::kEvenOdd, .matmul = AllKinds<Avx512>()};
+
+}  // namespace moepack::kernels
+
+#endif  // defined(__x86_64__)

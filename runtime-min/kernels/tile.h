@@ -1,0 +1,345 @@
+// The loops that all vector instruction sets share; what differs between them is in `Ops`, a struct each file defines in an
+// unnamed namespace (so that every instantiation stays inside its file).
+//
+// Up to kTileRows rows are multiplied with batches of kTokenBatch tokens, panel of columns by panel. With several tokens a
+// panel of codes is unpacked once into a buffer that stays in the first-level cache; with one token codes go from memory
+// through registers. Both give the same bits: integer dots are exact, and each (row, token) has its own float accumulator
+// that takes the same terms in the same order.
+//
+// Ops provides:
+//   kLanes, kTileTokens        floats of an accumulator; tokens multiplied at a time
+//   Code                       element of the code buffer, kBlock of them a block
+//   Codes                      a block of codes in registers
+//   LoadPlanes<kBits>(p0, p1)  -> Codes: a block of centred codes from its planes
+//   LoadCodes(p), StoreCodes(p, codes)
+//   StoreNatural<kBits>(p0, p1, out)       a block of centred codes as int8 in column order
+//   Expand(kept, mask)         -> Codes: entries of the int8 array `kept` where mask has a bit, 0 elsewhere
+//   ExpandOnes(mask)           -> Codes: 1 where mask has a bit
+//   ConvertF16(in, count, out) count numbers, then zeros up to kScaleSlack more
+//   DotCodes<R, T>(source, group, scales, x, token, col_begin, blocks, acc)
+//   AddMins(mins, sums, count, acc)        acc += mins . sums
+//   DotFloats<R, T>(source, x, token, col_begin, vectors, acc)
+//   LoadFloats<kElement>(p, i), StoreFloats(p, i, v), ExpandFloats<kElement>(kept, mask)
+//   Reduce(acc)                sum of the lanes
+#pragma once
+
+#include "runtime-min/kernels/kernels_internal.h"
+
+namespace moepack::kernels {
+namespace {
+
+constexpr size_t kTileRows = 4;
+constexpr size_t kTokenBatch = 64;
+constexpr size_t kPanelCols = 2048;       // of codes
+constexpr size_t kFloatPanelCols = 1024;  // of floats
+// Kernels load scales by whole vectors: zeros that follow the scales of a panel.
+constexpr size_t kScaleSlack = 16;
+constexpr size_t kPanelScales = kPanelCols / 16 + kScaleSlack;
+
+// Scale of a block: group (block << up) >> down of its panel. Blocks have 4 or 2 groups when group_size is 16 or 32.
+struct GroupIndex {
+  unsigned up, down;
+  size_t operator()(size_t block) const { return (block << up) >> down; }
+};
+
+constexpr GroupIndex GroupIndexOf(uint16_t group_size) {
+  switch (group_size) {
+    case 16: return {2, 0};
+    case 32: return {1, 0};
+    case 64: return {0, 0};
+    case 128: return {0, 1};
+    case 256: return {0, 2};
+    default: return {0, 31};
+  }
+}
+
+constexpr size_t Min(size_t a, size_t b) { return a < b ? a : b; }
+
+// Bits of the two planes of a code (the second is 0 when there is one plane).
+constexpr int HighBits(int bits) { return bits == 3 ? 2 : bits == 5 || bits == 6 ? 4 : bits; }
+constexpr int LowBits(int bits) { return bits - HighBits(bits); }
+
+inline uint64_t LoadMask(const uint8_t* mask_row, size_t block, uint64_t cols) {
+  uint64_t mask;
+  __builtin_memcpy(&mask, mask_row + block * (kBlock / 8), sizeof(mask));
+  const uint64_t left = cols - block * kBlock;
+  return left >= kBlock ? mask : mask & ((uint64_t{1} << left) - 1);
+}
+
+// Codes of R rows from a buffer.
+template <class Ops, int R>
+struct BufferSource {
+  const typename Ops::Code* rows;  // [R, kPanelCols]
+  typename Ops::Codes Load(int r, size_t block) const { return Ops::LoadCodes(rows + r * kPanelCols + block * kBlock); }
+};
+
+// Codes of R rows straight from their planes.
+template <class Ops, int kBits, int R>
+struct PlaneSource {
+  const uint8_t *high[R], *low[R];
+  typename Ops::Codes Load(int r, size_t block) const {
+    return Ops::template LoadPlanes<kBits>(high[r] + block * (kBlock / 8) * HighBits(kBits),
+                                           low[r] + block * (kBlock / 8) * LowBits(kBits));
+  }
+};
+
+// Rows of floats of a type, from memory or (as float32) from a buffer.
+template <class Ops, Element kElement, int R>
+struct FloatSource {
+  const uint8_t* rows[R];
+  auto Load(int r, size_t vector) const { return Ops::template LoadFloats<kElement>(rows[r], vector); }
+};
+
+template <class Ops, int kBits, bool kSparse>
+class IntTile {
+ public:
+  IntTile(const MatrixView& w, const ActivationView& x)
+      : w_(w), x_(x), group_(GroupIndexOf(w.group_size)), sums_(x.sums + x.sum_layout.offset[SumLevelOf(w.group_size)]) {}
+
+  // Rows [row, row + R) of all tokens.
+  template <int R>
+  void Rows(size_t row, float* y, size_t y_stride) {
+    for (size_t t0 = 0; t0 < x_.tokens; t0 += kTokenBatch) {
+      const size_t tokens = Min(kTokenBatch, x_.tokens - t0);
+      Clear<R>(tokens);
+      for (int r = 0; r < R; ++r) kept_[r] = 0;
+      for (size_t c = 0; c < w_.cols; c += kPanelCols) Panel<R>(row, t0, tokens, c);
+      for (size_t t = 0; t < tokens; ++t) {
+        for (int r = 0; r < R; ++r) {
+          y[(t0 + t) * y_stride + row + static_cast<size_t>(r)] = x_.scales[t0 + t] * Ops::Reduce(Acc(r, t));
+        }
+      }
+    }
+  }
+
+ private:
+  float* Acc(int r, size_t t) { return acc_ + (static_cast<size_t>(r) * kTokenBatch + t) * Ops::kLanes; }
+
+  template <int R>
+  void Clear(size_t tokens) {
+    for (int r = 0; r < R; ++r) __builtin_memset(Acc(r, 0), 0, tokens * Ops::kLanes * sizeof(float));
+  }
+
+  template <int R>
+  void Panel(size_t row, size_t t0, size_t tokens, size_t col) {
+    const size_t blocks = (Min(kPanelCols, w_.cols - col) + kBlock - 1) / kBlock;
+    const size_t group_begin = w_.group_size == 0 ? 0 : col / w_.group_size;
+    const size_t groups = Min(w_.layout.groups - group_begin, w_.group_size == 0 ? 1 : kPanelCols / w_.group_size);
+    for (int r = 0; r < R; ++r) LoadScales(r, row + static_cast<size_t>(r), group_begin, groups);
+    if (!kSparse && tokens == 1) {
+      const auto source = Planes<R>(row, col);
+      Ops::template DotCodes<R, 1>(source, group_, scales_, x_, t0, col, blocks, Acc(0, 0));
+    } else {
+      for (int r = 0; r < R; ++r) Unpack(r, row + static_cast<size_t>(r), col, blocks);
+      DotBuffer<R>(scales_, t0, tokens, col, blocks);
+    }
+    if (!w_.has_min) return;
+    if constexpr (kSparse) {
+      // A minimum counts for kept columns only: a product with the mask, scaled by the minima.
+      for (int r = 0; r < R; ++r) UnpackMask(r, row + static_cast<size_t>(r), col, blocks);
+      DotBuffer<R>(mins_, t0, tokens, col, blocks);
+    } else if (w_.group_size != 0 || col == 0) {
+      for (size_t t = 0; t < tokens; ++t) {
+        const float* sums = sums_ + (t0 + t) * x_.sum_layout.stride + group_begin;
+        for (int r = 0; r < R; ++r) Ops::AddMins(mins_[r], sums, groups, Acc(r, t));
+      }
+    }
+  }
+
+  void LoadScales(int r, size_t row, size_t group_begin, size_t groups) {
+    Ops::ConvertF16(ScaleRow(w_, row) + 2 * group_begin, groups, scales_[r]);
+    if (!w_.has_min) return;
+    Ops::ConvertF16(MinRow(w_, row) + 2 * group_begin, groups, mins_[r]);
+    const float offset = static_cast<float>(CodeOffset(w_));
+    for (size_t g = 0; g < groups; ++g) mins_[r][g] += offset * scales_[r][g];
+  }
+
+  template <int R>
+  PlaneSource<Ops, kBits, R> Planes(size_t row, size_t col) const {
+    PlaneSource<Ops, kBits, R> source;
+    for (int r = 0; r < R; ++r) {
+      source.high[r] = PlaneAt(0, row + static_cast<size_t>(r), col);
+      source.low[r] = LowBits(kBits) == 0 ? source.high[r] : PlaneAt(1, row + static_cast<size_t>(r), col);
+    }
+    return source;
+  }
+
+  // Code `index` (a multiple of 8) of a row.
+  const uint8_t* PlaneAt(size_t plane, size_t row, size_t index) const {
+    return PlaneRow(w_, plane, row) + index / 8 * static_cast<size_t>(plane == 0 ? HighBits(kBits) : LowBits(kBits));
+  }
+
+  void Unpack(int r, size_t row, size_t col, size_t blocks) {
+    typename Ops::Code* out = codes_ + static_cast<size_t>(r) * kPanelCols;
+    if constexpr (kSparse) {
+      UnpackSparse(r, row, col, blocks, out);
+    } else {
+      const uint8_t* high = PlaneAt(0, row, col);
+      const uint8_t* low = LowBits(kBits) == 0 ? high : PlaneAt(1, row, col);
+      for (size_t b = 0; b < blocks; ++b) {
+        Ops::StoreCodes(out + b * kBlock, Ops::template LoadPlanes<kBits>(high + b * (kBlock / 8) * HighBits(kBits),
+                                                                          low + b * (kBlock / 8) * LowBits(kBits)));
+      }
+    }
+  }
+
+  // Kept codes of the panel go to a buffer from a multiple of 8 on, where every plane has a whole byte, then to their columns.
+  void UnpackSparse(int r, size_t row, size_t col, size_t blocks, typename Ops::Code* out) {
+    const uint8_t* mask_row = MaskRow(w_, row);
+    uint64_t masks[kPanelCols / kBlock];
+    size_t count = 0;
+    for (size_t b = 0; b < blocks; ++b) {
+      masks[b] = LoadMask(mask_row, col / kBlock + b, w_.cols);
+      count += static_cast<size_t>(__builtin_popcountll(masks[b]));
+    }
+    const size_t first = kept_[r] / 8 * 8;
+    for (size_t i = first; i < kept_[r] + count; i += kBlock) {
+      const uint8_t* high = PlaneAt(0, row, i);
+      Ops::template StoreNatural<kBits>(high, LowBits(kBits) == 0 ? high : PlaneAt(1, row, i), natural_ + (i - first));
+    }
+    const int8_t* next = natural_ + (kept_[r] - first);
+    for (size_t b = 0; b < blocks; ++b) {
+      Ops::StoreCodes(out + b * kBlock, Ops::Expand(next, masks[b]));
+      next += __builtin_popcountll(masks[b]);
+    }
+    kept_[r] += count;
+  }
+
+  void UnpackMask(int r, size_t row, size_t col, size_t blocks) {
+    for (size_t b = 0; b < blocks; ++b) {
+      const uint64_t mask = LoadMask(MaskRow(w_, row), col / kBlock + b, w_.cols);
+      Ops::StoreCodes(codes_ + static_cast<size_t>(r) * kPanelCols + b * kBlock, Ops::ExpandOnes(mask));
+    }
+  }
+
+  template <int R>
+  void DotBuffer(const float (*scales)[kPanelScales], size_t t0, size_t tokens, size_t col, size_t blocks) {
+    const BufferSource<Ops, R> source{codes_};
+    size_t t = 0;
+    for (; t + Ops::kTileTokens <= tokens; t += Ops::kTileTokens) {
+      Ops::template DotCodes<R, Ops::kTileTokens>(source, group_, scales, x_, t0 + t, col, blocks, Acc(0, t));
+    }
+    for (; t < tokens; ++t) Ops::template DotCodes<R, 1>(source, group_, scales, x_, t0 + t, col, blocks, Acc(0, t));
+  }
+
+  const MatrixView& w_;
+  const ActivationView& x_;
+  const GroupIndex group_;
+  const float* sums_;  // of token 0, of the matrix's group size
+  size_t kept_[kTileRows];
+  alignas(64) typename Ops::Code codes_[kTileRows * kPanelCols];
+  alignas(64) float acc_[kTileRows * kTokenBatch * Ops::kLanes];
+  alignas(64) float scales_[kTileRows][kPanelScales];
+  alignas(64) float mins_[kTileRows][kPanelScales];
+  alignas(64) int8_t natural_[kPanelCols + 3 * kBlock];
+};
+
+template <class Ops, Element kElement, bool kSparse>
+class FloatTile {
+ public:
+  FloatTile(const MatrixView& w, const ActivationView& x) : w_(w), x_(x) {}
+
+  template <int R>
+  void Rows(size_t row, float* y, size_t y_stride) {
+    for (size_t t0 = 0; t0 < x_.tokens; t0 += kTokenBatch) {
+      const size_t tokens = Min(kTokenBatch, x_.tokens - t0);
+      for (int r = 0; r < R; ++r) {
+        __builtin_memset(Acc(r, 0), 0, tokens * Ops::kLanes * sizeof(float));
+        kept_[r] = 0;
+      }
+      for (size_t c = 0; c < w_.cols; c += kFloatPanelCols) Panel<R>(row, t0, tokens, c);
+      for (size_t t = 0; t < tokens; ++t) {
+        for (int r = 0; r < R; ++r) y[(t0 + t) * y_stride + row + static_cast<size_t>(r)] = Ops::Reduce(Acc(r, t));
+      }
+    }
+  }
+
+ private:
+  float* Acc(int r, size_t t) { return acc_ + (static_cast<size_t>(r) * kTokenBatch + t) * Ops::kLanes; }
+
+  // Float32 rows, and rows of any type that are read once, need no buffer.
+  template <int R>
+  void Panel(size_t row, size_t t0, size_t tokens, size_t col) {
+    const size_t cols = Min(kFloatPanelCols, w_.cols - col);
+    if (!kSparse && (kElement == Element::kF32 || tokens == 1)) {
+      FloatSource<Ops, kElement, R> source;
+      for (int r = 0; r < R; ++r) source.rows[r] = ValueRow(w_, row + static_cast<size_t>(r)) + col * w_.layout.value_bytes;
+      Dot<R>(source, t0, tokens, col, cols);
+      return;
+    }
+    FloatSource<Ops, Element::kF32, R> source;
+    for (int r = 0; r < R; ++r) {
+      float* out = values_ + static_cast<size_t>(r) * kFloatPanelCols;
+      Unpack(r, row + static_cast<size_t>(r), col, cols, out);
+      source.rows[r] = reinterpret_cast<const uint8_t*>(out);
+    }
+    Dot<R>(source, t0, tokens, col, cols);
+  }
+
+  void Unpack(int r, size_t row, size_t col, size_t cols, float* out) {
+    const uint8_t* values = ValueRow(w_, row);
+    const size_t vectors = (cols + Ops::kLanes - 1) / Ops::kLanes;
+    if constexpr (!kSparse) {
+      const uint8_t* begin = values + col * w_.layout.value_bytes;
+      for (size_t i = 0; i < vectors; ++i) Ops::StoreFloats(out, i, Ops::template LoadFloats<kElement>(begin, i));
+      return;
+    }
+    uint64_t mask = 0;
+    for (size_t i = 0; i < vectors; ++i, mask >>= Ops::kLanes) {
+      const size_t lane = i * Ops::kLanes;
+      if (lane % kBlock == 0) mask = LoadMask(MaskRow(w_, row), (col + lane) / kBlock, w_.cols);
+      const uint32_t bits = static_cast<uint32_t>(mask & ((1u << Ops::kLanes) - 1));
+      Ops::StoreFloats(out, i, Ops::template ExpandFloats<kElement>(values + kept_[r] * w_.layout.value_bytes, bits));
+      kept_[r] += static_cast<size_t>(__builtin_popcount(bits));
+    }
+  }
+
+  template <int R, class Source>
+  void Dot(const Source& source, size_t t0, size_t tokens, size_t col, size_t cols) {
+    const size_t vectors = (cols + Ops::kLanes - 1) / Ops::kLanes;
+    size_t t = 0;
+    for (; t + Ops::kTileTokens <= tokens; t += Ops::kTileTokens) {
+      Ops::template DotFloats<R, Ops::kTileTokens>(source, x_, t0 + t, col, vectors, Acc(0, t));
+    }
+    for (; t < tokens; ++t) Ops::template DotFloats<R, 1>(source, x_, t0 + t, col, vectors, Acc(0, t));
+  }
+
+  const MatrixView& w_;
+  const ActivationView& x_;
+  size_t kept_[kTileRows];
+  alignas(64) float values_[kTileRows * kFloatPanelCols];
+  alignas(64) float acc_[kTileRows * kTokenBatch * Ops::kLanes];
+};
+
+template <class Tile>
+void MatMulTiles(const MatrixView& w, const ActivationView& x, float* y, size_t y_stride, size_t row_begin, size_t row_end) {
+  Tile tile(w, x);
+  size_t row = row_begin;
+  for (; row + kTileRows <= row_end; row += kTileRows) tile.template Rows<kTileRows>(row, y, y_stride);
+  for (; row < row_end; ++row) tile.template Rows<1>(row, y, y_stride);
+}
+
+template <class Ops, bool kSparse>
+constexpr void FillKinds(MatMulFunction* kinds) {
+  kinds[0] = MatMulTiles<FloatTile<Ops, Element::kF32, kSparse>>;
+  kinds[1] = MatMulTiles<FloatTile<Ops, Element::kBf16, kSparse>>;
+  kinds[2] = MatMulTiles<FloatTile<Ops, Element::kF16, kSparse>>;
+  kinds[3] = MatMulTiles<IntTile<Ops, 2, kSparse>>;
+  kinds[4] = MatMulTiles<IntTile<Ops, 3, kSparse>>;
+  kinds[5] = MatMulTiles<IntTile<Ops, 4, kSparse>>;
+  kinds[6] = MatMulTiles<IntTile<Ops, 5, kSparse>>;
+  kinds[7] = MatMulTiles<IntTile<Ops, 6, kSparse>>;
+  kinds[8] = MatMulTiles<IntTile<Ops, 8, kSparse>>;
+}
+
+// All kinds, in the order of Kind.
+template <class Ops>
+constexpr std::array<MatMulFunction, kKinds> AllKinds() {
+  std::array<MatMulFunction, kKinds> kinds = {};
+  FillKinds<Ops, false>(kinds.data());
+  FillKinds<Ops, true>(kinds.data() + kKinds / 2);
+  return kinds;
+}
+
+}  // namespace
+}  // namespace moepack::kernels

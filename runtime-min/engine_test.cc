@@ -1,0 +1,138 @@
+#include "runtime-min/engine.h"
+
+#include <gtest/gtest.h>
+
+#include "runtime-min/testing/toy_engine.h"
+
+namespace moepack::runtime {
+namespace {
+
+using testing::AllLogits;
+using testing::FakeSource;
+using testing::kToyVocabulary;
+using testing::ToyTokens;
+using testing::ToyUnits;
+
+constexpr size_t kTokens = 75;  // two blocks of keys and more than the window
+
+std::unique_ptr<Engine> MakeEngine(std::unique_ptr<FakeSource> source, ThreadPool& pool, EngineOptions options) {
+  options.logit_rows = options.tile_tokens;
+  auto engine = Engine::Create(std::move(source), pool, options);
+  EXPECT_TRUE(engine.ok()) << engine.status().message();
+  return engine.ok() ? std::move(*engine) : nullptr;
+}
+
+double LargestDifference(const std::vector<float>& a, const std::vector<double>& b) {
+  EXPECT_EQ(a.size(), b.size());
+  double difference = 0, largest = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    difference = std::max(difference, std::fabs(a[i] - b[i]));
+    largest = std::max(largest, std::fabs(b[i]));
+  }
+  return difference / largest;
+}
+
+class EngineCodecs : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(EngineCodecs, LogitsEqualAPlainEvaluationInDouble) {
+  const Program program = testing::ToyLanguageModel();
+  ASSERT_TRUE(ValidateProgram(program).ok()) << ValidateProgram(program).message();
+  const testing::RoundedSource weights(program, ParseCodec(GetParam()).value());
+  const testing::NaiveRun naive = testing::NaiveForward(program, weights).Run(ToyTokens(kTokens));
+  std::vector<double> expected;
+  for (const auto& row : naive.values.at(program.output)) expected.insert(expected.end(), row.begin(), row.end());
+  ThreadPool pool(2);
+  for (kernels::Isa isa : kernels::SupportedIsas()) {
+    const auto engine = MakeEngine(ToyUnits(program, GetParam()), pool, {.isa = isa});
+    const double bound = std::string(GetParam()) == "f32" ? 1e-5 : 1e-3;
+    EXPECT_LT(LargestDifference(AllLogits(*engine, ToyTokens(kTokens), kTokens), expected), bound) << kernels::IsaName(isa);
+  }
+}
+
+TEST_P(EngineCodecs, LogitsAreTheSameBitsHoweverTheyAreComputed) {
+  const Program program = testing::ToyLanguageModel();
+  ThreadPool one(1), three(3);
+  const auto reference = MakeEngine(ToyUnits(program, GetParam()), one, {});
+  const std::vector<float> expected = AllLogits(*reference, ToyTokens(kTokens), 1);
+  const uint64_t all = reference->experts().all_bytes(), minimum = reference->experts().minimum_bytes();
+  for (ThreadPool* pool : {&one, &three}) {
+    for (const uint64_t ram : {kAllExperts, all / 2, minimum}) {
+      for (const uint32_t tile : {1u, 16u, 128u}) {
+        const auto engine = MakeEngine(ToyUnits(program, GetParam()), *pool, {.expert_ram_bytes = ram, .tile_tokens = tile});
+        EXPECT_EQ(AllLogits(*engine, ToyTokens(kTokens), tile), expected)
+            << pool->threads() << " threads, " << ram << " bytes of experts, tiles of " << tile;
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Codecs, EngineCodecs, ::testing::Values("f32", "i8g64", "i4g32", "i3mg16"),
+                         [](const auto& test) { return std::string(test.param); });
+
+TEST(Engine, LogitsOfTheLastTokenNeedNoOtherRows) {
+  const Program program = testing::ToyLanguageModel();
+  ThreadPool pool(2);
+  const auto whole = MakeEngine(ToyUnits(program, "f32"), pool, {});
+  const std::vector<float> all = AllLogits(*whole, ToyTokens(kTokens), kTokens);
+  const std::vector<float> last(all.end() - kToyVocabulary, all.end());
+  auto engine = Engine::Create(ToyUnits(program, "f32"), pool, {.tile_tokens = 16});
+  ASSERT_TRUE(engine.ok());
+  ASSERT_TRUE((*engine)->Prefill(ToyTokens(kTokens)).ok());
+  EXPECT_EQ(std::vector<float>((*engine)->logits().begin(), (*engine)->logits().end()), last);
+  EXPECT_EQ((*engine)->position(), kTokens);
+}
+
+TEST(Engine, ResetStartsANewSequence) {
+  const Program program = testing::ToyLanguageModel();
+  ThreadPool pool(2);
+  const auto engine = MakeEngine(ToyUnits(program, "i8g64"), pool, {});
+  const std::vector<float> first = AllLogits(*engine, ToyTokens(20), 20);
+  ASSERT_FALSE(AllLogits(*engine, ToyTokens(60), 13).empty());
+  EXPECT_EQ(AllLogits(*engine, ToyTokens(20), 20), first);
+}
+
+TEST(Engine, RefusesTooSmallAnExpertBudgetAndNamesTheMinimum) {
+  const Program program = testing::ToyLanguageModel();
+  ThreadPool pool(1);
+  auto source = ToyUnits(program, "i8g64");
+  const uint64_t minimum = source->ExpertBytes(0, 0) * 3;  // three of the widest, gated
+  const auto refused = Engine::Create(std::move(source), pool, {.expert_ram_bytes = minimum - 1});
+  ASSERT_FALSE(refused.ok());
+  EXPECT_EQ(refused.status().code(), ErrorCode::kUsage);
+  EXPECT_NE(refused.status().message().find(std::to_string(minimum)), std::string::npos) << refused.status().message();
+  EXPECT_TRUE(Engine::Create(ToyUnits(program, "i8g64"), pool, {.expert_ram_bytes = minimum}).ok());
+}
+
+TEST(Engine, ADamagedExpertFailsTheRunByNameAndLeavesTheSequence) {
+  const Program program = testing::ToyLanguageModel();
+  ThreadPool pool(2);
+  auto source = ToyUnits(program, "i8g64");
+  FakeSource* units = source.get();
+  const auto engine = MakeEngine(std::move(source), pool, {});
+  for (uint32_t e = 0; e < 7; ++e) units->broken.insert({1, e});
+  const Status status = engine->Run(ToyTokens(20));
+  EXPECT_EQ(status.code(), ErrorCode::kDigest);
+  EXPECT_NE(status.message().find("layer 1, expert "), std::string::npos) << status.message();
+  EXPECT_NE(status.message().find("4096"), std::string::npos) << status.message();
+  EXPECT_EQ(engine->position(), 0u);
+  units->broken.clear();
+  const auto intact = MakeEngine(ToyUnits(program, "i8g64"), pool, {});
+  EXPECT_EQ(AllLogits(*engine, ToyTokens(20), 20), AllLogits(*intact, ToyTokens(20), 20));
+}
+
+TEST(Engine, RefusesWhatTheModelDoesNotHave) {
+  const Program program = testing::ToyLanguageModel();
+  ThreadPool pool(1);
+  const auto engine = MakeEngine(ToyUnits(program, "f32"), pool, {.context = 10, .tile_tokens = 8});
+  EXPECT_EQ(engine->Run(std::vector<int32_t>{kToyVocabulary}).code(), ErrorCode::kUsage);
+  EXPECT_EQ(engine->Run(std::vector<int32_t>{-1}).code(), ErrorCode::kUsage);
+  EXPECT_EQ(engine->Run({}).code(), ErrorCode::kUsage);
+  EXPECT_EQ(engine->Run(ToyTokens(9)).code(), ErrorCode::kUsage);
+  EXPECT_TRUE(engine->Run(ToyTokens(8)).ok());
+  EXPECT_EQ(engine->Run(ToyTokens(3)).code(), ErrorCode::kLimit);
+  EXPECT_TRUE(engine->Run(ToyTokens(2)).ok());
+  EXPECT_EQ(Engine::Create(ToyUnits(program, "f32"), pool, {.context = 257}).status().code(), ErrorCode::kUsage);
+}
+
+}  // namespace
+}  // namespace moepack::runtime

@@ -1,0 +1,120 @@
+// For tests: a UnitSource without a bundle. Weights come from a function, are rounded to a codec, and can be had back as
+// the codec stores them.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <set>
+#include <utility>
+#include <vector>
+
+#include "format/codec/codec.h"
+#include "format/program.h"
+#include "format/verified.h"
+#include "runtime-min/unit_source.h"
+
+namespace moepack::testing {
+
+class VerifiedPeer {
+ public:
+  static PlainUnit Plain(Bytes bytes) { return PlainUnit(std::move(bytes)); }
+};
+
+// Nearest codes with scales that span the values of each group.
+inline QuantizedMatrix RoundToCodec(const Codec& codec, const MatrixShape& shape, const std::vector<float>& values) {
+  QuantizedMatrix q{.codec = codec, .shape = shape};
+  if (codec.element != Element::kGroupInt) {
+    q.values = values;
+    return q;
+  }
+  const uint64_t groups = GroupsPerRow(codec, shape.cols), width = codec.group_size == 0 ? shape.cols : codec.group_size;
+  const float top = static_cast<float>((1 << codec.bits) - 1), middle = static_cast<float>(1 << (codec.bits - 1));
+  q.codes.resize(values.size());
+  for (uint64_t r = 0; r < shape.rows; ++r) {
+    for (uint64_t g = 0; g < groups; ++g) {
+      const uint64_t begin = g * width, end = std::min(shape.cols, begin + width);
+      const auto [low, high] = std::minmax_element(&values[r * shape.cols + begin], &values[r * shape.cols] + end);
+      const float reach = std::max(std::fabs(*low), std::fabs(*high));
+      const uint16_t scale = F32ToF16(codec.has_min ? (*high - *low) / top : reach / (middle - 1 + (codec.bits == 2)));
+      const uint16_t minimum = F32ToF16(*low);
+      q.scales.push_back(scale);
+      if (codec.has_min) q.mins.push_back(minimum);
+      for (uint64_t c = begin; c < end; ++c) {
+        const float from = codec.has_min ? F16ToF32(minimum) : -middle * F16ToF32(scale);
+        const float code = std::round((values[r * shape.cols + c] - from) / F16ToF32(scale));
+        q.codes[r * shape.cols + c] = static_cast<uint8_t>(std::clamp(code, 0.0f, top));
+      }
+    }
+  }
+  return q;
+}
+
+class FakeSource final : public runtime::UnitSource {
+ public:
+  using Weights =
+      std::function<std::vector<float>(bool expert, uint32_t table_or_tensor, uint32_t index, ExpertMatrix matrix)>;
+
+  // Matrices take `codec` (vectors stay f32). `weights(false, tensor, 0, _)` and `weights(true, table, expert, matrix)`.
+  FakeSource(const Program& program, const Codec& codec, const Weights& weights) : program_(program) {
+    for (TensorId t = 0; t < program.tensors.size(); ++t) {
+      const MatrixShape shape{program.tensors[t].rows, program.tensors[t].cols};
+      dense_.units.push_back({});
+      dense_plain_.push_back({});
+      Add(t, shape.rows == 1 ? Codec{} : codec, shape, weights(false, t, 0, ExpertMatrix::kGate), &dense_.units.back(),
+          &dense_plain_.back());
+    }
+    for (uint32_t t = 0; t < program.expert_tables.size(); ++t) {
+      const ExpertTableDecl& decl = program.expert_tables[t];
+      experts_.push_back({.table = t});
+      expert_plain_.push_back({});
+      for (uint32_t e = 0; e < decl.experts(); ++e) {
+        experts_[t].experts.push_back({{{e}}});
+        experts_[t].units.push_back({});
+        expert_plain_[t].push_back({});
+        for (int m = decl.gated ? 0 : 1; m < kExpertMatrices; ++m) {
+          const auto matrix = static_cast<ExpertMatrix>(m);
+          const MatrixShape wide{decl.intermediate[e], decl.hidden}, tall{decl.hidden, decl.intermediate[e]};
+          Add(static_cast<uint32_t>(m), codec, matrix == ExpertMatrix::kDown ? tall : wide, weights(true, t, e, matrix),
+              &experts_[t].units[e], &expert_plain_[t][e]);
+        }
+      }
+    }
+  }
+
+  const Program& program() const override { return program_; }
+  const DenseTable& dense() const override { return dense_; }
+  const std::vector<ExpertTable>& experts() const override { return experts_; }
+  const HotList& hot_list() const override { return hot; }
+  Result<PlainUnit> ReadDense(size_t unit) override { return VerifiedPeer::Plain(dense_plain_[unit]); }
+  Result<PlainUnit> ReadExpert(uint32_t table, uint32_t physical) override {
+    if (broken.count({table, physical}) != 0) return Status(ErrorCode::kDigest, "chunk at offset 4096 does not match");
+    return VerifiedPeer::Plain(expert_plain_[table][physical]);
+  }
+
+  uint64_t ExpertBytes(uint32_t table, uint32_t physical) const {
+    uint64_t bytes = 0;
+    for (const UnitTensor& t : experts_[table].units[physical].tensors) bytes += ResidentBytes(t.codec, t.shape).value();
+    return bytes;
+  }
+
+  HotList hot;
+  std::set<std::pair<uint32_t, uint32_t>> broken;  // experts whose chunks fail their digest
+
+ private:
+  static void Add(uint32_t id, const Codec& codec, const MatrixShape& shape, const std::vector<float>& values, Unit* unit,
+                  Bytes* plain) {
+    const Bytes bytes = ToPlain(RoundToCodec(codec, shape, values)).value();
+    plain->insert(plain->end(), bytes.begin(), bytes.end());
+    unit->tensors.push_back({id, codec, shape});
+    unit->chunks.push_back({.stored_bytes = bytes.size(), .plain_bytes = bytes.size()});
+  }
+
+  Program program_;
+  DenseTable dense_;
+  std::vector<ExpertTable> experts_;
+  std::vector<Bytes> dense_plain_;
+  std::vector<std::vector<Bytes>> expert_plain_;
+};
+
+}  // namespace moepack::testing

@@ -7,8 +7,8 @@
 
 namespace moepack {
 
-Result<PackReport> AddSignature(Env& env, const std::string& bundle, const SecretKey& key, const std::string& output, ThreadPool& pool,
-                                Progress& progress) {
+Result<PackReport> AddSignature(Env& env, const std::string& bundle, const SecretKey& key, const std::string& output,
+                                ThreadPool& pool, Progress& progress) {
   MOEPACK_ASSIGN_OR_RETURN(const auto in, env.OpenRead(bundle));
   MOEPACK_ASSIGN_OR_RETURN(const uint64_t size, in->Size());
   MOEPACK_ASSIGN_OR_RETURN(const verify::SignedManifest head, verify::ReadSignedManifest(*in, size));

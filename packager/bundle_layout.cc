@@ -48,7 +48,8 @@ uint64_t CountChunks(const BundleParts& parts) {
 }
 
 // One round: everything placed as if the manifest had `manifest_bytes` and chunks began at `chunks_begin`.
-Result<PlacedBundle> PlaceOnce(const Manifest& base, const BundleParts& parts, uint64_t manifest_bytes, uint64_t chunks_begin) {
+Result<PlacedBundle> PlaceOnce(const Manifest& base, const BundleParts& parts, uint64_t manifest_bytes,
+                               uint64_t chunks_begin) {
   const Status too_large(ErrorCode::kLimit, "bundle too large");
   PlacedBundle out;
   Manifest manifest = base;
@@ -78,7 +79,8 @@ Result<PlacedBundle> PlaceBundle(const Manifest& base, const BundleParts& parts)
   for (int round = 0; round < kMaxRounds; ++round) {
     MOEPACK_ASSIGN_OR_RETURN(PlacedBundle placed, PlaceOnce(base, parts, manifest_bytes, chunks_begin));
     if (placed.manifest.size() > kMaxManifestBytes) {
-      return Status(ErrorCode::kLimit, StrFormat("the manifest has %zu bytes, more than the format allows", placed.manifest.size()));
+      return Status(ErrorCode::kLimit,
+                    StrFormat("the manifest has %zu bytes, more than the format allows", placed.manifest.size()));
     }
     if (placed.manifest.size() == manifest_bytes && placed.chunks_begin == chunks_begin) return placed;
     manifest_bytes = placed.manifest.size();

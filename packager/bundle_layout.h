@@ -18,13 +18,13 @@ struct BundleParts {
 
 struct PlacedBundle {
   Bytes manifest;
-  std::vector<Bytes> blobs;         // in the order of Manifest::blobs
+  std::vector<Bytes> blobs;  // in the order of Manifest::blobs
   std::vector<uint64_t> blob_offsets;
   uint64_t chunks_begin = 0, file_bytes = 0, chunk_count = 0;
 };
 
-// `base`: product, version, epoch, counter, features; the rest of the manifest is filled in. kLimit when a size is over a cap
-// of the format.
+// `base`: product, version, epoch, counter, features; the rest of the manifest is filled in. kLimit when a size is over a
+// cap of the format.
 Result<PlacedBundle> PlaceBundle(const Manifest& base, const BundleParts& parts);
 
 }  // namespace moepack

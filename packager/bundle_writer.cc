@@ -16,7 +16,8 @@ Status SignInto(const SecretKey& key, ByteSpan manifest_bytes, Envelope* envelop
     return Status(ErrorCode::kUsage, "key " + name + " has signed already");
   }
   if (signatures.size() >= kMaxSignatures) {
-    return Status(ErrorCode::kUsage, StrFormat("the bundle has %u signatures already, the most there is room for", kMaxSignatures));
+    return Status(ErrorCode::kUsage,
+                  StrFormat("the bundle has %u signatures already, the most there is room for", kMaxSignatures));
   }
   EnvelopeSignature signature;
   signature.public_key = key.public_key();

@@ -9,7 +9,8 @@
 
 namespace moepack {
 
-// Signs the exact manifest bytes and puts the signature in its place. kUsage when the key is there already or no slot is free.
+// Signs the exact manifest bytes and puts the signature in its place. kUsage when the key is there already or no slot is
+// free.
 Status SignInto(const SecretKey& key, ByteSpan manifest_bytes, Envelope* envelope);
 
 // Checks a bundle that is about to be committed as a device would, down to its last byte, trusting the envelope's keys.

@@ -26,7 +26,8 @@ Result<Bytes> Compress(ByteSpan plain, int level, uint64_t most) {
                                                         {ZSTD_c_dictIDFlag, 0},           {ZSTD_c_nbWorkers, 0}};
   for (const auto& [parameter, value] : parameters) {
     const size_t result = ZSTD_CCtx_setParameter(context.get(), parameter, value);
-    if (ZSTD_isError(result)) return Status(ErrorCode::kInternal, StrFormat("zstd: parameter: %s", ZSTD_getErrorName(result)));
+    if (ZSTD_isError(result))
+      return Status(ErrorCode::kInternal, StrFormat("zstd: parameter: %s", ZSTD_getErrorName(result)));
   }
   Bytes out(ZSTD_compressBound(plain.size()));
   const size_t size = ZSTD_compress2(context.get(), out.data(), out.size(), plain.data(), plain.size());

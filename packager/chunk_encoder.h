@@ -12,9 +12,9 @@ struct EncodedChunk {
   Bytes stored;  // empty when ref.encoding is kRaw: the stored bytes are the plain ones
 };
 
-// zstd at `level` when it saves at least 1% of the chunk, else raw: a raw chunk is cheaper to load. One frame with its content
-// size, no checksum (the digest is one), a window of at most kMaxChunkPlainBytes. `plain` has 1..kMaxChunkPlainBytes bytes.
-// Thread-safe. kNoMemory.
+// zstd at `level` when it saves at least 1% of the chunk, else raw: a raw chunk is cheaper to load. One frame with its
+// content size, no checksum (the digest is one), a window of at most kMaxChunkPlainBytes. `plain` has 1..kMaxChunkPlainBytes
+// bytes. Thread-safe. kNoMemory.
 Result<EncodedChunk> EncodeChunk(ByteSpan plain, int level);
 
 }  // namespace moepack

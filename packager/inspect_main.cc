@@ -50,7 +50,8 @@ Status AddWeights(const Model& model, Inspection* inspection) {
         const auto matrix = static_cast<ExpertMatrix>(m);
         if (matrix == ExpertMatrix::kGate && !table.gated) continue;
         const bool down = matrix == ExpertMatrix::kDown;
-        const MatrixShape shape = down ? MatrixShape{table.hidden, table.intermediate[e]} : MatrixShape{table.intermediate[e], table.hidden};
+        const MatrixShape shape =
+            down ? MatrixShape{table.hidden, table.intermediate[e]} : MatrixShape{table.intermediate[e], table.hidden};
         MOEPACK_RETURN_IF_ERROR(inspection->AddExpertMatrix(model.tensors->StoredExpertCodec(t, e, matrix), shape));
       }
     }
@@ -137,7 +138,8 @@ struct ChunkSums {
   }
   Json ToJson() const {
     const double gain = plain_bytes == 0 ? 0 : 1 - static_cast<double>(stored_bytes) / static_cast<double>(plain_bytes);
-    return {{"count", raw + zstd}, {"raw", raw}, {"zstd", zstd}, {"plain_bytes", plain_bytes}, {"stored_bytes", stored_bytes}, {"gain", gain}};
+    return {{"count", raw + zstd},          {"raw", raw},  {"zstd", zstd}, {"plain_bytes", plain_bytes},
+            {"stored_bytes", stored_bytes}, {"gain", gain}};
   }
 };
 

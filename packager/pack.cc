@@ -48,7 +48,8 @@ Result<PendingBatch> ReadBatch(const ModelFolder& folder, size_t* next) {
 }
 
 // Encodes a batch on all threads and appends it to the spool in order.
-Status SpoolBatch(PendingBatch& batch, int level, ThreadPool& pool, ChunkSpool& spool, std::vector<std::vector<ChunkRef>>* chunks) {
+Status SpoolBatch(PendingBatch& batch, int level, ThreadPool& pool, ChunkSpool& spool,
+                  std::vector<std::vector<ChunkRef>>* chunks) {
   pool.ParallelFor(batch.chunks.size(), 1, [&](size_t begin, size_t end) {
     for (size_t i = begin; i < end; ++i) {
       PendingChunk& chunk = batch.chunks[i];
@@ -67,8 +68,8 @@ Status SpoolBatch(PendingBatch& batch, int level, ThreadPool& pool, ChunkSpool& 
 }
 
 // All units of the folder in the spool; the result has the chunks of each unit, offsets counted from the spool's start.
-Result<std::vector<std::vector<ChunkRef>>> SpoolUnits(const ModelFolder& folder, int level, ThreadPool& pool, ChunkSpool& spool,
-                                                      Progress& progress) {
+Result<std::vector<std::vector<ChunkRef>>> SpoolUnits(const ModelFolder& folder, int level, ThreadPool& pool,
+                                                      ChunkSpool& spool, Progress& progress) {
   uint64_t total = 0;
   for (const ModelFolder::UnitInfo& unit : folder.units()) total += unit.plain_bytes;
   std::vector<std::vector<ChunkRef>> chunks(folder.units().size());
@@ -102,8 +103,8 @@ Result<BundleParts> MakeParts(const ModelFolder& folder, std::vector<std::vector
       continue;
     }
     if (info.key.table >= parts.experts.size() || info.key.physical != parts.experts[info.key.table].units.size()) {
-      return Status(ErrorCode::kBadInput, StrFormat("model folder: unit %zu is expert %u of table %u, which is out of order", i,
-                                                    info.key.physical, info.key.table));
+      return Status(ErrorCode::kBadInput, StrFormat("model folder: unit %zu is expert %u of table %u, which is out of order",
+                                                    i, info.key.physical, info.key.table));
     }
     parts.experts[info.key.table].units.push_back(std::move(unit));
   }
@@ -134,7 +135,8 @@ Status CheckOptions(const PackOptions& options, const std::vector<const SecretKe
     return Status(ErrorCode::kUsage, "product '" + options.product + "': expected 1 to 64 of a-z, 0-9, '.', '_', '-'");
   }
   if (!IsName(options.version, "._+-", true)) {
-    return Status(ErrorCode::kUsage, "version '" + options.version + "': expected 1 to 64 of A-Z, a-z, 0-9, '.', '_', '+', '-'");
+    return Status(ErrorCode::kUsage,
+                  "version '" + options.version + "': expected 1 to 64 of A-Z, a-z, 0-9, '.', '_', '+', '-'");
   }
   if (options.zstd_level < 1 || options.zstd_level > 22) return Status(ErrorCode::kUsage, "zstd level: expected 1 to 22");
   if (keys.empty() || keys.size() > kMaxSignatures) {
@@ -158,8 +160,9 @@ Status WriteTables(const PlacedBundle& placed, AtomicFile& out) {
 
 }  // namespace
 
-Result<PackReport> Pack(Env& env, const std::string& directory, const PackOptions& options, const std::vector<const SecretKey*>& keys,
-                        const std::string& output, ThreadPool& pool, Progress& progress) {
+Result<PackReport> Pack(Env& env, const std::string& directory, const PackOptions& options,
+                        const std::vector<const SecretKey*>& keys, const std::string& output, ThreadPool& pool,
+                        Progress& progress) {
   MOEPACK_RETURN_IF_ERROR(CheckOptions(options, keys));
   MOEPACK_ASSIGN_OR_RETURN(const auto folder, ModelFolder::Open(env, directory));
   MOEPACK_ASSIGN_OR_RETURN(const auto spool, ChunkSpool::Create(env, output));

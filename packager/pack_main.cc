@@ -63,7 +63,8 @@ void PrintReport(const cli::Command& command, const std::string& output, const P
 
 Status RefuseExisting(const std::string& path) {
   MOEPACK_ASSIGN_OR_RETURN(const bool exists, PosixEnv().Exists(path));
-  return exists ? Status(ErrorCode::kUsage, path + ": exists already; remove it, or use --force to replace it") : Status::Ok();
+  return exists ? Status(ErrorCode::kUsage, path + ": exists already; remove it, or use --force to replace it")
+                : Status::Ok();
 }
 
 Result<verify::TrustPolicy> PolicyOf(const cli::Command& command, const SecretKey& key) {
@@ -72,7 +73,8 @@ Result<verify::TrustPolicy> PolicyOf(const cli::Command& command, const SecretKe
   policy.release_keys = {key.public_key()};
   MOEPACK_ASSIGN_OR_RETURN(policy.key_epoch, Floor(command, "epoch"));
   MOEPACK_ASSIGN_OR_RETURN(policy.minimum_security_counter, Floor(command, "counter"));
-  if (const Status status = verify::ValidateTrustPolicy(policy); !status.ok()) return Status(ErrorCode::kUsage, status.message());
+  if (const Status status = verify::ValidateTrustPolicy(policy); !status.ok())
+    return Status(ErrorCode::kUsage, status.message());
   return policy;
 }
 
@@ -88,7 +90,8 @@ Status Keygen(const cli::Command& command) {
   MOEPACK_ASSIGN_OR_RETURN(const SecretKey key, SecretKey::Generate());
   MOEPACK_ASSIGN_OR_RETURN(const verify::TrustPolicy policy, PolicyOf(command, key));
   // The trust file first: should the key fail, it is the one that can be removed without loss.
-  if (!trust.empty()) MOEPACK_RETURN_IF_ERROR(WriteFileAtomically(PosixEnv(), trust, AsBytes(verify::WriteTrustJson(policy))));
+  if (!trust.empty())
+    MOEPACK_RETURN_IF_ERROR(WriteFileAtomically(PosixEnv(), trust, AsBytes(verify::WriteTrustJson(policy))));
   if (const Status status = key.Save(output, passphrase, replace); !status.ok()) {
     if (!trust.empty()) (void)PosixEnv().Remove(trust);
     return status;
@@ -99,7 +102,8 @@ Status Keygen(const cli::Command& command) {
                     {"encrypted", !passphrase.empty()},
                     {"trust", trust.empty() ? nlohmann::json() : nlohmann::json(trust)}});
   } else {
-    std::printf("%s: new %s key\npublic key %s\n", output.c_str(), passphrase.empty() ? "unencrypted" : "encrypted", HexKey(key).c_str());
+    std::printf("%s: new %s key\npublic key %s\n", output.c_str(), passphrase.empty() ? "unencrypted" : "encrypted",
+                HexKey(key).c_str());
   }
   return Status::Ok();
 }
@@ -110,8 +114,9 @@ Status RunKeygen(int argc, char** argv) {
                         "-o K.pem [--trust T.json --product NAME] [--passphrase-file F] [--force]",
                         {"moepack pack keygen -o key.pem --trust trust.json --product wren",
                          "MOEPACK_PASSPHRASE=secret moepack pack keygen -o key.pem"}});
-  command.options().add_options()("output,o", Text(), "where the secret key goes")("trust", Text(), "where the trust file goes")(
-      "product", Text(), "product that the trust file accepts (default: moepack)")(
+  command.options().add_options()("output,o", Text(), "where the secret key goes")(
+      "trust", Text(), "where the trust file goes")("product", Text(),
+                                                    "product that the trust file accepts (default: moepack)")(
       "counter", po::value<uint64_t>()->default_value(1), "minimum security counter in the trust file")(
       "epoch", po::value<uint64_t>()->default_value(1), "key epoch in the trust file")("force", "replace existing files");
   AddPassphraseOption(&command);
@@ -170,8 +175,8 @@ Status PackFolder(const cli::Command& command) {
   options.zstd_level = command.Get<int>("zstd-level");
   const std::string output = command.Get<std::string>("output");
   ThreadPool pool(command.threads());
-  MOEPACK_ASSIGN_OR_RETURN(const PackReport report,
-                           Pack(PosixEnv(), command.Get<std::string>("DIR"), options, signers, output, pool, command.progress()));
+  MOEPACK_ASSIGN_OR_RETURN(const PackReport report, Pack(PosixEnv(), command.Get<std::string>("DIR"), options, signers,
+                                                         output, pool, command.progress()));
   PrintReport(command, output, report);
   return Status::Ok();
 }
@@ -186,8 +191,8 @@ Status RunPack(int argc, char** argv) {
   command.Positional("DIR");
   command.options().add_options()("key", po::value<std::vector<std::string>>()->composing(), "secret key (PEM); may repeat")(
       "output,o", Text(), "where the bundle goes")("product", Text(), "product name in the manifest (default: moepack)")(
-      "version", Text()->default_value("0"), "version for people")(
-      "counter", po::value<uint64_t>()->default_value(1), "security counter: raise it to lock out older bundles")(
+      "version", Text()->default_value("0"), "version for people")("counter", po::value<uint64_t>()->default_value(1),
+                                                                   "security counter: raise it to lock out older bundles")(
       "epoch", po::value<uint64_t>()->default_value(1), "key epoch")(
       "zstd-level", po::value<int>()->default_value(PackOptions().zstd_level), "effort of the chunk coder, 1 to 22");
   AddPassphraseOption(&command);

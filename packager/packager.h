@@ -1,5 +1,5 @@
-// From a compressed model folder to a signed bundle: cuts units into chunks, encodes each by measured gain, lays out the file
-// of format/SPEC.md, signs the manifest and checks the result with the verifier before it gets its name.
+// From a compressed model folder to a signed bundle: cuts units into chunks, encodes each by measured gain, lays out the
+// file of format/SPEC.md, signs the manifest and checks the result with the verifier before it gets its name.
 #pragma once
 
 #include <string>
@@ -35,13 +35,14 @@ struct PackReport {
 // Packs the model folder `directory` into `output`, signed by each of `keys` (1..kMaxSignatures, distinct). The bytes depend
 // on folder, options and keys only. Memory: the largest unit and a few chunks. On an error nothing is left. Not for
 // concurrent calls with one `output`. kUsage for options and keys; kBadInput, kDigest for the folder; kNoSpace, kAccess.
-Result<PackReport> Pack(Env& env, const std::string& directory, const PackOptions& options, const std::vector<const SecretKey*>& keys,
-                        const std::string& output, ThreadPool& pool, Progress& progress);
+Result<PackReport> Pack(Env& env, const std::string& directory, const PackOptions& options,
+                        const std::vector<const SecretKey*>& keys, const std::string& output, ThreadPool& pool,
+                        Progress& progress);
 
 // Writes `bundle` with one signature more to `output` (which may be the same path). Manifest and everything after it stay
 // byte for byte. The whole result is checked, older signatures included, before it gets its name. kUsage when the key has
 // signed already or there is no room.
-Result<PackReport> AddSignature(Env& env, const std::string& bundle, const SecretKey& key, const std::string& output, ThreadPool& pool,
-                                Progress& progress);
+Result<PackReport> AddSignature(Env& env, const std::string& bundle, const SecretKey& key, const std::string& output,
+                                ThreadPool& pool, Progress& progress);
 
 }  // namespace moepack

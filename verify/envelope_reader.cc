@@ -14,8 +14,9 @@ Status RefuseShortFile(const RandomAccessFile& file, uint64_t size) {
   if (!std::equal(start.begin(), start.end(), kBundleMagic.begin())) {
     return Status(ErrorCode::kNotABundle, file.path() + ": not a moepack bundle (wrong magic)");
   }
-  return Status(ErrorCode::kTruncated, StrFormat("%s: %llu bytes, shorter than the %llu of an envelope; fetch the bundle again",
-                                                 file.path().c_str(), Ull(size), Ull(kEnvelopeBytes)));
+  return Status(ErrorCode::kTruncated,
+                StrFormat("%s: %llu bytes, shorter than the %llu of an envelope; fetch the bundle again",
+                          file.path().c_str(), Ull(size), Ull(kEnvelopeBytes)));
 }
 
 }  // namespace

@@ -42,7 +42,8 @@ Status ReadTrust(const moepack_trust* trust, moepack::verify::TrustPolicy* out) 
 }
 
 Status Open(const char* path, const moepack_trust* trust, moepack_bundle** bundle) {
-  if (path == nullptr || bundle == nullptr) return Status(ErrorCode::kUsage, "moepack_bundle_open: path and bundle must be set");
+  if (path == nullptr || bundle == nullptr)
+    return Status(ErrorCode::kUsage, "moepack_bundle_open: path and bundle must be set");
   *bundle = nullptr;
   moepack::verify::TrustPolicy policy;
   MOEPACK_RETURN_IF_ERROR(ReadTrust(trust, &policy));
@@ -66,7 +67,8 @@ const char* moepack_error_name(int code) {
   return moepack::ErrorName(static_cast<ErrorCode>(code < 0 || code > UINT16_MAX ? UINT16_MAX : code));
 }
 
-int moepack_bundle_open(const char* path, const moepack_trust* trust, moepack_bundle** bundle, char* message, size_t message_bytes) {
+int moepack_bundle_open(const char* path, const moepack_trust* trust, moepack_bundle** bundle, char* message,
+                        size_t message_bytes) {
   return Report(Open(path, trust, bundle), message, message_bytes);
 }
 

@@ -37,10 +37,10 @@ extern "C" {
 
 /* What the device believes. The caller owns all memory; it is read during moepack_bundle_open only. */
 typedef struct moepack_trust {
-  uint32_t struct_bytes;             /* sizeof(moepack_trust) */
-  uint32_t threshold;                /* distinct release keys that must have signed, 1..release_key_count */
-  const char* product;               /* [a-z0-9._-]{1,64}, ended by a zero byte */
-  const uint8_t* release_keys;       /* release_key_count Ed25519 public keys, one after another */
+  uint32_t struct_bytes;       /* sizeof(moepack_trust) */
+  uint32_t threshold;          /* distinct release keys that must have signed, 1..release_key_count */
+  const char* product;         /* [a-z0-9._-]{1,64}, ended by a zero byte */
+  const uint8_t* release_keys; /* release_key_count Ed25519 public keys, one after another */
   uint32_t release_key_count;
   uint32_t reserved;                 /* 0 */
   uint64_t key_epoch;                /* bundles of a lower epoch are refused */
@@ -69,7 +69,8 @@ const char* moepack_verify_version(void);
 const char* moepack_error_name(int code);
 
 /* Opens and checks everything but the chunks. On success *bundle is owned by the caller, on an error it is NULL. */
-int moepack_bundle_open(const char* path, const moepack_trust* trust, moepack_bundle** bundle, char* message, size_t message_bytes);
+int moepack_bundle_open(const char* path, const moepack_trust* trust, moepack_bundle** bundle, char* message,
+                        size_t message_bytes);
 /* Fills *info. */
 int moepack_bundle_get_info(const moepack_bundle* bundle, moepack_bundle_info* info, char* message, size_t message_bytes);
 /* Checks every byte of the file in constant memory. threads: 0 means all cores. */

@@ -9,7 +9,7 @@
 // signing code into every device program. Ours is found first, so the signer stays out (tests/nm_check.cmake). It starts
 // SHA-512, with RFC 8032's dom2 prefix for the prehashed variant. Weak: a program that does link the signer uses its own.
 extern "C" __attribute__((weak, visibility("hidden"))) void _crypto_sign_ed25519_ref10_hinit(crypto_hash_sha512_state* state,
-                                                                                          int prehashed);
+                                                                                             int prehashed);
 extern "C" void _crypto_sign_ed25519_ref10_hinit(crypto_hash_sha512_state* state, int prehashed) {
   static constexpr unsigned char kDom2[] = "SigEd25519 no Ed25519 collisions\x01";  // and a zero byte: empty context
   crypto_hash_sha512_init(state);

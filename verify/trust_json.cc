@@ -12,7 +12,7 @@ constexpr uint64_t kMaxTrustBytes = 64 * 1024;
 constexpr uint64_t kTrustVersion = 1;
 
 // Keys in the order in which they are written; all are required, no others are known.
-constexpr const char* kKeys[] = {"moepack_trust", "product",   "threshold", "key_epoch", "minimum_security_counter",
+constexpr const char* kKeys[] = {"moepack_trust", "product", "threshold", "key_epoch", "minimum_security_counter",
                                  "release_keys"};
 
 // One member at a time out of the object; the first error wins.
@@ -82,7 +82,8 @@ Result<Json> ParseObject(const std::string& path, ByteSpan bytes) {
 
 Result<TrustPolicy> ReadTrustJson(Env& env, const std::string& path) {
   Result<Bytes> bytes = ReadFile(env, path, kMaxTrustBytes);
-  if (!bytes.ok() && bytes.status().code() == ErrorCode::kLimit) return Status(ErrorCode::kTrustRecord, bytes.status().message());
+  if (!bytes.ok() && bytes.status().code() == ErrorCode::kLimit)
+    return Status(ErrorCode::kTrustRecord, bytes.status().message());
   if (!bytes.ok()) return bytes.status();
   MOEPACK_ASSIGN_OR_RETURN(const Json object, ParseObject(path, *bytes));
   const Reader reader(path, object);

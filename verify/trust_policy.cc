@@ -27,8 +27,8 @@ Status ValidateTrustPolicy(const TrustPolicy& policy) {
   }
   const size_t most = std::min<size_t>(keys, kMaxSignatures);
   if (policy.threshold < 1 || policy.threshold > most) {
-    return Status(ErrorCode::kTrustRecord,
-                  StrFormat("trust policy: threshold %u, expected 1 to %zu with %zu release keys", policy.threshold, most, keys));
+    return Status(ErrorCode::kTrustRecord, StrFormat("trust policy: threshold %u, expected 1 to %zu with %zu release keys",
+                                                     policy.threshold, most, keys));
   }
   std::vector<std::array<uint8_t, 32>> sorted = policy.release_keys;
   std::sort(sorted.begin(), sorted.end());

@@ -13,23 +13,24 @@ constexpr uint64_t kMaxBlobBytes = 64 << 20;
 
 unsigned long long Ull(uint64_t v) { return v; }
 
-// How many distinct trusted keys signed. ReadSignedManifest has checked every signature, trusted or not, so that no byte of an
-// envelope can change unnoticed; the envelope's keys strictly increase, so none is counted twice.
+// How many distinct trusted keys signed. ReadSignedManifest has checked every signature, trusted or not, so that no byte of
+// an envelope can change unnoticed; the envelope's keys strictly increase, so none is counted twice.
 Result<uint32_t> CountTrustedSignatures(const std::string& path, const Envelope& envelope, const TrustPolicy& policy) {
   uint32_t trusted = 0;
   for (const EnvelopeSignature& s : envelope.signatures) {
     trusted += static_cast<uint32_t>(std::count(policy.release_keys.begin(), policy.release_keys.end(), s.public_key));
   }
   if (trusted < policy.threshold) {
-    return Status(ErrorCode::kUntrusted, StrFormat("%s: signed by %u trusted keys, %u required (%zu signatures in all)", path.c_str(),
-                                                   trusted, policy.threshold, envelope.signatures.size()));
+    return Status(ErrorCode::kUntrusted, StrFormat("%s: signed by %u trusted keys, %u required (%zu signatures in all)",
+                                                   path.c_str(), trusted, policy.threshold, envelope.signatures.size()));
   }
   return trusted;
 }
 
 Status CheckPolicy(const std::string& path, const Manifest& manifest, const TrustPolicy& policy) {
   if (manifest.product != policy.product) {
-    return Status(ErrorCode::kPolicy, path + ": is for product '" + manifest.product + "', this device takes '" + policy.product + "'");
+    return Status(ErrorCode::kPolicy,
+                  path + ": is for product '" + manifest.product + "', this device takes '" + policy.product + "'");
   }
   if (manifest.key_epoch < policy.key_epoch) {
     return Status(ErrorCode::kRollback, StrFormat("%s: key epoch %llu is below the floor of %llu", path.c_str(),
@@ -66,13 +67,15 @@ Result<uint64_t> CheckBlobPlaces(const Manifest& manifest, uint64_t manifest_byt
   return end;
 }
 
-Result<Bytes> ReadDigested(const RandomAccessFile& file, uint64_t offset, uint64_t size, const DigestBytes& digest, const char* what) {
+Result<Bytes> ReadDigested(const RandomAccessFile& file, uint64_t offset, uint64_t size, const DigestBytes& digest,
+                           const char* what) {
   Bytes bytes(size);
   MOEPACK_RETURN_IF_ERROR(file.Read(offset, bytes));
   if (Sha256(bytes) != digest) {
-    return Status(ErrorCode::kDigest, StrFormat("%s: the %s at offset %llu (%llu bytes) does not match its signed digest; fetch the "
-                                                "bundle again",
-                                                file.path().c_str(), what, Ull(offset), Ull(size)));
+    return Status(ErrorCode::kDigest,
+                  StrFormat("%s: the %s at offset %llu (%llu bytes) does not match its signed digest; fetch the "
+                            "bundle again",
+                            file.path().c_str(), what, Ull(offset), Ull(size)));
   }
   return bytes;
 }
@@ -102,7 +105,8 @@ Status TakeBlob(const BlobRef& blob, Bytes bytes, Contents* out) {
     case BlobKind::kExpertTable: {
       MOEPACK_ASSIGN_OR_RETURN(ExpertTable table, ParseExpertTable(bytes));
       if (table.table != blob.index || blob.index != out->experts.size()) {
-        return Status(ErrorCode::kMalformed, StrFormat("expert table %u stands in the place of table %zu", table.table, out->experts.size()));
+        return Status(ErrorCode::kMalformed,
+                      StrFormat("expert table %u stands in the place of table %zu", table.table, out->experts.size()));
       }
       out->experts.push_back(std::move(table));
       return Status::Ok();
@@ -139,7 +143,8 @@ Result<Contents> ReadContents(const RandomAccessFile& file, const Manifest& mani
 
 }  // namespace
 
-Result<std::unique_ptr<VerifiedBundle>> VerifiedBundle::Open(std::unique_ptr<RandomAccessFile> file, const TrustPolicy& policy) {
+Result<std::unique_ptr<VerifiedBundle>> VerifiedBundle::Open(std::unique_ptr<RandomAccessFile> file,
+                                                             const TrustPolicy& policy) {
   MOEPACK_RETURN_IF_ERROR(ValidateTrustPolicy(policy));
   const std::string path = file->path();
   MOEPACK_ASSIGN_OR_RETURN(const uint64_t size, file->Size());
@@ -154,15 +159,15 @@ Result<std::unique_ptr<VerifiedBundle>> VerifiedBundle::Open(std::unique_ptr<Ran
   bundle->manifest_digest_ = Sha256(head.manifest);
   MOEPACK_RETURN_IF_ERROR(CheckPolicy(path, bundle->manifest_, policy));
   if (bundle->manifest_.file_bytes != size) {
-    return Status(ErrorCode::kTruncated, StrFormat("%s: %llu bytes, the signed length is %llu; fetch the bundle again", path.c_str(),
-                                                   Ull(size), Ull(bundle->manifest_.file_bytes)));
+    return Status(ErrorCode::kTruncated, StrFormat("%s: %llu bytes, the signed length is %llu; fetch the bundle again",
+                                                   path.c_str(), Ull(size), Ull(bundle->manifest_.file_bytes)));
   }
   Result<uint64_t> blobs_end = CheckBlobPlaces(bundle->manifest_, head.manifest.size());
   if (!blobs_end.ok()) return blobs_end.status().With(path);
   bundle->signed_end_ = kEnvelopeBytes + head.manifest.size();
   MOEPACK_ASSIGN_OR_RETURN(Contents contents, ReadContents(*file, bundle->manifest_));
-  const Status layout = ValidateLayout(bundle->manifest_, contents.program, contents.dense, contents.experts, contents.hot_list,
-                                       *blobs_end);
+  const Status layout =
+      ValidateLayout(bundle->manifest_, contents.program, contents.dense, contents.experts, contents.hot_list, *blobs_end);
   if (!layout.ok()) return layout.With(path);
   bundle->program_ = std::move(contents.program);
   bundle->dense_ = std::move(contents.dense);
@@ -176,11 +181,12 @@ Result<std::unique_ptr<VerifiedBundle>> VerifiedBundle::Open(std::unique_ptr<Ran
 
 Result<VerifiedBytes> VerifiedBundle::ReadChunk(const ChunkRef& chunk) const {
   if (chunk.stored_bytes > kMaxChunkPlainBytes) {
-    return Status(ErrorCode::kLimit, StrFormat("%s: chunk at offset %llu claims %llu stored bytes, at most %llu are accepted",
-                                               file_->path().c_str(), Ull(chunk.offset), Ull(chunk.stored_bytes),
-                                               Ull(kMaxChunkPlainBytes)));
+    return Status(ErrorCode::kLimit,
+                  StrFormat("%s: chunk at offset %llu claims %llu stored bytes, at most %llu are accepted",
+                            file_->path().c_str(), Ull(chunk.offset), Ull(chunk.stored_bytes), Ull(kMaxChunkPlainBytes)));
   }
-  MOEPACK_ASSIGN_OR_RETURN(Bytes bytes, ReadDigested(*file_, chunk.offset, chunk.stored_bytes, chunk.stored_digest, "chunk"));
+  MOEPACK_ASSIGN_OR_RETURN(Bytes bytes,
+                           ReadDigested(*file_, chunk.offset, chunk.stored_bytes, chunk.stored_digest, "chunk"));
   return VerifiedBytes(std::move(bytes));
 }
 

@@ -19,11 +19,11 @@ namespace moepack::verify {
 
 // What a device believes before it has seen a bundle.
 struct TrustPolicy {
-  std::string product;                               // bundles of another product are refused with kPolicy
+  std::string product;                                // bundles of another product are refused with kPolicy
   std::vector<std::array<uint8_t, 32>> release_keys;  // distinct Ed25519 public keys
-  uint32_t threshold = 1;                            // distinct trusted keys that must have signed, 1..release_keys.size()
-  uint64_t key_epoch = 0;                            // bundles of a lower epoch: kRollback
-  uint64_t minimum_security_counter = 0;             // at the same epoch a lower counter: kRollback
+  uint32_t threshold = 1;                             // distinct trusted keys that must have signed, 1..release_keys.size()
+  uint64_t key_epoch = 0;                             // bundles of a lower epoch: kRollback
+  uint64_t minimum_security_counter = 0;              // at the same epoch a lower counter: kRollback
 };
 
 // kTrustRecord unless threshold, keys and product obey the rules above.

@@ -30,8 +30,8 @@ bool AllZero(ByteSpan bytes) {
 }
 
 Status BadPadding(const RandomAccessFile& file, uint64_t offset) {
-  return Status(ErrorCode::kDigest,
-                StrFormat("%s: padding after offset %llu is not zero; fetch the bundle again", file.path().c_str(), Ull(offset)));
+  return Status(ErrorCode::kDigest, StrFormat("%s: padding after offset %llu is not zero; fetch the bundle again",
+                                              file.path().c_str(), Ull(offset)));
 }
 
 // Reads [from, to) in steps of the buffer's size.
@@ -54,9 +54,10 @@ Status CheckPiece(const RandomAccessFile& file, const Piece& piece, std::span<ui
     done += part.size();
   }
   if (digest.Finish() != *piece.digest) {
-    return Status(ErrorCode::kDigest, StrFormat("%s: the %llu bytes at offset %llu do not match their signed digest; fetch the bundle "
-                                                "again",
-                                                file.path().c_str(), Ull(piece.bytes), Ull(piece.offset)));
+    return Status(ErrorCode::kDigest,
+                  StrFormat("%s: the %llu bytes at offset %llu do not match their signed digest; fetch the bundle "
+                            "again",
+                            file.path().c_str(), Ull(piece.bytes), Ull(piece.offset)));
   }
   return CheckZeros(file, piece.offset + piece.bytes, piece.end, buffer);
 }
@@ -99,15 +100,16 @@ class PieceQueue {
 Status VerifiedBundle::VerifyAll(ThreadPool& pool, Progress& progress) const {
   MOEPACK_ASSIGN_OR_RETURN(const uint64_t size, file_->Size());
   if (size != manifest_.file_bytes) {
-    return Status(ErrorCode::kTruncated, StrFormat("%s: %llu bytes, the signed length is %llu", file_->path().c_str(), Ull(size),
-                                                   Ull(manifest_.file_bytes)));
+    return Status(ErrorCode::kTruncated, StrFormat("%s: %llu bytes, the signed length is %llu", file_->path().c_str(),
+                                                   Ull(size), Ull(manifest_.file_bytes)));
   }
   std::vector<Piece> pieces;
   for (const BlobRef& blob : manifest_.blobs) pieces.push_back({blob.offset, blob.bytes, 0, &blob.digest});
   AddChunks(dense_.units, &pieces);
   for (const ExpertTable& table : experts_) AddChunks(table.units, &pieces);
   std::sort(pieces.begin(), pieces.end(), [](const Piece& a, const Piece& b) { return a.offset < b.offset; });
-  for (size_t i = 0; i < pieces.size(); ++i) pieces[i].end = i + 1 < pieces.size() ? pieces[i + 1].offset : manifest_.file_bytes;
+  for (size_t i = 0; i < pieces.size(); ++i)
+    pieces[i].end = i + 1 < pieces.size() ? pieces[i + 1].offset : manifest_.file_bytes;
 
   Bytes head(kBundleAlignment);
   progress.Begin("verify", size, "bytes");
@@ -121,11 +123,12 @@ Status VerifiedBundle::VerifyAll(ThreadPool& pool, Progress& progress) const {
 
 Status VerifiedBundle::VerifyExpert(uint32_t table, uint32_t expert) const {
   if (table >= experts_.size() || expert >= experts_[table].experts.size()) {
-    return Status(ErrorCode::kUsage, StrFormat("%s: no expert %u:%u; the bundle has %zu expert tables%s", file_->path().c_str(), table,
-                                               expert, experts_.size(),
-                                               table < experts_.size()
-                                                   ? StrFormat(", table %u has %zu experts", table, experts_[table].experts.size()).c_str()
-                                                   : ""));
+    return Status(ErrorCode::kUsage,
+                  StrFormat("%s: no expert %u:%u; the bundle has %zu expert tables%s", file_->path().c_str(), table, expert,
+                            experts_.size(),
+                            table < experts_.size()
+                                ? StrFormat(", table %u has %zu experts", table, experts_[table].experts.size()).c_str()
+                                : ""));
   }
   for (const ExpertEntry::Variant& variant : experts_[table].experts[expert].variants) {
     for (const ChunkRef& chunk : experts_[table].units[variant.physical].chunks) {

@@ -54,7 +54,8 @@ Status Verify(const cli::Command& command) {
   if (one_expert) {
     MOEPACK_ASSIGN_OR_RETURN(expert, ParseExpert(command.Get<std::string>("expert")));
   }
-  MOEPACK_ASSIGN_OR_RETURN(const verify::TrustPolicy policy, verify::ReadTrustJson(PosixEnv(), command.Get<std::string>("trust")));
+  MOEPACK_ASSIGN_OR_RETURN(const verify::TrustPolicy policy,
+                           verify::ReadTrustJson(PosixEnv(), command.Get<std::string>("trust")));
   MOEPACK_ASSIGN_OR_RETURN(auto file, PosixEnv().OpenRead(command.Get<std::string>("BUNDLE")));
   MOEPACK_ASSIGN_OR_RETURN(const auto bundle, verify::VerifiedBundle::Open(std::move(file), policy));
   if (one_expert) {
@@ -71,9 +72,9 @@ Status Verify(const cli::Command& command) {
   }
   const Manifest& manifest = bundle->manifest();
   const std::string scope = one_expert ? StrFormat("expert %u:%u of ", expert.table, expert.expert) : "";
-  std::printf("verified: %s%s %s, security counter %llu, %u of %u required signatures, %s\n", scope.c_str(), manifest.product.c_str(),
-              manifest.version.c_str(), static_cast<unsigned long long>(manifest.security_counter), bundle->valid_signatures(),
-              policy.threshold, FormatBytes(manifest.file_bytes).c_str());
+  std::printf("verified: %s%s %s, security counter %llu, %u of %u required signatures, %s\n", scope.c_str(),
+              manifest.product.c_str(), manifest.version.c_str(), static_cast<unsigned long long>(manifest.security_counter),
+              bundle->valid_signatures(), policy.threshold, FormatBytes(manifest.file_bytes).c_str());
   return Status::Ok();
 }
 

@@ -15,7 +15,8 @@ constexpr char kExpertRole[] = "expert";
 unsigned long long Ull(uint64_t v) { return v; }
 
 Status AddTo(WeightSums* sums, uint64_t parameters, uint64_t plain, uint64_t resident) {
-  if (!CheckedAdd(sums->parameters, parameters, &sums->parameters) || !CheckedAdd(sums->bytes_plain, plain, &sums->bytes_plain) ||
+  if (!CheckedAdd(sums->parameters, parameters, &sums->parameters) ||
+      !CheckedAdd(sums->bytes_plain, plain, &sums->bytes_plain) ||
       !CheckedAdd(sums->bytes_resident, resident, &sums->bytes_resident)) {
     return Status(ErrorCode::kLimit, "the sizes of the weights add up to more than 64 bits hold");
   }
@@ -53,7 +54,8 @@ Inspection::Inspection(std::string kind, const Program& program)
       parameters_now_(CountParameters(program)),
       max_positions_(program.max_positions),
       tables_(program.expert_tables) {
-  for (const TensorDecl& tensor : program.tensors) layers_ = std::max<uint64_t>(layers_, static_cast<uint64_t>(tensor.layer + 1));
+  for (const TensorDecl& tensor : program.tensors)
+    layers_ = std::max<uint64_t>(layers_, static_cast<uint64_t>(tensor.layer + 1));
   for (const ExpertTableDecl& table : tables_) {
     layers_ = std::max<uint64_t>(layers_, static_cast<uint64_t>(table.layer + 1));
     experts_ += table.experts();
@@ -67,7 +69,8 @@ Status Inspection::Add(const std::string& role, const Codec& codec, const Matrix
   MOEPACK_ASSIGN_OR_RETURN(const uint64_t plain, PlainBytes(codec, shape));
   MOEPACK_ASSIGN_OR_RETURN(const uint64_t resident, ResidentBytes(codec, shape));
   uint64_t parameters = 0;
-  if (!CheckedMul(shape.rows, shape.cols, &parameters)) return Status(ErrorCode::kLimit, "a weight has more than 2^64 entries");
+  if (!CheckedMul(shape.rows, shape.cols, &parameters))
+    return Status(ErrorCode::kLimit, "a weight has more than 2^64 entries");
   for (WeightSums* sums : {&all_, &by_role_[role], &by_codec_[codec.Name()]}) {
     MOEPACK_RETURN_IF_ERROR(AddTo(sums, parameters, plain, resident));
   }
@@ -86,7 +89,8 @@ Status Inspection::AddUnit(const Program& program, bool expert, const std::vecto
       MOEPACK_RETURN_IF_ERROR(AddExpertMatrix(tensor.codec, tensor.shape));
       continue;
     }
-    if (tensor.tensor >= program.tensors.size()) return Status(ErrorCode::kMalformed, "a unit names a tensor that does not exist");
+    if (tensor.tensor >= program.tensors.size())
+      return Status(ErrorCode::kMalformed, "a unit names a tensor that does not exist");
     MOEPACK_RETURN_IF_ERROR(AddTensor(program.tensors[tensor.tensor].role, tensor.codec, tensor.shape));
   }
   return Status::Ok();
@@ -136,13 +140,14 @@ nlohmann::json Inspection::ToJson() const {
 }
 
 std::string Inspection::ToText() const {
-  std::string out = StrFormat("%s: %llu parameters (%llu now), %llu layers, %llu experts\n", kind_.c_str(), Ull(original_parameters_),
-                              Ull(parameters_now_), Ull(layers_), Ull(experts_));
+  std::string out = StrFormat("%s: %llu parameters (%llu now), %llu layers, %llu experts\n", kind_.c_str(),
+                              Ull(original_parameters_), Ull(parameters_now_), Ull(layers_), Ull(experts_));
   if (has_stored_bytes_ && original_parameters_ != 0) {
-    out += StrFormat("stored %s (%llu bytes), %.3f bits per weight\n", FormatBytes(stored_bytes_).c_str(), Ull(stored_bytes_),
-                     static_cast<double>(stored_bytes_) * 8 / static_cast<double>(original_parameters_));
+    out += StrFormat("stored %s (%llu bytes), %.3f bits per weight\n", FormatBytes(stored_bytes_).c_str(),
+                     Ull(stored_bytes_), static_cast<double>(stored_bytes_) * 8 / static_cast<double>(original_parameters_));
   }
-  if (!without_weights_) out += StrFormat("resident %s (%llu bytes)\n", FormatBytes(all_.bytes_resident).c_str(), Ull(all_.bytes_resident));
+  if (!without_weights_)
+    out += StrFormat("resident %s (%llu bytes)\n", FormatBytes(all_.bytes_resident).c_str(), Ull(all_.bytes_resident));
   for (const auto& [key, value] : extra_.items()) {
     if (value.is_primitive()) out += key + ": " + (value.is_string() ? value.get<std::string>() : value.dump()) + "\n";
   }

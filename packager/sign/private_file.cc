@@ -59,7 +59,8 @@ Status WritePrivateFile(const std::string& path, ByteSpan data, bool replace) {
   if (replace) {
     if (::rename(file.path().c_str(), path.c_str()) != 0) return SystemError(path, "replace");
   } else if (::link(file.path().c_str(), path.c_str()) != 0) {
-    if (errno == EEXIST) return Status(ErrorCode::kUsage, path + ": exists already; remove it, or use --force to replace it");
+    if (errno == EEXIST)
+      return Status(ErrorCode::kUsage, path + ": exists already; remove it, or use --force to replace it");
     return SystemError(path, "create");
   }
   return PosixEnv().SyncDirectory(DirectoryOf(path));

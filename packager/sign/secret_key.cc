@@ -52,7 +52,7 @@ Status Fault(const char* what) { return Status(ErrorCode::kInternal, std::string
 
 bool WriteEncrypted(BIO* bio, EVP_PKEY* key, const std::string& passphrase) {
   const std::unique_ptr<PKCS8_PRIV_KEY_INFO, decltype(&PKCS8_PRIV_KEY_INFO_free)> plain(EVP_PKEY2PKCS8(key),
-                                                                                      &PKCS8_PRIV_KEY_INFO_free);
+                                                                                        &PKCS8_PRIV_KEY_INFO_free);
   if (!plain) return false;
   const std::unique_ptr<X509_SIG, decltype(&X509_SIG_free)> sealed(
       PKCS8_encrypt(-1, EVP_aes_256_cbc(), passphrase.data(), static_cast<int>(passphrase.size()), nullptr, 0,
@@ -120,7 +120,8 @@ Result<SecretKey> SecretKey::Generate() {
 
 Result<SecretKey> SecretKey::Load(Env& env, const std::string& path, const Passphrase& passphrase) {
   Result<Bytes> pem = ReadFile(env, path, kMaxPemBytes);
-  if (!pem.ok() && pem.status().code() == ErrorCode::kLimit) return Status(ErrorCode::kBadInput, path + ": too long for a PEM key");
+  if (!pem.ok() && pem.status().code() == ErrorCode::kLimit)
+    return Status(ErrorCode::kBadInput, path + ": too long for a PEM key");
   if (!pem.ok()) return pem.status();
   const WipeOnExit wipe{*pem};
   const BioPointer bio(BIO_new_mem_buf(pem->data(), static_cast<int>(pem->size())));
@@ -154,7 +155,8 @@ Result<std::array<uint8_t, 64>> SecretKey::Sign(ByteSpan message) const {
   std::array<uint8_t, 64> signature{};
   size_t size = signature.size();
   if (!context || EVP_DigestSignInit(context.get(), nullptr, nullptr, nullptr, key_.get()) != 1 ||
-      EVP_DigestSign(context.get(), signature.data(), &size, message.data(), message.size()) != 1 || size != signature.size()) {
+      EVP_DigestSign(context.get(), signature.data(), &size, message.data(), message.size()) != 1 ||
+      size != signature.size()) {
     ERR_clear_error();
     return Fault("sign");
   }

@@ -58,6 +58,7 @@ class Engine {
   uint32_t position() const { return position_; }
   uint32_t context() const { return options_.context; }
   uint32_t tile_tokens() const { return options_.tile_tokens; }
+  kernels::Isa isa() const { return options_.isa; }
   uint64_t vocab_size() const;
   const ExpertCache& experts() const { return *cache_; }
   void ResetStats() { cache_->ResetStats(); }

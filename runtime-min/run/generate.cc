@@ -1,0 +1,136 @@
+// moepack run generate: text from a prompt, as it comes.
+#include <cstdio>
+
+#include "runtime-min/run/session.h"
+
+namespace moepack::run {
+namespace {
+
+namespace po = boost::program_options;
+
+constexpr uint64_t kMaxPromptBytes = 64 << 20;
+
+struct Generation {
+  std::vector<int32_t> prompt, tokens;
+  std::string text;
+  const char* stopped = "length";  // "length", "end_of_text" or "context"
+  runtime::RunMetrics metrics;
+};
+
+Result<std::vector<int32_t>> Prompt(const cli::Command& command, const Session& session) {
+  if (command.Has("prompt") && command.Has("prompt-file")) {
+    return Status(ErrorCode::kUsage, "--prompt and --prompt-file: give one of them");
+  }
+  std::string text;
+  if (command.Has("prompt-file")) {
+    MOEPACK_ASSIGN_OR_RETURN(const Bytes bytes,
+                             ReadFile(PosixEnv(), command.Get<std::string>("prompt-file"), kMaxPromptBytes));
+    text = AsText(bytes);
+  } else {
+    MOEPACK_RETURN_IF_ERROR(command.Require("prompt"));
+    text = command.Get<std::string>("prompt");
+  }
+  std::vector<int32_t> tokens = session.tokenizer->Encode(text);
+  if (tokens.empty()) return Status(ErrorCode::kUsage, "the prompt is empty");
+  return tokens;
+}
+
+Result<runtime::SamplerOptions> SamplerOptionsOf(const cli::Command& command) {
+  runtime::SamplerOptions options;
+  options.temperature = command.GetOr<float>("temperature", options.temperature);
+  options.top_k = command.GetOr<uint32_t>("top-k", options.top_k);
+  options.top_p = command.GetOr<float>("top-p", options.top_p);
+  options.seed = command.GetOr<uint64_t>("seed", options.seed);
+  MOEPACK_RETURN_IF_ERROR(runtime::ValidateSamplerOptions(options));
+  return options;
+}
+
+// Takes a token over: false when generation ends with it.
+bool Accept(const Session& session, int32_t token, uint64_t limit, bool stream, Generation* out) {
+  if (session.tokenizer->IsEndOfText(token)) {
+    out->stopped = "end_of_text";
+    return false;
+  }
+  out->tokens.push_back(token);
+  const std::string piece = session.tokenizer->Decode({&token, 1});
+  out->text += piece;
+  if (stream) {
+    std::fwrite(piece.data(), 1, piece.size(), stdout);
+    std::fflush(stdout);
+  }
+  if (session.engine->position() == session.engine->context()) out->stopped = "context";
+  return out->tokens.size() < limit && session.engine->position() < session.engine->context();
+}
+
+Status RunGeneration(Session& session, const runtime::SamplerOptions& sampling, uint64_t limit, bool stream,
+                     Generation* out) {
+  runtime::Engine& engine = *session.engine;
+  runtime::Sampler sampler(sampling);
+  std::vector<double> step_ms;
+  step_ms.reserve(std::min<uint64_t>(limit, engine.context()));
+  const double start = runtime::MonotonicMs();
+  MOEPACK_RETURN_IF_ERROR(engine.Prefill(out->prompt));
+  const double prefilled = runtime::MonotonicMs();
+  int32_t token = sampler.Sample(engine.logits());
+  out->metrics.ttft_ms = runtime::MonotonicMs() - start;
+  out->metrics.prefill_tokens_per_s = static_cast<double>(out->prompt.size()) * 1000.0 / (prefilled - start);
+  while (Accept(session, token, limit, stream, out)) {
+    const double before = runtime::MonotonicMs();
+    MOEPACK_RETURN_IF_ERROR(engine.Run({&token, 1}));
+    token = sampler.Sample(engine.logits());
+    step_ms.push_back(runtime::MonotonicMs() - before);
+  }
+  SummarizeDecode(step_ms, &out->metrics);
+  FillFromEngine(session, &out->metrics);
+  return Status::Ok();
+}
+
+nlohmann::json Report(const Session& session, const Generation& g) {
+  nlohmann::json report = {{"text", ValidUtf8(g.text)},
+                           {"tokens", g.tokens},
+                           {"prompt_tokens", g.prompt},
+                           {"stopped", g.stopped},
+                           {"load_ms", session.load_ms}};
+  report.update(MetricsJson(g.metrics));
+  return report;
+}
+
+}  // namespace
+
+Status Generate(int argc, char** argv) {
+  cli::Command command(
+      {"moepack run generate",
+       "Generates text from a verified bundle and streams it to standard output.",
+       "BUNDLE --trust T.json (--prompt TEXT | --prompt-file FILE) [-n N] [--temperature T] [--expert-ram SIZE]",
+       {"moepack run generate wren.moeb --trust trust.json --prompt 'In the beginning' -n 64",
+        "moepack run generate wren.moeb --trust trust.json --prompt 'def ' --temperature 0.8 --top-p 0.95 --seed 7 "
+        "--expert-ram 4MiB --json"}});
+  AddSessionOptions(&command);
+  command.options().add_options()("prompt", po::value<std::string>(), "text to go on from")(
+      "prompt-file", po::value<std::string>(), "file with the text to go on from")("n-tokens,n", po::value<uint64_t>(),
+                                                                                   "most tokens to generate (default 128)")(
+      "ctx", po::value<uint32_t>(), "longest sequence in tokens, prompt included (default: what the model allows)")(
+      "temperature", po::value<float>(), "0: always the most likely token (default)")(
+      "top-k", po::value<uint32_t>(), "sample among the k most likely tokens (default 0: all)")(
+      "top-p", po::value<float>(), "sample among the most likely tokens of this total probability (default 1: all)")(
+      "seed", po::value<uint64_t>(), "seed of the sampling (default 0)");
+  MOEPACK_RETURN_IF_ERROR(command.Parse(argc, argv));
+  if (command.help_shown()) return Status::Ok();
+  MOEPACK_ASSIGN_OR_RETURN(const runtime::SamplerOptions sampling, SamplerOptionsOf(command));
+  const uint64_t limit = command.GetOr<uint64_t>("n-tokens", 128);
+  if (limit == 0) return Status(ErrorCode::kUsage, "-n: expected at least 1");
+  MOEPACK_ASSIGN_OR_RETURN(Session session, OpenSession(command, command.GetOr<uint32_t>("ctx", 0), false));
+  MOEPACK_RETURN_IF_ERROR(RequireTokenizer(session));
+  Generation generation;
+  MOEPACK_ASSIGN_OR_RETURN(generation.prompt, Prompt(command, session));
+  MOEPACK_RETURN_IF_ERROR(RunGeneration(session, sampling, limit, !command.json(), &generation));
+  if (command.json()) {
+    cli::PrintJson(Report(session, generation));
+  } else {
+    std::printf("\n");
+    if (!command.Has("quiet")) std::fprintf(stderr, "%s\n", MetricsText(generation.metrics).c_str());
+  }
+  return Status::Ok();
+}
+
+}  // namespace moepack::run

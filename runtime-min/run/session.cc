@@ -1,0 +1,155 @@
+#include "runtime-min/run/session.h"
+
+#include <charconv>
+
+#include "verify/trust_json.h"
+
+namespace moepack::run {
+namespace {
+
+namespace po = boost::program_options;
+
+constexpr uint64_t kMaxTextBytes = 1ull << 30;
+
+Result<kernels::Isa> ParseIsa(const std::string& name) {
+  std::string known;
+  for (kernels::Isa isa : kernels::SupportedIsas()) {
+    if (name == kernels::IsaName(isa)) return isa;
+    known += std::string(known.empty() ? "" : ", ") + kernels::IsaName(isa);
+  }
+  return Status(ErrorCode::kUsage, "--isa " + name + ": this processor has " + known);
+}
+
+Result<runtime::EngineOptions> EngineOptionsOf(const cli::Command& command) {
+  runtime::EngineOptions options;
+  if (command.Has("expert-ram")) {
+    MOEPACK_ASSIGN_OR_RETURN(options.expert_ram_bytes, cli::ParseSize(command.Get<std::string>("expert-ram")));
+  }
+  if (command.Has("isa")) {
+    MOEPACK_ASSIGN_OR_RETURN(options.isa, ParseIsa(command.Get<std::string>("isa")));
+  }
+  options.tile_tokens = command.GetOr<uint32_t>("tile", options.tile_tokens);
+  return options;
+}
+
+template <typename T>
+nlohmann::json Nullable(const std::optional<T>& value) {
+  return value.has_value() ? nlohmann::json(*value) : nlohmann::json(nullptr);
+}
+
+std::string Number(const std::optional<double>& value, int decimals, const char* unit, double factor = 1) {
+  return value.has_value() ? StrFormat("%.*f%s", decimals, *value * factor, unit) : "-";
+}
+
+}  // namespace
+
+void AddSessionOptions(cli::Command* command) {
+  command->Positional("BUNDLE");
+  command->options().add_options()("trust", po::value<std::string>(), "trust file (T.json)")(
+      "expert-ram", po::value<std::string>(), "most memory for experts, e.g. 8MiB (default: all of them)")(
+      "tile", po::value<uint32_t>(), "tokens computed at once in prefill (default 128)")(
+      "isa", po::value<std::string>(), "kernels to use instead of the best: scalar, avx2, avx512-vnni, neon-dot");
+}
+
+Result<Session> OpenSession(const cli::Command& command, uint32_t context, bool all_logits) {
+  MOEPACK_RETURN_IF_ERROR(command.Require("BUNDLE"));
+  MOEPACK_RETURN_IF_ERROR(command.Require("trust"));
+  MOEPACK_ASSIGN_OR_RETURN(runtime::EngineOptions options, EngineOptionsOf(command));
+  options.context = context;
+  if (all_logits) options.logit_rows = options.tile_tokens;
+  const double start = runtime::MonotonicMs();
+  MOEPACK_ASSIGN_OR_RETURN(const verify::TrustPolicy policy,
+                           verify::ReadTrustJson(PosixEnv(), command.Get<std::string>("trust")));
+  MOEPACK_ASSIGN_OR_RETURN(auto file, PosixEnv().OpenRead(command.Get<std::string>("BUNDLE")));
+  MOEPACK_ASSIGN_OR_RETURN(auto bundle, verify::VerifiedBundle::Open(std::move(file), policy));
+  Session session;
+  session.pool = std::make_unique<ThreadPool>(command.threads());
+  if (!bundle->tokenizer_blob().empty()) {
+    MOEPACK_ASSIGN_OR_RETURN(session.tokenizer, Tokenizer::Parse(bundle->tokenizer_blob()));
+  }
+  MOEPACK_ASSIGN_OR_RETURN(session.engine, runtime::Engine::Create(std::move(bundle), *session.pool, options));
+  session.load_ms = runtime::MonotonicMs() - start;
+  return session;
+}
+
+Status RequireTokenizer(const Session& session) {
+  if (session.tokenizer != nullptr) return Status::Ok();
+  return Status(ErrorCode::kTokenizer, "the bundle holds no tokenizer; give token ids with --tokens");
+}
+
+Result<std::vector<int32_t>> TokenizeFile(const Session& session, const std::string& path) {
+  MOEPACK_RETURN_IF_ERROR(RequireTokenizer(session));
+  MOEPACK_ASSIGN_OR_RETURN(const Bytes text, ReadFile(PosixEnv(), path, kMaxTextBytes));
+  return session.tokenizer->Encode(AsText(text));
+}
+
+Result<std::vector<int32_t>> ParseTokens(const std::string& text) {
+  std::vector<int32_t> tokens;
+  const char* at = text.data();
+  const char* end = at + text.size();
+  for (;;) {
+    int32_t token = 0;
+    const auto [next, error] = std::from_chars(at, end, token);
+    if (error != std::errc() || token < 0) {
+      return Status(ErrorCode::kUsage, "--tokens: expected ids separated by commas, e.g. 1,2,3");
+    }
+    tokens.push_back(token);
+    if (next == end) return tokens;
+    if (*next != ',') return Status(ErrorCode::kUsage, "--tokens: expected ids separated by commas, e.g. 1,2,3");
+    at = next + 1;
+  }
+}
+
+Result<EvalChunks> ChunksOf(const cli::Command& command, uint64_t tokens) {
+  const uint32_t ctx = command.Get<uint32_t>("ctx");
+  if (ctx < kMinEvalContext) {
+    return Status(ErrorCode::kUsage,
+                  StrFormat("--ctx: expected at least %llu", static_cast<unsigned long long>(kMinEvalContext)));
+  }
+  const EvalChunks chunks(tokens, ctx);
+  if (chunks.chunks > 0) return chunks;
+  return Status(ErrorCode::kUsage, StrFormat("--data: %llu tokens do not fill one chunk of %u tokens",
+                                             static_cast<unsigned long long>(tokens), ctx));
+}
+
+void FillFromEngine(const Session& session, runtime::RunMetrics* metrics) {
+  const runtime::ExpertCacheStats& stats = session.engine->experts().stats();
+  const uint64_t lookups = stats.hits + stats.misses;
+  if (lookups > 0) metrics->hit_rate = static_cast<double>(stats.hits) / static_cast<double>(lookups);
+  metrics->expert_loads = stats.loads;
+  metrics->expert_bytes_read = stats.bytes_read;
+  metrics->peak_rss_bytes = runtime::PeakRssBytes();
+  metrics->verified = true;  // an engine is made from a verified bundle only
+}
+
+nlohmann::json MetricsJson(const runtime::RunMetrics& m) {
+  return {{"ttft_ms", Nullable(m.ttft_ms)},
+          {"prefill_tokens_per_s", Nullable(m.prefill_tokens_per_s)},
+          {"decode_tokens_per_s", Nullable(m.decode_tokens_per_s)},
+          {"p50_ms", Nullable(m.p50_ms)},
+          {"p95_ms", Nullable(m.p95_ms)},
+          {"p99_ms", Nullable(m.p99_ms)},
+          {"hit_rate", Nullable(m.hit_rate)},
+          {"expert_loads", Nullable(m.expert_loads)},
+          {"expert_bytes_read", Nullable(m.expert_bytes_read)},
+          {"peak_rss_bytes", Nullable(m.peak_rss_bytes)},
+          {"verified", m.verified}};
+}
+
+std::string MetricsText(const runtime::RunMetrics& m) {
+  std::string text = "first token " + Number(m.ttft_ms, 1, " ms") + ", prefill " +
+                     Number(m.prefill_tokens_per_s, 0, " tokens/s") + ", decode " +
+                     Number(m.decode_tokens_per_s, 0, " tokens/s") + " (a token: median " + Number(m.p50_ms, 2, "") +
+                     ", 95% " + Number(m.p95_ms, 2, "") + ", 99% " + Number(m.p99_ms, 2, " ms") + ")\n";
+  text += "expert cache: " + Number(m.hit_rate, 1, "% hits", 100) + ", " + std::to_string(m.expert_loads.value_or(0)) +
+          " loads, " + FormatBytes(m.expert_bytes_read.value_or(0)) + " read; peak memory " +
+          FormatBytes(m.peak_rss_bytes.value_or(0)) + (m.verified ? "; verified" : "; NOT verified");
+  return text;
+}
+
+std::string ValidUtf8(const std::string& text) {
+  const std::string quoted = nlohmann::json(text).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  return nlohmann::json::parse(quoted).get<std::string>();
+}
+
+}  // namespace moepack::run

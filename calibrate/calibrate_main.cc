@@ -1,0 +1,115 @@
+// moepack calibrate: profile of a model on text.
+#include <sys/resource.h>
+
+#include <chrono>
+
+#include "base/cli/cli.h"
+#include "calibrate/calibrate.h"
+
+namespace moepack {
+namespace {
+
+constexpr uint64_t kMaxTextBytes = uint64_t{1} << 32;
+
+// "NAME=FILE", or FILE alone: its name up to the first dot is the domain.
+Result<CalibrationText> ReadText(const std::string& argument) {
+  const size_t equals = argument.find('=');
+  const std::string path = equals == std::string::npos ? argument : argument.substr(equals + 1);
+  const std::string base = path.substr(path.rfind('/') + 1);
+  const std::string domain = equals == std::string::npos ? base.substr(0, base.find('.')) : argument.substr(0, equals);
+  if (domain.empty()) return Status(ErrorCode::kUsage, "--data " + argument + ": no domain name; write NAME=FILE");
+  MOEPACK_ASSIGN_OR_RETURN(const Bytes bytes, ReadFile(PosixEnv(), path, kMaxTextBytes));
+  if (bytes.empty()) return Status(ErrorCode::kBadInput, path + ": the file is empty");
+  return CalibrationText{domain, std::string(AsText(bytes))};
+}
+
+nlohmann::json Summary(const Profile& profile, const CalibrateOptions& options, double seconds) {
+  rusage usage{};
+  ::getrusage(RUSAGE_SELF, &usage);
+  nlohmann::json json;
+  json["tokens"] = profile.tokens.size();
+  json["sequences"] = profile.sequence_start.size();
+  json["domains"] = profile.domains;
+  json["tables"] = profile.tables.size();
+  json["min_tokens_per_expert"] = options.min_tokens_per_expert;
+  json["thin_experts"] = FindThinExperts(profile, options.min_tokens_per_expert).size();
+  json["srp"] = nlohmann::json::array();
+  json["sch"] = nlohmann::json::array();
+  for (const TableProfile& table : profile.tables) {
+    json["srp"].push_back(table.srp);
+    json["sch"].push_back(table.sch);
+  }
+  json["seconds"] = seconds;
+  json["tokens_per_s"] = static_cast<double>(profile.tokens.size()) / seconds;
+  json["peak_rss_bytes"] = static_cast<uint64_t>(usage.ru_maxrss) * 1024;
+  return json;
+}
+
+void DeclareOptions(cli::Command* command) {
+  namespace po = boost::program_options;
+  const CalibrateOptions defaults;
+  command->options().add_options()("data", po::value<std::vector<std::string>>()->multitoken(),
+                                   "[NAME=]FILE...: text of one domain each; NAME defaults to the file's name up to its first dot")(
+      "tokens", po::value<uint64_t>(), "calibration tokens in all, taken evenly from the domains")(
+      "ctx", po::value<uint64_t>()->default_value(defaults.ctx), "tokens of a sequence")(
+      "min-tokens", po::value<uint64_t>()->default_value(defaults.min_tokens_per_expert),
+      "warn about experts that saw fewer tokens")(
+      "attribution-tokens", po::value<uint64_t>()->default_value(defaults.attribution_tokens),
+      "tokens sampled for attribution, at most")("output,o", po::value<std::string>(), "profile to write")(
+      "report", po::value<std::string>(), "HTML page to write");
+  command->Positional("model");
+}
+
+// Both files or none.
+Status WriteOutputs(const cli::Command& command, const Program& program, const Profile& profile, const CalibrateOptions& options) {
+  const std::string output = command.Get<std::string>("output");
+  std::unique_ptr<AtomicFile> page;
+  if (command.Has("report")) {
+    MOEPACK_ASSIGN_OR_RETURN(page, AtomicFile::Create(PosixEnv(), command.Get<std::string>("report")));
+    MOEPACK_RETURN_IF_ERROR(page->Append(AsBytes(HtmlReport(program, profile, options))));
+  }
+  MOEPACK_RETURN_IF_ERROR(WriteProfile(PosixEnv(), output, profile));
+  if (page == nullptr) return Status::Ok();
+  const Status committed = page->Commit();
+  if (committed.ok()) return committed;
+  MOEPACK_RETURN_IF_ERROR(PosixEnv().Remove(output));
+  return committed;
+}
+
+Status Run(int argc, char** argv) {
+  cli::Command command({"moepack calibrate",
+                        "Profile a model: what each expert sees on your text. `moepack compress` decides by it.",
+                        "MODEL --data [NAME=]FILE... --tokens N -o P.mprof",
+                        {"moepack calibrate examples/wren/model --data examples/wren/text/novel.calib.txt \\\n"
+                         "      code=examples/wren/text/python.calib.txt --tokens 65536 -o wren.mprof --report wren.html"}});
+  DeclareOptions(&command);
+  MOEPACK_RETURN_IF_ERROR(command.Parse(argc, argv));
+  if (command.help_shown()) return Status::Ok();
+  for (const char* name : {"model", "data", "tokens", "output"}) MOEPACK_RETURN_IF_ERROR(command.Require(name));
+
+  CalibrateOptions options;
+  options.tokens = command.Get<uint64_t>("tokens");
+  options.ctx = command.Get<uint64_t>("ctx");
+  options.min_tokens_per_expert = command.Get<uint64_t>("min-tokens");
+  options.attribution_tokens = command.Get<uint64_t>("attribution-tokens");
+  std::vector<CalibrationText> texts;
+  for (const std::string& argument : command.Get<std::vector<std::string>>("data")) {
+    MOEPACK_ASSIGN_OR_RETURN(CalibrationText text, ReadText(argument));
+    texts.push_back(std::move(text));
+  }
+  MOEPACK_ASSIGN_OR_RETURN(const Model model, OpenModel(PosixEnv(), command.Get<std::string>("model")));
+  ThreadPool pool(command.threads());
+  const auto start = std::chrono::steady_clock::now();
+  MOEPACK_ASSIGN_OR_RETURN(const Profile profile, Calibrate(model, texts, options, pool, command.progress()));
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  MOEPACK_RETURN_IF_ERROR(WriteOutputs(command, model.program, profile, options));
+  if (command.json()) cli::PrintJson(Summary(profile, options, seconds));
+  return Status::Ok();
+}
+
+}  // namespace
+}  // namespace moepack
+
+int main(int argc, char** argv) {
+  return moepack::cli::Main("moepack calibrate", [&] { return moepack::Run(argc, argv); });
+}

@@ -1,0 +1,134 @@
+// Lowers the nodes of an ONNX graph to a Program. Internal to the ONNX front-end.
+//
+// Supported: Gather (embedding), MatMul, Gemm, Add, Mul, Sigmoid, Relu, Clip, Cast and Identity (no operation), Reshape (of
+// heads and of leading dimensions), Slice, Concat, Transpose (of a constant), LayerNormalization, RMSNormalization,
+// SimplifiedLayerNormalization, Constant; com.microsoft: Gelu, FastGelu, SkipSimplifiedLayerNormalization,
+// GroupQueryAttention, MoE. What computes sequence lengths from the attention mask is left out, after a check that nothing
+// else reads it: sequences are unpadded.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "base/status.h"
+#include "format/program.h"
+#include "model/frontend/onnx_file.h"
+#include "model/frontend/onnx_node.h"
+#include "model/frontend/onnx_rotary.h"
+#include "model/frontend/onnx_weights.h"
+
+namespace moepack {
+
+class OnnxImporter {
+ public:
+  explicit OnnxImporter(const OnnxFile& file);
+
+  // Fills the results below. kUnsupported names the operator and node; kShape, kBadInput, kLimit.
+  Status Run();
+
+  Program program;                   // validated
+  std::vector<OnnxWeight> tensors;   // by TensorId
+  std::vector<OnnxExperts> experts;  // by expert table
+
+ private:
+  // A float value of the graph. Its bytes are those of a program value [tokens, width], seen as [..., columns].
+  struct Value {
+    ValueId id = kNone;
+    uint64_t columns = 0;  // last dimension; divides the width
+    size_t rank = 0;
+    bool batch_first = false;  // the first dimension is the batch
+    bool by_sequence = false;  // the first two dimensions are batch and sequence
+  };
+  // A value `id` of the same shape as `shape`; with other columns in the second form.
+  static Value Like(const Value& shape, ValueId id) {
+    return {id, shape.columns, shape.rank, shape.batch_first, shape.by_sequence};
+  }
+  static Value Like(const Value& shape, ValueId id, uint64_t columns) {
+    return {id, columns, shape.rank, shape.batch_first, shape.by_sequence};
+  }
+  using Handler = Status (OnnxImporter::*)(OnnxNode&);
+
+  // onnx_import.cc
+  Status CheckGraph();
+  Status FindBookkeeping();
+  Status ImportNode(int index);
+  Status SetOutput();
+  Status CheckOutputs(const OnnxNode& node, int allowed) const;
+  const Value* FindValue(const std::string& name) const;
+  Result<Value> Input(const OnnxNode& node, int i) const;
+  // An input whose columns are the program's, not a view by heads.
+  Result<Value> PlainInput(const OnnxNode& node, int i) const;
+  Result<const OnnxTensor*> ConstantInput(const OnnxNode& node, int i) const;
+  Result<std::vector<int64_t>> IntsInput(const OnnxNode& node, int i) const;
+  Result<float> ScalarInput(const OnnxNode& node, int i) const;
+  // A 1-dimensional float constant, leading dimensions of 1 allowed.
+  Result<const OnnxTensor*> VectorInput(const OnnxNode& node, int i) const;
+  uint64_t Width(const Value& value) const { return program.values[value.id].width; }
+  bool UsedOnce(const std::string& name) const;
+  Status Define(const OnnxNode& node, int output, const Value& value);
+  ValueId Emit(Node node, uint64_t width);
+  TensorId AddTensor(const OnnxTensor& tensor, uint64_t rows, uint64_t cols, bool transposed);
+
+  // onnx_import_basic.cc
+  Status ImportGather(OnnxNode& node);
+  Status ImportMatMul(OnnxNode& node);
+  Status ImportGemm(OnnxNode& node);
+  Status ImportTranspose(OnnxNode& node);
+  Status ImportAdd(OnnxNode& node);
+  Status ImportMul(OnnxNode& node);
+  Status ImportUnary(OnnxNode& node);
+  Status ImportGelu(OnnxNode& node);
+  Status ImportClip(OnnxNode& node);
+  Status ImportCast(OnnxNode& node);
+  Status ImportReshape(OnnxNode& node);
+  Status ImportSlice(OnnxNode& node);
+  Status ImportConcat(OnnxNode& node);
+  Status ImportConstant(OnnxNode& node);
+  Status AddBias(OnnxNode& node, int value_input, int bias_input);
+  Status AddElementwise(OnnxNode& node, ElementOp op, const Value& a, const Value& b);
+  Status EmitUnary(OnnxNode& node, ElementOp op, float alpha, const Value& in);
+  Status EmitLinear(OnnxNode& node, const Value& in, const OnnxTensor& weight, bool transposed, TensorId bias);
+
+  // onnx_import_norm.cc
+  Status ImportRmsNorm(OnnxNode& node);
+  Status ImportLayerNorm(OnnxNode& node);
+  Status ImportSkipRmsNorm(OnnxNode& node);
+  Status EmitNorm(OnnxNode& node, NormKind kind, const Value& in, int scale, int bias, float eps);
+
+  // onnx_import_moe.cc
+  Status ImportMoe(OnnxNode& node);
+  Status ReadMoeAttributes(OnnxNode& node, MoeNode* moe, int64_t* fusion, bool* swiglu) const;
+  Result<OnnxExperts> ReadExperts(const OnnxNode& node, int64_t fusion, bool swiglu) const;
+
+  // onnx_import_attention.cc
+  struct Attention;
+  Status ImportAttention(OnnxNode& node);
+  Status ReadAttentionAttributes(OnnxNode& node, Attention* attention) const;
+  Status CheckAttentionInputs(const OnnxNode& node) const;
+  Status ReadHeads(const OnnxNode& node, Attention* attention);
+  Status ReadCaches(const OnnxNode& node, Attention* attention);
+  ValueId Rotate(const Attention& attention, ValueId in, uint32_t heads);
+
+  static const std::map<std::string, Handler>& Handlers();
+
+  const OnnxFile& file_;
+  const onnx::GraphProto& graph_;
+  std::unordered_map<std::string, Value> values_;
+  std::unordered_map<std::string, const OnnxTensor*> transposed_;  // results of Transpose
+  std::unordered_map<std::string, uint32_t> uses_;                 // by nodes and graph outputs
+  std::set<std::string> defined_;                                  // every name that has been produced
+  std::set<std::string> integers_;                                 // integer graph inputs and their casts
+  std::set<std::string> kv_outputs_;                               // present_key, present_value
+  std::set<int> bookkeeping_;                                      // nodes that only compute sequence lengths
+  std::string tokens_;                                             // graph input of the embedding
+  std::vector<uint32_t> producer_;                                 // program node by value
+  std::set<std::string> tensor_names_;
+  std::map<std::pair<std::string, std::string>, RotaryCache> rotary_;  // by cache names
+};
+
+}  // namespace moepack

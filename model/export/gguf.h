@@ -1,0 +1,24 @@
+// Model -> GGUF version 3, as llama.cpp reads it.
+//
+// A GGUF file names an architecture, and llama.cpp computes what that architecture does, whatever else the file says. So a
+// model is exported only when its program is exactly what one of the architectures computes; anything else is refused with
+// what differs.
+#pragma once
+
+#include <string>
+
+#include "base/env.h"
+#include "base/progress.h"
+#include "base/status.h"
+#include "model/model.h"
+
+namespace moepack {
+
+// Type of matrices; norms, biases and routers are always f32.
+enum class GgufType : uint8_t { kF32 = 0, kF16 = 1 };
+
+// Writes `model` (which needs tensors) to `path`, one matrix in memory at a time. Atomic; the same model gives the same
+// bytes. kUnsupported when no architecture computes this program, or a weight does not fit into f16.
+Status ExportGguf(Env& env, const Model& model, const std::string& path, GgufType type, Progress& progress);
+
+}  // namespace moepack

@@ -10,14 +10,9 @@
 namespace moepack {
 namespace {
 
-// A fast level tells whether there is anything to gain: slow levels find better matches, but codes of weights have few
-// matches, and what the entropy coder saves shows at any level. Spares the slow level on chunks that stay raw.
-constexpr int kProbeLevel = 3;
-
 bool WorthIt(uint64_t plain_bytes, uint64_t stored_bytes) { return stored_bytes * 100 <= plain_bytes * 99; }
 
-// Compressed bytes, empty when they do not fit into `most` bytes.
-Result<Bytes> Compress(ByteSpan plain, int level, uint64_t most) {
+Result<Bytes> Compress(ByteSpan plain, int level) {
   static constexpr int kWindowLog = std::bit_width(kMaxChunkPlainBytes) - 1;
   const std::unique_ptr<ZSTD_CCtx, decltype(&ZSTD_freeCCtx)> context(ZSTD_createCCtx(), &ZSTD_freeCCtx);
   if (!context) return Status(ErrorCode::kNoMemory, "zstd: no memory for a compressor");
@@ -32,7 +27,7 @@ Result<Bytes> Compress(ByteSpan plain, int level, uint64_t most) {
   Bytes out(ZSTD_compressBound(plain.size()));
   const size_t size = ZSTD_compress2(context.get(), out.data(), out.size(), plain.data(), plain.size());
   if (ZSTD_isError(size)) return Status(ErrorCode::kNoMemory, StrFormat("zstd: compress: %s", ZSTD_getErrorName(size)));
-  out.resize(size <= most ? size : 0);
+  out.resize(size);
   return out;
 }
 
@@ -44,14 +39,12 @@ Result<EncodedChunk> EncodeChunk(ByteSpan plain, int level) {
   out.ref.stored_bytes = plain.size();
   out.ref.plain_digest = Sha256(plain);
   out.ref.stored_digest = out.ref.plain_digest;
-  MOEPACK_ASSIGN_OR_RETURN(const Bytes probe, Compress(plain, kProbeLevel, plain.size()));
-  if (probe.empty() || !WorthIt(plain.size(), probe.size())) return out;
-  MOEPACK_ASSIGN_OR_RETURN(Bytes best, Compress(plain, level, probe.size()));
-  if (best.empty()) best = probe;
+  MOEPACK_ASSIGN_OR_RETURN(Bytes compressed, Compress(plain, level));
+  if (!WorthIt(plain.size(), compressed.size())) return out;
   out.ref.encoding = Encoding::kZstd;
-  out.ref.stored_bytes = best.size();
-  out.ref.stored_digest = Sha256(best);
-  out.stored = std::move(best);
+  out.ref.stored_bytes = compressed.size();
+  out.ref.stored_digest = Sha256(compressed);
+  out.stored = std::move(compressed);
   return out;
 }
 

@@ -115,10 +115,12 @@ Status VerifiedBundle::VerifyAll(ThreadPool& pool, Progress& progress) const {
   progress.Begin("verify", size, "bytes");
   PieceQueue queue(*file_, pieces, progress);
   pool.ParallelFor(static_cast<size_t>(pool.threads()), 1, [&](size_t, size_t) { queue.Work(); });
+  const uint64_t first = pieces.empty() ? manifest_.file_bytes : pieces[0].offset;
+  const Status padding = CheckZeros(*file_, signed_end_, first, head);
+  progress.Advance(first);
   progress.End();
   MOEPACK_RETURN_IF_ERROR(queue.status());
-  const uint64_t first = pieces.empty() ? manifest_.file_bytes : pieces[0].offset;
-  return CheckZeros(*file_, signed_end_, first, head);
+  return padding;
 }
 
 Status VerifiedBundle::VerifyExpert(uint32_t table, uint32_t expert) const {

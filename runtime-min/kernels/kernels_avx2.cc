@@ -113,15 +113,29 @@ struct Avx2 {
     return _mm256_permutevar8x32_ps(_mm256_castps128_ps256(_mm_loadu_ps(first)), lane_groups);
   }
 
+  // Sums of R rows and T tokens so far.
+  template <int R, int T>
+  static void LoadSums(const float* acc, bool first, __m256 (&sum)[R][T]) {
+    for (int r = 0; r < R; ++r) {
+      for (int t = 0; t < T; ++t) {
+        sum[r][t] = first ? _mm256_setzero_ps() : _mm256_load_ps(acc + (r * kTokenBatch + t) * kLanes);
+      }
+    }
+  }
+  template <int R, int T>
+  static void StoreSums(const __m256 (&sum)[R][T], float* acc) {
+    for (int r = 0; r < R; ++r) {
+      for (int t = 0; t < T; ++t) _mm256_store_ps(acc + (r * kTokenBatch + t) * kLanes, sum[r][t]);
+    }
+  }
+
   template <int R, int T, class Source>
   static void DotCodes(const Source& source, GroupIndex group, const float (*scales)[kPanelScales], const ActivationView& x,
-                       size_t token, size_t col, size_t blocks, float* acc) {
+                       size_t token, size_t col, size_t blocks, bool first, float* acc) {
     // Lane j of a half covers its columns 4j .. 4j+3: lanes 4 to 7 have a group of their own when groups have 16 columns.
     const __m256i lane_groups = group.up == 2 ? _mm256_set_epi32(1, 1, 1, 1, 0, 0, 0, 0) : _mm256_setzero_si256();
     __m256 sum[R][T];
-    for (int r = 0; r < R; ++r) {
-      for (int t = 0; t < T; ++t) sum[r][t] = _mm256_load_ps(acc + (r * kTokenBatch + t) * kLanes);
-    }
+    LoadSums<R, T>(acc, first, sum);
     for (size_t b = 0; b < blocks; ++b) {
       const int16_t* in = x.wide + token * x.padded_cols + col + b * kBlock;
       for (int r = 0; r < R; ++r) {
@@ -137,9 +151,7 @@ struct Avx2 {
         }
       }
     }
-    for (int r = 0; r < R; ++r) {
-      for (int t = 0; t < T; ++t) _mm256_store_ps(acc + (r * kTokenBatch + t) * kLanes, sum[r][t]);
-    }
+    StoreSums<R, T>(sum, acc);
   }
 
   static void AddMins(const float* mins, const float* sums, size_t count, float* acc) {
@@ -166,12 +178,11 @@ struct Avx2 {
   }
 
   template <int R, int T, class Source>
-  static void DotFloats(const Source& source, const ActivationView& x, size_t token, size_t col, size_t vectors, float* acc) {
+  static void DotFloats(const Source& source, const ActivationView& x, size_t token, size_t col, size_t vectors, bool first,
+                        float* acc) {
     const float* in = x.values + token * x.padded_cols + col;
     __m256 sum[R][T];
-    for (int r = 0; r < R; ++r) {
-      for (int t = 0; t < T; ++t) sum[r][t] = _mm256_load_ps(acc + (r * kTokenBatch + t) * kLanes);
-    }
+    LoadSums<R, T>(acc, first, sum);
     for (size_t i = 0; i < vectors; ++i) {
       __m256 xs[T];
       for (int t = 0; t < T; ++t) xs[t] = _mm256_loadu_ps(in + t * x.padded_cols + i * kLanes);
@@ -180,9 +191,7 @@ struct Avx2 {
         for (int t = 0; t < T; ++t) sum[r][t] = _mm256_fmadd_ps(weights, xs[t], sum[r][t]);
       }
     }
-    for (int r = 0; r < R; ++r) {
-      for (int t = 0; t < T; ++t) _mm256_store_ps(acc + (r * kTokenBatch + t) * kLanes, sum[r][t]);
-    }
+    StoreSums<R, T>(sum, acc);
   }
 
   static float Reduce(const float* acc) {

@@ -22,33 +22,41 @@ struct Avx512 {
     __m512i even, odd;
   };
 
-  // A block of a plane as bytes in column order.
-  template <int kPlaneBits>
-  static __m512i LoadPlane(const uint8_t* p) {
-    if constexpr (kPlaneBits == 8) return _mm512_loadu_si512(p);
-    if constexpr (kPlaneBits == 4) {
-      const __m512i v = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-      return _mm512_and_si512(_mm512_or_si512(v, _mm512_slli_epi16(v, 4)), _mm512_set1_epi8(0x0f));
-    }
-    if constexpr (kPlaneBits == 2) {
-      const __m512i v = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-      const __m512i pairs = _mm512_or_si512(v, _mm512_slli_epi32(v, 12));
-      return _mm512_and_si512(_mm512_or_si512(pairs, _mm512_slli_epi32(pairs, 6)), _mm512_set1_epi8(0x03));
+  // A block of a plane as bytes in column order, each code shifted left by kShift; bits around it are undefined.
+  template <int kPlaneBits, int kShift>
+  static __m512i SpreadPlane(const uint8_t* p) {
+    // Eight codes in a 64-bit lane each; byte j of a lane takes the 8 bits that begin kShift below code j.
+    __m512i v;
+    if constexpr (kPlaneBits == 4) v = _mm512_cvtepu32_epi64(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    if constexpr (kPlaneBits == 2) v = _mm512_cvtepu16_epi64(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    uint64_t control = 0;
+    for (int j = 0; j < 8; ++j) control |= static_cast<uint64_t>((kPlaneBits * j - kShift) & 63) << (8 * j);
+    return _mm512_multishift_epi64_epi8(_mm512_set1_epi64(static_cast<int64_t>(control)), v);
+  }
+
+  // A block of codes, not centred, as bytes in column order.
+  template <int kBits>
+  static __m512i LoadUnsigned(const uint8_t* p0, const uint8_t* p1) {
+    if constexpr (kBits == 8) {
+      return _mm512_loadu_si512(p0);
+    } else if constexpr (LowBits(kBits) == 0) {
+      return _mm512_and_si512(SpreadPlane<kBits, 0>(p0), _mm512_set1_epi8((1 << kBits) - 1));
+    } else if constexpr (LowBits(kBits) == 1) {
+      uint64_t low;
+      __builtin_memcpy(&low, p1, sizeof(low));
+      const __m512i high = _mm512_and_si512(SpreadPlane<HighBits(kBits), 1>(p0), _mm512_set1_epi8((1 << kBits) - 2));
+      return _mm512_mask_sub_epi8(high, _cvtu64_mask64(low), high, _mm512_set1_epi8(-1));
+    } else {
+      const __m512i high = SpreadPlane<HighBits(kBits), 2>(p0), low = SpreadPlane<2, 0>(p1);
+      constexpr int kSelect = 0xca;  // bits of the second operand where the first has ones, of the third elsewhere
+      const __m512i codes = _mm512_ternarylogic_epi64(_mm512_set1_epi8((1 << kBits) - 4), high, low, kSelect);
+      return _mm512_and_si512(codes, _mm512_set1_epi8((1 << kBits) - 1));
     }
   }
 
   template <int kBits>
   static __m512i LoadBytes(const uint8_t* p0, const uint8_t* p1) {
-    __m512i v = LoadPlane<HighBits(kBits)>(p0);
-    if constexpr (LowBits(kBits) == 1) {
-      uint64_t low;
-      __builtin_memcpy(&low, p1, sizeof(low));
-      v = _mm512_add_epi8(v, v);
-      v = _mm512_mask_sub_epi8(v, _cvtu64_mask64(low), v, _mm512_set1_epi8(-1));
-    } else if constexpr (LowBits(kBits) == 2) {
-      v = _mm512_or_si512(_mm512_slli_epi16(v, 2), LoadPlane<2>(p1));
-    }
-    return _mm512_sub_epi8(v, _mm512_set1_epi8(static_cast<char>(1 << (kBits - 1))));
+    return _mm512_sub_epi8(LoadUnsigned<kBits>(p0, p1), _mm512_set1_epi8(static_cast<char>(1 << (kBits - 1))));
   }
 
   static Codes Widen(__m512i bytes) {
@@ -77,8 +85,14 @@ struct Avx512 {
   static void StoreNatural(const uint8_t* p0, const uint8_t* p1, int8_t* out) {
     _mm512_storeu_si512(out, LoadBytes<kBits>(p0, p1));
   }
+  // Expansion straight from memory is many times slower on Zen than from a register: keeps compilers from fusing the two.
+  template <class Vector>
+  static Vector InRegister(Vector v) {
+    asm("" : "+v"(v));
+    return v;
+  }
   static Codes Expand(const int8_t* kept, uint64_t mask) {
-    return Widen(_mm512_maskz_expand_epi8(_cvtu64_mask64(mask), _mm512_loadu_si512(kept)));
+    return Widen(_mm512_maskz_expand_epi8(_cvtu64_mask64(mask), InRegister(_mm512_loadu_si512(kept))));
   }
   static Codes ExpandOnes(uint64_t mask) { return Widen(_mm512_maskz_set1_epi8(_cvtu64_mask64(mask), 1)); }
 
@@ -95,15 +109,29 @@ struct Avx512 {
     return _mm512_srl_epi32(lane, _mm_cvtsi32_si128(group.up == 0 ? 31 : 4 - static_cast<int>(group.up)));
   }
 
+  // Sums of R rows and T tokens so far.
+  template <int R, int T>
+  static void LoadSums(const float* acc, bool first, __m512 (&sum)[R][T]) {
+    for (int r = 0; r < R; ++r) {
+      for (int t = 0; t < T; ++t) {
+        sum[r][t] = first ? _mm512_setzero_ps() : _mm512_load_ps(acc + (r * kTokenBatch + t) * kLanes);
+      }
+    }
+  }
+  template <int R, int T>
+  static void StoreSums(const __m512 (&sum)[R][T], float* acc) {
+    for (int r = 0; r < R; ++r) {
+      for (int t = 0; t < T; ++t) _mm512_store_ps(acc + (r * kTokenBatch + t) * kLanes, sum[r][t]);
+    }
+  }
+
   template <int R, int T, class Source>
   static void DotCodes(const Source& source, GroupIndex group, const float (*scales)[kPanelScales], const ActivationView& x,
-                       size_t token, size_t col, size_t blocks, float* acc) {
+                       size_t token, size_t col, size_t blocks, bool first, float* acc) {
     const __m512i lane_groups = LaneGroups(group);
     const int16_t* in = x.wide + token * x.padded_cols + col;
     __m512 sum[R][T];
-    for (int r = 0; r < R; ++r) {
-      for (int t = 0; t < T; ++t) sum[r][t] = _mm512_load_ps(acc + (r * kTokenBatch + t) * kLanes);
-    }
+    LoadSums<R, T>(acc, first, sum);
     for (size_t b = 0; b < blocks; ++b) {
       __m512i even[T], odd[T];
       for (int t = 0; t < T; ++t) {
@@ -121,9 +149,7 @@ struct Avx512 {
         }
       }
     }
-    for (int r = 0; r < R; ++r) {
-      for (int t = 0; t < T; ++t) _mm512_store_ps(acc + (r * kTokenBatch + t) * kLanes, sum[r][t]);
-    }
+    StoreSums<R, T>(sum, acc);
   }
 
   static void AddMins(const float* mins, const float* sums, size_t count, float* acc) {
@@ -142,16 +168,15 @@ struct Avx512 {
   static void StoreFloats(float* p, size_t i, __m512 v) { _mm512_store_ps(p + i * kLanes, v); }
   template <Element kElement>
   static __m512 ExpandFloats(const uint8_t* kept, uint32_t mask) {
-    return _mm512_maskz_expand_ps(static_cast<__mmask16>(mask), LoadFloats<kElement>(kept, 0));
+    return _mm512_maskz_expand_ps(static_cast<__mmask16>(mask), InRegister(LoadFloats<kElement>(kept, 0)));
   }
 
   template <int R, int T, class Source>
-  static void DotFloats(const Source& source, const ActivationView& x, size_t token, size_t col, size_t vectors, float* acc) {
+  static void DotFloats(const Source& source, const ActivationView& x, size_t token, size_t col, size_t vectors, bool first,
+                        float* acc) {
     const float* in = x.values + token * x.padded_cols + col;
     __m512 sum[R][T];
-    for (int r = 0; r < R; ++r) {
-      for (int t = 0; t < T; ++t) sum[r][t] = _mm512_load_ps(acc + (r * kTokenBatch + t) * kLanes);
-    }
+    LoadSums<R, T>(acc, first, sum);
     for (size_t i = 0; i < vectors; ++i) {
       __m512 xs[T];
       for (int t = 0; t < T; ++t) xs[t] = _mm512_loadu_ps(in + t * x.padded_cols + i * kLanes);
@@ -160,9 +185,7 @@ struct Avx512 {
         for (int t = 0; t < T; ++t) sum[r][t] = _mm512_fmadd_ps(weights, xs[t], sum[r][t]);
       }
     }
-    for (int r = 0; r < R; ++r) {
-      for (int t = 0; t < T; ++t) _mm512_store_ps(acc + (r * kTokenBatch + t) * kLanes, sum[r][t]);
-    }
+    StoreSums<R, T>(sum, acc);
   }
 
   static float Reduce(const float* acc) { return _mm512_reduce_add_ps(_mm512_load_ps(acc)); }

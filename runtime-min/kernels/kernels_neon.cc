@@ -104,20 +104,20 @@ struct Neon {
 
   template <int R, int T, class Source>
   static void DotCodes(const Source& source, GroupIndex group, const float (*scales)[kPanelScales], const ActivationView& x,
-                       size_t token, size_t col, size_t blocks, float* acc) {
+                       size_t token, size_t col, size_t blocks, bool first, float* acc) {
     switch (group.up) {
-      case 0: return DotBlocks<R, T, 1>(source, group, scales, x, token, col, blocks, acc);
-      case 1: return DotBlocks<R, T, 2>(source, group, scales, x, token, col, blocks, acc);
-      default: return DotBlocks<R, T, 4>(source, group, scales, x, token, col, blocks, acc);
+      case 0: return DotBlocks<R, T, 1>(source, group, scales, x, token, col, blocks, first, acc);
+      case 1: return DotBlocks<R, T, 2>(source, group, scales, x, token, col, blocks, first, acc);
+      default: return DotBlocks<R, T, 4>(source, group, scales, x, token, col, blocks, first, acc);
     }
   }
 
   // kGroups: groups in a block, 1 when a group has a block or more.
   template <int R, int T, size_t kGroups, class Source>
   static void DotBlocks(const Source& source, GroupIndex group, const float (*scales)[kPanelScales], const ActivationView& x,
-                        size_t token, size_t col, size_t blocks, float* acc) {
+                        size_t token, size_t col, size_t blocks, bool first, float* acc) {
     float32x4_t sum[R][T];
-    LoadSums<R, T>(acc, sum);
+    LoadSums<R, T>(acc, first, sum);
     for (size_t b = 0; b < blocks; ++b) {
       const size_t at = token * x.padded_cols + col + b * kBlock;
       for (int r = 0; r < R; ++r) {
@@ -146,10 +146,11 @@ struct Neon {
     return vaddq_s32(vshlq_n_s32(high_dot, 8), low_dot);
   }
 
+  // Sums of R rows and T tokens so far.
   template <int R, int T>
-  static void LoadSums(const float* acc, float32x4_t (&sum)[R][T]) {
+  static void LoadSums(const float* acc, bool first, float32x4_t (&sum)[R][T]) {
     for (int r = 0; r < R; ++r) {
-      for (int t = 0; t < T; ++t) sum[r][t] = vld1q_f32(acc + (r * kTokenBatch + t) * kLanes);
+      for (int t = 0; t < T; ++t) sum[r][t] = first ? vdupq_n_f32(0.0f) : vld1q_f32(acc + (r * kTokenBatch + t) * kLanes);
     }
   }
   template <int R, int T>
@@ -183,10 +184,11 @@ struct Neon {
   }
 
   template <int R, int T, class Source>
-  static void DotFloats(const Source& source, const ActivationView& x, size_t token, size_t col, size_t vectors, float* acc) {
+  static void DotFloats(const Source& source, const ActivationView& x, size_t token, size_t col, size_t vectors, bool first,
+                        float* acc) {
     const float* in = x.values + token * x.padded_cols + col;
     float32x4_t sum[R][T];
-    LoadSums<R, T>(acc, sum);
+    LoadSums<R, T>(acc, first, sum);
     for (size_t i = 0; i < vectors; ++i) {
       for (int r = 0; r < R; ++r) {
         const float32x4_t weights = source.Load(r, i);

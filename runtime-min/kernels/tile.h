@@ -16,9 +16,10 @@
 //   Expand(kept, mask)         -> Codes: entries of the int8 array `kept` where mask has a bit, 0 elsewhere
 //   ExpandOnes(mask)           -> Codes: 1 where mask has a bit
 //   ConvertF16(in, count, out) count numbers, then zeros up to kScaleSlack more
-//   DotCodes<R, T>(source, group, scales, x, token, col_begin, blocks, acc)
+//   DotCodes<R, T>(source, group, scales, x, token, col_begin, blocks, first, acc)
+//                              acc of R rows and T tokens += their dots over the blocks; set, not added to, if first
 //   AddMins(mins, sums, count, acc)        acc += mins . sums
-//   DotFloats<R, T>(source, x, token, col_begin, vectors, acc)
+//   DotFloats<R, T>(source, x, token, col_begin, vectors, first, acc)
 //   LoadFloats<kElement>(p, i), StoreFloats(p, i, v), ExpandFloats<kElement>(kept, mask)
 //   Reduce(acc)                sum of the lanes
 #pragma once
@@ -83,6 +84,29 @@ struct PlaneSource {
   }
 };
 
+// A panel of a sparse row: kept codes in column order of the kept, and for each block its mask and its first kept code.
+struct SparsePanel {
+  uint64_t masks[kPanelCols / kBlock];
+  uint16_t first[kPanelCols / kBlock];
+  int8_t kept[kPanelCols + 3 * kBlock];
+};
+
+// Codes of R sparse rows, 0 where masked out.
+template <class Ops, int R>
+struct SparseSource {
+  const SparsePanel* rows;
+  typename Ops::Codes Load(int r, size_t block) const {
+    return Ops::Expand(rows[r].kept + rows[r].first[block], rows[r].masks[block]);
+  }
+};
+
+// The masks of R sparse rows as codes 1 and 0.
+template <class Ops, int R>
+struct MaskSource {
+  const SparsePanel* rows;
+  typename Ops::Codes Load(int r, size_t block) const { return Ops::ExpandOnes(rows[r].masks[block]); }
+};
+
 // Rows of floats of a type, from memory or (as float32) from a buffer.
 template <class Ops, Element kElement, int R>
 struct FloatSource {
@@ -92,6 +116,8 @@ struct FloatSource {
 
 template <class Ops, int kBits, bool kSparse>
 class IntTile {
+  using Code = typename Ops::Code;
+
  public:
   IntTile(const MatrixView& w, const ActivationView& x)
       : w_(w), x_(x), group_(GroupIndexOf(w.group_size)), sums_(x.sums + x.sum_layout.offset[SumLevelOf(w.group_size)]) {}
@@ -101,7 +127,6 @@ class IntTile {
   void Rows(size_t row, float* y, size_t y_stride) {
     for (size_t t0 = 0; t0 < x_.tokens; t0 += kTokenBatch) {
       const size_t tokens = Min(kTokenBatch, x_.tokens - t0);
-      Clear<R>(tokens);
       for (int r = 0; r < R; ++r) kept_[r] = 0;
       for (size_t c = 0; c < w_.cols; c += kPanelCols) Panel<R>(row, t0, tokens, c);
       for (size_t t = 0; t < tokens; ++t) {
@@ -116,33 +141,24 @@ class IntTile {
   float* Acc(int r, size_t t) { return acc_ + (static_cast<size_t>(r) * kTokenBatch + t) * Ops::kLanes; }
 
   template <int R>
-  void Clear(size_t tokens) {
-    for (int r = 0; r < R; ++r) __builtin_memset(Acc(r, 0), 0, tokens * Ops::kLanes * sizeof(float));
-  }
-
-  template <int R>
   void Panel(size_t row, size_t t0, size_t tokens, size_t col) {
     const size_t blocks = (Min(kPanelCols, w_.cols - col) + kBlock - 1) / kBlock;
     const size_t group_begin = w_.group_size == 0 ? 0 : col / w_.group_size;
     const size_t groups = Min(w_.layout.groups - group_begin, w_.group_size == 0 ? 1 : kPanelCols / w_.group_size);
     for (int r = 0; r < R; ++r) LoadScales(r, row + static_cast<size_t>(r), group_begin, groups);
-    if (!kSparse && tokens == 1) {
-      const auto source = Planes<R>(row, col);
-      Ops::template DotCodes<R, 1>(source, group_, scales_, x_, t0, col, blocks, Acc(0, 0));
-    } else {
-      for (int r = 0; r < R; ++r) Unpack(r, row + static_cast<size_t>(r), col, blocks);
-      DotBuffer<R>(scales_, t0, tokens, col, blocks);
-    }
-    if (!w_.has_min) return;
     if constexpr (kSparse) {
+      for (int r = 0; r < R; ++r) LoadSparse(r, row + static_cast<size_t>(r), col, blocks);
+      Dot<R>(SparseSource<Ops, R>{sparse_}, scales_, t0, tokens, col, blocks, col == 0);
       // A minimum counts for kept columns only: a product with the mask, scaled by the minima.
-      for (int r = 0; r < R; ++r) UnpackMask(r, row + static_cast<size_t>(r), col, blocks);
-      DotBuffer<R>(mins_, t0, tokens, col, blocks);
-    } else if (w_.group_size != 0 || col == 0) {
-      for (size_t t = 0; t < tokens; ++t) {
-        const float* sums = sums_ + (t0 + t) * x_.sum_layout.stride + group_begin;
-        for (int r = 0; r < R; ++r) Ops::AddMins(mins_[r], sums, groups, Acc(r, t));
-      }
+      if (w_.has_min) Dot<R>(MaskSource<Ops, R>{sparse_}, mins_, t0, tokens, col, blocks, false);
+      return;
+    }
+    Dot<R>(Planes<R>(row, col), scales_, t0, tokens, col, blocks, col == 0);
+    // The one minimum of a row that is a group counts once, with its first panel.
+    if (!w_.has_min || (w_.group_size == 0 && col != 0)) return;
+    for (size_t t = 0; t < tokens; ++t) {
+      const float* sums = sums_ + (t0 + t) * x_.sum_layout.stride + group_begin;
+      for (int r = 0; r < R; ++r) Ops::AddMins(mins_[r], sums, groups, Acc(r, t));
     }
   }
 
@@ -169,57 +185,41 @@ class IntTile {
     return PlaneRow(w_, plane, row) + index / 8 * static_cast<size_t>(plane == 0 ? HighBits(kBits) : LowBits(kBits));
   }
 
-  void Unpack(int r, size_t row, size_t col, size_t blocks) {
-    typename Ops::Code* out = codes_ + static_cast<size_t>(r) * kPanelCols;
-    if constexpr (kSparse) {
-      UnpackSparse(r, row, col, blocks, out);
-    } else {
-      const uint8_t* high = PlaneAt(0, row, col);
-      const uint8_t* low = LowBits(kBits) == 0 ? high : PlaneAt(1, row, col);
-      for (size_t b = 0; b < blocks; ++b) {
-        Ops::StoreCodes(out + b * kBlock, Ops::template LoadPlanes<kBits>(high + b * (kBlock / 8) * HighBits(kBits),
-                                                                          low + b * (kBlock / 8) * LowBits(kBits)));
-      }
-    }
-  }
-
-  // Kept codes of the panel go to a buffer from a multiple of 8 on, where every plane has a whole byte, then to their columns.
-  void UnpackSparse(int r, size_t row, size_t col, size_t blocks, typename Ops::Code* out) {
+  // Kept codes are unpacked from a multiple of 8 on, where every plane has a whole byte.
+  void LoadSparse(int r, size_t row, size_t col, size_t blocks) {
+    SparsePanel& panel = sparse_[r];
     const uint8_t* mask_row = MaskRow(w_, row);
-    uint64_t masks[kPanelCols / kBlock];
-    size_t count = 0;
+    const size_t begin = kept_[r] / 8 * 8;
+    size_t end = kept_[r];
     for (size_t b = 0; b < blocks; ++b) {
-      masks[b] = LoadMask(mask_row, col / kBlock + b, w_.cols);
-      count += static_cast<size_t>(__builtin_popcountll(masks[b]));
+      panel.masks[b] = LoadMask(mask_row, col / kBlock + b, w_.cols);
+      panel.first[b] = static_cast<uint16_t>(end - begin);
+      end += static_cast<size_t>(__builtin_popcountll(panel.masks[b]));
     }
-    const size_t first = kept_[r] / 8 * 8;
-    for (size_t i = first; i < kept_[r] + count; i += kBlock) {
+    kept_[r] = end;
+    for (size_t i = begin; i < end; i += kBlock) {
       const uint8_t* high = PlaneAt(0, row, i);
-      Ops::template StoreNatural<kBits>(high, LowBits(kBits) == 0 ? high : PlaneAt(1, row, i), natural_ + (i - first));
-    }
-    const int8_t* next = natural_ + (kept_[r] - first);
-    for (size_t b = 0; b < blocks; ++b) {
-      Ops::StoreCodes(out + b * kBlock, Ops::Expand(next, masks[b]));
-      next += __builtin_popcountll(masks[b]);
-    }
-    kept_[r] += count;
-  }
-
-  void UnpackMask(int r, size_t row, size_t col, size_t blocks) {
-    for (size_t b = 0; b < blocks; ++b) {
-      const uint64_t mask = LoadMask(MaskRow(w_, row), col / kBlock + b, w_.cols);
-      Ops::StoreCodes(codes_ + static_cast<size_t>(r) * kPanelCols + b * kBlock, Ops::ExpandOnes(mask));
+      Ops::template StoreNatural<kBits>(high, LowBits(kBits) == 0 ? high : PlaneAt(1, row, i), panel.kept + (i - begin));
     }
   }
 
-  template <int R>
-  void DotBuffer(const float (*scales)[kPanelScales], size_t t0, size_t tokens, size_t col, size_t blocks) {
-    const BufferSource<Ops, R> source{codes_};
+  template <int R, class Source>
+  void Dot(const Source& source, const float (*scales)[kPanelScales], size_t t0, size_t tokens, size_t col, size_t blocks,
+           bool first) {
+    if (tokens == 1) {
+      Ops::template DotCodes<R, 1>(source, group_, scales, x_, t0, col, blocks, first, Acc(0, 0));
+      return;
+    }
+    for (int r = 0; r < R; ++r) {
+      Code* out = codes_ + static_cast<size_t>(r) * kPanelCols;
+      for (size_t b = 0; b < blocks; ++b) Ops::StoreCodes(out + b * kBlock, source.Load(r, b));
+    }
+    const BufferSource<Ops, R> unpacked{codes_};
     size_t t = 0;
     for (; t + Ops::kTileTokens <= tokens; t += Ops::kTileTokens) {
-      Ops::template DotCodes<R, Ops::kTileTokens>(source, group_, scales, x_, t0 + t, col, blocks, Acc(0, t));
+      Ops::template DotCodes<R, Ops::kTileTokens>(unpacked, group_, scales, x_, t0 + t, col, blocks, first, Acc(0, t));
     }
-    for (; t < tokens; ++t) Ops::template DotCodes<R, 1>(source, group_, scales, x_, t0 + t, col, blocks, Acc(0, t));
+    for (; t < tokens; ++t) Ops::template DotCodes<R, 1>(unpacked, group_, scales, x_, t0 + t, col, blocks, first, Acc(0, t));
   }
 
   const MatrixView& w_;
@@ -227,11 +227,11 @@ class IntTile {
   const GroupIndex group_;
   const float* sums_;  // of token 0, of the matrix's group size
   size_t kept_[kTileRows];
-  alignas(64) typename Ops::Code codes_[kTileRows * kPanelCols];
+  alignas(64) Code codes_[kTileRows * kPanelCols];
   alignas(64) float acc_[kTileRows * kTokenBatch * Ops::kLanes];
   alignas(64) float scales_[kTileRows][kPanelScales];
   alignas(64) float mins_[kTileRows][kPanelScales];
-  alignas(64) int8_t natural_[kPanelCols + 3 * kBlock];
+  SparsePanel sparse_[kSparse ? kTileRows : 1];
 };
 
 template <class Ops, Element kElement, bool kSparse>
@@ -243,10 +243,7 @@ class FloatTile {
   void Rows(size_t row, float* y, size_t y_stride) {
     for (size_t t0 = 0; t0 < x_.tokens; t0 += kTokenBatch) {
       const size_t tokens = Min(kTokenBatch, x_.tokens - t0);
-      for (int r = 0; r < R; ++r) {
-        __builtin_memset(Acc(r, 0), 0, tokens * Ops::kLanes * sizeof(float));
-        kept_[r] = 0;
-      }
+      for (int r = 0; r < R; ++r) kept_[r] = 0;
       for (size_t c = 0; c < w_.cols; c += kFloatPanelCols) Panel<R>(row, t0, tokens, c);
       for (size_t t = 0; t < tokens; ++t) {
         for (int r = 0; r < R; ++r) y[(t0 + t) * y_stride + row + static_cast<size_t>(r)] = Ops::Reduce(Acc(r, t));
@@ -285,13 +282,15 @@ class FloatTile {
       return;
     }
     uint64_t mask = 0;
+    size_t kept = kept_[r];
     for (size_t i = 0; i < vectors; ++i, mask >>= Ops::kLanes) {
       const size_t lane = i * Ops::kLanes;
       if (lane % kBlock == 0) mask = LoadMask(MaskRow(w_, row), (col + lane) / kBlock, w_.cols);
       const uint32_t bits = static_cast<uint32_t>(mask & ((1u << Ops::kLanes) - 1));
-      Ops::StoreFloats(out, i, Ops::template ExpandFloats<kElement>(values + kept_[r] * w_.layout.value_bytes, bits));
-      kept_[r] += static_cast<size_t>(__builtin_popcount(bits));
+      Ops::StoreFloats(out, i, Ops::template ExpandFloats<kElement>(values + kept * w_.layout.value_bytes, bits));
+      kept += static_cast<size_t>(__builtin_popcount(bits));
     }
+    kept_[r] = kept;
   }
 
   template <int R, class Source>
@@ -299,9 +298,9 @@ class FloatTile {
     const size_t vectors = (cols + Ops::kLanes - 1) / Ops::kLanes;
     size_t t = 0;
     for (; t + Ops::kTileTokens <= tokens; t += Ops::kTileTokens) {
-      Ops::template DotFloats<R, Ops::kTileTokens>(source, x_, t0 + t, col, vectors, Acc(0, t));
+      Ops::template DotFloats<R, Ops::kTileTokens>(source, x_, t0 + t, col, vectors, col == 0, Acc(0, t));
     }
-    for (; t < tokens; ++t) Ops::template DotFloats<R, 1>(source, x_, t0 + t, col, vectors, Acc(0, t));
+    for (; t < tokens; ++t) Ops::template DotFloats<R, 1>(source, x_, t0 + t, col, vectors, col == 0, Acc(0, t));
   }
 
   const MatrixView& w_;

@@ -50,14 +50,40 @@ void DeclareOptions(cli::Command* command) {
   const CalibrateOptions defaults;
   command->options().add_options()("data", po::value<std::vector<std::string>>()->multitoken(),
                                    "[NAME=]FILE...: text of one domain each; NAME defaults to the file's name up to its first dot")(
-      "tokens", po::value<uint64_t>(), "calibration tokens in all, taken evenly from the domains")(
-      "ctx", po::value<uint64_t>()->default_value(defaults.ctx), "tokens of a sequence")(
-      "min-tokens", po::value<uint64_t>()->default_value(defaults.min_tokens_per_expert),
+      "tokens", po::value<int64_t>(), "calibration tokens in all, taken evenly from the domains")(
+      "ctx", po::value<int64_t>()->default_value(static_cast<int64_t>(defaults.ctx)), "tokens of a sequence")(
+      "min-tokens", po::value<int64_t>()->default_value(static_cast<int64_t>(defaults.min_tokens_per_expert)),
       "warn about experts that saw fewer tokens")(
-      "attribution-tokens", po::value<uint64_t>()->default_value(defaults.attribution_tokens),
+      "attribution-tokens", po::value<int64_t>()->default_value(static_cast<int64_t>(defaults.attribution_tokens)),
       "tokens sampled for attribution, at most")("output,o", po::value<std::string>(), "profile to write")(
       "report", po::value<std::string>(), "HTML page to write");
   command->Positional("model");
+}
+
+Status ReadCount(const cli::Command& command, const char* name, uint64_t* out) {
+  const int64_t value = command.Get<int64_t>(name);
+  if (value < 0) return Status(ErrorCode::kUsage, StrFormat("--%s: expected a number that is not negative", name));
+  *out = static_cast<uint64_t>(value);
+  return Status::Ok();
+}
+
+Result<CalibrateOptions> ReadOptions(const cli::Command& command) {
+  CalibrateOptions options;
+  MOEPACK_RETURN_IF_ERROR(ReadCount(command, "tokens", &options.tokens));
+  MOEPACK_RETURN_IF_ERROR(ReadCount(command, "ctx", &options.ctx));
+  MOEPACK_RETURN_IF_ERROR(ReadCount(command, "min-tokens", &options.min_tokens_per_expert));
+  MOEPACK_RETURN_IF_ERROR(ReadCount(command, "attribution-tokens", &options.attribution_tokens));
+  return options;
+}
+
+// Before the long work, not after it.
+Status CheckWritable(const cli::Command& command) {
+  for (const char* name : {"output", "report"}) {
+    if (!command.Has(name)) continue;
+    const auto file = AtomicFile::Create(PosixEnv(), command.Get<std::string>(name));
+    if (!file.ok()) return file.status();
+  }
+  return Status::Ok();
 }
 
 // Both files or none.
@@ -87,11 +113,8 @@ Status Run(int argc, char** argv) {
   if (command.help_shown()) return Status::Ok();
   for (const char* name : {"model", "data", "tokens", "output"}) MOEPACK_RETURN_IF_ERROR(command.Require(name));
 
-  CalibrateOptions options;
-  options.tokens = command.Get<uint64_t>("tokens");
-  options.ctx = command.Get<uint64_t>("ctx");
-  options.min_tokens_per_expert = command.Get<uint64_t>("min-tokens");
-  options.attribution_tokens = command.Get<uint64_t>("attribution-tokens");
+  MOEPACK_ASSIGN_OR_RETURN(const CalibrateOptions options, ReadOptions(command));
+  MOEPACK_RETURN_IF_ERROR(CheckWritable(command));
   std::vector<CalibrationText> texts;
   for (const std::string& argument : command.Get<std::vector<std::string>>("data")) {
     MOEPACK_ASSIGN_OR_RETURN(CalibrationText text, ReadText(argument));

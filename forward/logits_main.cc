@@ -41,11 +41,13 @@ Result<TokenBatch> ParseTokens(const std::string& text) {
   }
 }
 
-Result<Job> TextJob(const Model& model, const std::string& path, uint64_t ctx, uint64_t most_chunks) {
+Result<Job> TextJob(const Model& model, const std::string& path, int64_t ctx_option, int64_t most_chunks) {
+  const uint64_t ctx = static_cast<uint64_t>(std::max<int64_t>(ctx_option, 0));
   if (ctx < kMinEvalContext || ctx > model.program.max_positions) {
     return Status(ErrorCode::kUsage, StrFormat("--ctx: expected %llu to %u, the longest sequence of this model",
                                                static_cast<unsigned long long>(kMinEvalContext), model.program.max_positions));
   }
+  if (most_chunks < 1) return Status(ErrorCode::kUsage, "--chunks: expected at least 1");
   if (model.tokenizer.empty()) {
     return Status(ErrorCode::kTokenizer, "the model has no tokenizer (tokenizer.json), which --data needs; use --tokens");
   }
@@ -53,7 +55,7 @@ Result<Job> TextJob(const Model& model, const std::string& path, uint64_t ctx, u
   MOEPACK_ASSIGN_OR_RETURN(const Bytes text, ReadFile(PosixEnv(), path, kMaxTextBytes));
   const std::vector<int32_t> tokens = tokenizer->Encode(AsText(text));
   EvalChunks chunks(tokens.size(), ctx);
-  if (most_chunks != 0) chunks.chunks = std::min(chunks.chunks, most_chunks);
+  chunks.chunks = std::min(chunks.chunks, static_cast<uint64_t>(most_chunks));
   if (chunks.chunks == 0) {
     return Status(ErrorCode::kBadInput, StrFormat("%s: %zu tokens, fewer than one chunk of %llu (--ctx); give a longer text",
                                                   path.c_str(), tokens.size(), static_cast<unsigned long long>(ctx)));
@@ -63,8 +65,8 @@ Result<Job> TextJob(const Model& model, const std::string& path, uint64_t ctx, u
 
 Result<Job> MakeJob(const cli::Command& command, const Model& model) {
   if (command.Has("data")) {
-    return TextJob(model, command.Get<std::string>("data"), command.GetOr<uint64_t>("ctx", 0),
-                   command.GetOr<uint64_t>("chunks", 0));
+    return TextJob(model, command.Get<std::string>("data"), command.Get<int64_t>("ctx"),
+                   command.GetOr<int64_t>("chunks", INT64_MAX));
   }
   MOEPACK_ASSIGN_OR_RETURN(TokenBatch batch, ParseTokens(command.Get<std::string>("tokens")));
   return Job{std::move(batch), std::nullopt};
@@ -125,7 +127,7 @@ Status Run(int argc, char** argv) {
                          "moepack logits examples/wren/model --data examples/wren/text/mixed.eval.txt --ctx 256 -o base.f32"}});
   command.options().add_options()("tokens", po::value<std::string>(), "token ids, separated by commas; all rows are written")(
       "data", po::value<std::string>(), "text file, cut into chunks of --ctx tokens")(
-      "ctx", po::value<uint64_t>(), "tokens of a chunk")("chunks", po::value<uint64_t>(), "at most this many chunks")(
+      "ctx", po::value<int64_t>(), "tokens of a chunk")("chunks", po::value<int64_t>(), "at most this many chunks")(
       "output,o", po::value<std::string>(), "file to write");
   command.Positional("model");
   MOEPACK_RETURN_IF_ERROR(command.Parse(argc, argv));

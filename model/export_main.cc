@@ -17,7 +17,8 @@ Status CheckOptions(const cli::Command& command) {
   MOEPACK_RETURN_IF_ERROR(command.Require("model"));
   MOEPACK_RETURN_IF_ERROR(command.Require("output"));
   if (command.Has("onnx") == command.Has("gguf")) return Status(ErrorCode::kUsage, "give either --onnx or --gguf");
-  if (command.Has("onnx") && command.Has("type")) return Status(ErrorCode::kUsage, "--type is for --gguf; ONNX is written in f32");
+  if (command.Has("onnx") && command.Has("type"))
+    return Status(ErrorCode::kUsage, "--type is for --gguf; ONNX is written in f32");
   return Status::Ok();
 }
 
@@ -50,7 +51,9 @@ Status Run(int argc, char** argv) {
   }
   if (!command.json()) return Status::Ok();
   MOEPACK_ASSIGN_OR_RETURN(const uint64_t bytes, FileBytes(output));
-  cli::PrintJson({{"format", command.Has("gguf") ? "gguf" : "onnx"}, {"file_bytes", bytes}, {"parameters", CountParameters(model.program)}});
+  cli::PrintJson({{"format", command.Has("gguf") ? "gguf" : "onnx"},
+                  {"file_bytes", bytes},
+                  {"parameters", CountParameters(model.program)}});
   return Status::Ok();
 }
 

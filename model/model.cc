@@ -15,9 +15,11 @@ Result<Model> OpenDirectory(Env& env, const std::string& path, const OpenOptions
   if (config) return OpenHuggingFace(env, path, options);
   MOEPACK_ASSIGN_OR_RETURN(const bool program, has("program.pb"));
   if (program || path.ends_with(".partial")) {
-    return Status(ErrorCode::kBadInput, path + ": an unfinished compressed model; run `moepack compress` again with --resume");
+    return Status(ErrorCode::kBadInput,
+                  path + ": an unfinished compressed model; run `moepack compress` again with --resume");
   }
-  return Status(ErrorCode::kBadInput, path + ": neither a checkpoint (no config.json) nor a compressed model (no `complete`)");
+  return Status(ErrorCode::kBadInput,
+                path + ": neither a checkpoint (no config.json) nor a compressed model (no `complete`)");
 }
 
 }  // namespace
@@ -29,7 +31,9 @@ Result<Model> OpenModel(Env& env, const std::string& path, const OpenOptions& op
   if (directory) return OpenDirectory(env, path, options);
   if (path.ends_with(".onnx")) return OpenOnnx(env, path, options);
   if (path.ends_with(".json")) return OpenConfigOnly(env, path, options);
-  return Status(ErrorCode::kBadInput, path + ": not a model; expected a checkpoint folder, an .onnx file, a compressed model folder or a config.json");
+  return Status(
+      ErrorCode::kBadInput,
+      path + ": not a model; expected a checkpoint folder, an .onnx file, a compressed model folder or a config.json");
 }
 
 }  // namespace moepack

@@ -31,10 +31,10 @@ enum class ModelSource : uint8_t { kHuggingFace, kOnnx, kCompressed, kConfigOnly
 
 struct Model {
   ModelSource source = ModelSource::kHuggingFace;
-  std::string family;                       // model_type, "onnx", or of the model a folder was made from; for people only
-  Program program;                          // validated
-  std::shared_ptr<const TensorSource> tensors;  // null for kConfigOnly
-  Bytes tokenizer;                          // compiled tokenizer blob, empty when the model has none
+  std::string family;  // model_type, "onnx", or of the model a folder was made from; for people only
+  Program program;     // validated
+  std::shared_ptr<const TensorSource> tensors;                     // null for kConfigOnly
+  Bytes tokenizer;                                                 // compiled tokenizer blob, empty when the model has none
   std::vector<std::pair<std::string, std::string>> input_digests;  // file name (no folder) -> SHA-256 hex of what was read
 };
 

@@ -30,7 +30,9 @@ class TempFolder {
   TempFolder& operator=(const TempFolder&) = delete;
   const std::string& path() const { return path_; }
   std::string At(const std::string& name) const { return JoinPath(path_, name); }
-  void Write(const std::string& name, ByteSpan bytes) const { ASSERT_TRUE(WriteFileAtomically(PosixEnv(), At(name), bytes).ok()); }
+  void Write(const std::string& name, ByteSpan bytes) const {
+    ASSERT_TRUE(WriteFileAtomically(PosixEnv(), At(name), bytes).ok());
+  }
   void Write(const std::string& name, const std::string& text) const { Write(name, AsBytes(text)); }
 
  private:
@@ -82,7 +84,8 @@ struct Checkpoint {
   }
   static void WriteShard(const TempFolder& folder, const std::string& name, const std::map<std::string, Tensor>& tensors) {
     std::vector<SafetensorsOutput> outputs;
-    for (const auto& [tensor_name, tensor] : tensors) outputs.push_back({tensor_name, tensor.dtype, tensor.shape, tensor.data});
+    for (const auto& [tensor_name, tensor] : tensors)
+      outputs.push_back({tensor_name, tensor.dtype, tensor.shape, tensor.data});
     ASSERT_TRUE(WriteSafetensors(PosixEnv(), folder.At(name), outputs, {{"format", "pt"}}).ok());
   }
 };

@@ -10,7 +10,9 @@
 namespace moepack {
 namespace {
 
-Status Bad(const std::string& field, const std::string& rule) { return Status(ErrorCode::kBadInput, "profile: " + field + ": " + rule); }
+Status Bad(const std::string& field, const std::string& rule) {
+  return Status(ErrorCode::kBadInput, "profile: " + field + ": " + rule);
+}
 
 Status CheckFinite(const std::string& field, std::span<const double> values) {
   const bool finite = std::all_of(values.begin(), values.end(), [](double v) { return std::isfinite(v); });
@@ -19,7 +21,8 @@ Status CheckFinite(const std::string& field, std::span<const double> values) {
 
 Status CheckFinite(const std::string& field, const std::vector<std::vector<float>>& rows) {
   for (const std::vector<float>& row : rows) {
-    if (!std::all_of(row.begin(), row.end(), [](float v) { return std::isfinite(v); })) return Bad(field, "holds a number that is not finite");
+    if (!std::all_of(row.begin(), row.end(), [](float v) { return std::isfinite(v); }))
+      return Bad(field, "holds a number that is not finite");
   }
   return Status::Ok();
 }
@@ -29,7 +32,8 @@ Status CheckSequences(const Profile& p) {
   if (p.sequence_start.size() != p.sequence_domain.size()) return Bad("sequence_domain", "needs one entry a sequence");
   for (size_t i = 0; i < p.sequence_start.size(); ++i) {
     const bool ordered = i == 0 ? p.sequence_start[i] == 0 : p.sequence_start[i] > p.sequence_start[i - 1];
-    if (!ordered || p.sequence_start[i] >= p.tokens.size()) return Bad("sequence_start", "must rise strictly from 0 below the number of tokens");
+    if (!ordered || p.sequence_start[i] >= p.tokens.size())
+      return Bad("sequence_start", "must rise strictly from 0 below the number of tokens");
     if (p.sequence_domain[i] >= p.domains.size()) return Bad("sequence_domain", "names a domain that is not there");
   }
   if (p.sequence_start.empty() != p.tokens.empty()) return Bad("sequence_start", "must cover the tokens");
@@ -38,7 +42,8 @@ Status CheckSequences(const Profile& p) {
 }
 
 Status CheckTable(const TableProfile& t, const std::string& prefix) {
-  if (t.experts == 0 || t.experts > kMaxExperts || t.k == 0 || t.k > t.experts) return Bad(prefix + "experts", "or k out of range");
+  if (t.experts == 0 || t.experts > kMaxExperts || t.k == 0 || t.k > t.experts)
+    return Bad(prefix + "experts", "or k out of range");
   const auto known = [&](uint16_t e) { return e < t.experts; };
   if (!std::all_of(t.trace.begin(), t.trace.end(), known)) return Bad(prefix + "trace", "names an expert that is not there");
   const double scalars[] = {t.srp, t.shared_attribution};
@@ -57,7 +62,8 @@ Status CheckTable(const TableProfile& t, const std::string& prefix) {
 }
 
 Status DoesNotFit(const std::string& what) {
-  return Status(ErrorCode::kBadInput, "the profile was made from another model (" + what + "); run `moepack calibrate` on this one");
+  return Status(ErrorCode::kBadInput,
+                "the profile was made from another model (" + what + "); run `moepack calibrate` on this one");
 }
 
 }  // namespace
@@ -80,13 +86,15 @@ Status CheckProfileFits(const Profile& profile, const Program& program) {
     const ExpertTableDecl& decl = program.expert_tables[t];
     if (table.experts != decl.experts()) return DoesNotFit("another number of experts");
     for (uint32_t e = 0; e < table.experts; ++e) {
-      if (table.in_sq[e].size() != decl.hidden || table.down_sq[e].size() != decl.intermediate[e]) return DoesNotFit("experts of another width");
+      if (table.in_sq[e].size() != decl.hidden || table.down_sq[e].size() != decl.intermediate[e])
+        return DoesNotFit("experts of another width");
     }
   }
   if (profile.dense_in_sq.size() != program.tensors.size()) return DoesNotFit("another number of tensors");
   for (size_t id = 0; id < program.tensors.size(); ++id) {
     const std::vector<float>& moments = profile.dense_in_sq[id];
-    if (!moments.empty() && moments.size() != program.tensors[id].cols) return DoesNotFit("tensor " + program.tensors[id].name);
+    if (!moments.empty() && moments.size() != program.tensors[id].cols)
+      return DoesNotFit("tensor " + program.tensors[id].name);
   }
   return Status::Ok();
 }

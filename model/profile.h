@@ -20,12 +20,12 @@ namespace moepack {
 // `attribution`, `sch` and `trace` may be empty.
 struct TableProfile {
   uint32_t experts = 0, k = 0;
-  std::vector<uint64_t> tokens;         // [D, E] tokens routed to the expert
-  std::vector<double> gate_sum;         // [D, E] sum of routing weights g
-  std::vector<double> gate_sq_sum;      // [D, E] sum of g^2
-  std::vector<double> reap;             // [E] mean over its tokens of g * ||f(x)||_2 (REAP, 2510.13999)
-  std::vector<double> output_norm;      // [E] mean ||f(x)||_2
-  std::vector<uint64_t> coactivation;   // [E, E] tokens routed to both; diagonal = tokens
+  std::vector<uint64_t> tokens;                  // [D, E] tokens routed to the expert
+  std::vector<double> gate_sum;                  // [D, E] sum of routing weights g
+  std::vector<double> gate_sq_sum;               // [D, E] sum of g^2
+  std::vector<double> reap;                      // [E] mean over its tokens of g * ||f(x)||_2 (REAP, 2510.13999)
+  std::vector<double> output_norm;               // [E] mean ||f(x)||_2
+  std::vector<uint64_t> coactivation;            // [E, E] tokens routed to both; diagonal = tokens
   std::vector<std::vector<float>> in_sq;         // [E][H] sum x_j^2: inputs of gate and up
   std::vector<std::vector<float>> in_gate_sq;    // [E][H] sum (g x_j)^2
   std::vector<std::vector<float>> down_sq;       // [E][I_e] sum h_j^2: inputs of down
@@ -43,12 +43,12 @@ struct TableProfile {
 };
 
 struct Profile {
-  std::string model_digest;             // SHA-256 hex over the program bytes: a profile fits one program
+  std::string model_digest;  // SHA-256 hex over the program bytes: a profile fits one program
   std::vector<std::string> domains;
-  std::vector<int32_t> tokens;          // calibration tokens, sequences one after another
-  std::vector<uint64_t> sequence_start; // strictly increasing from 0; a sequence ends where the next starts
+  std::vector<int32_t> tokens;           // calibration tokens, sequences one after another
+  std::vector<uint64_t> sequence_start;  // strictly increasing from 0; a sequence ends where the next starts
   std::vector<uint32_t> sequence_domain;
-  std::vector<TableProfile> tables;     // one a Program::expert_tables
+  std::vector<TableProfile> tables;  // one a Program::expert_tables
   // Second moments of the inputs of dense linear weights, by TensorId: sum x_j^2 [cols]; empty for other tensors.
   std::vector<std::vector<float>> dense_in_sq;
   std::vector<std::pair<std::string, std::string>> inputs;  // domain -> SHA-256 of its text

@@ -21,7 +21,8 @@ enum class Presence : uint8_t { kRequired, kOptional };
 // Calls visitor.Array(name, shape, &vector, presence) for each flat array and visitor.Rows(name, widths, &rows) for each
 // array with one row an expert.
 template <typename Table, typename Visitor>
-void VisitTable(Table& t, const std::string& prefix, uint64_t domains, uint64_t tokens, const TableShape& shape, Visitor& visitor) {
+void VisitTable(Table& t, const std::string& prefix, uint64_t domains, uint64_t tokens, const TableShape& shape,
+                Visitor& visitor) {
   const uint64_t experts = t.experts;
   const std::vector<uint64_t> hidden(experts, shape.hidden);
   visitor.Array(prefix + "tokens", {domains, experts}, &t.tokens, Presence::kRequired);

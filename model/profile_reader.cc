@@ -80,7 +80,8 @@ void ReadTable(ConfigReader& json, Profile* profile, Sizes* sizes) {
   table.k = static_cast<uint32_t>(json.Count("k", 1, table.experts));
   shape.hidden = json.Count("hidden", 1, kMaxCols);
   shape.intermediate = json.Counts("intermediate", kMaxCols);
-  if (shape.intermediate.size() != table.experts) json.Fail(ErrorCode::kBadInput, "intermediate", "needs one entry an expert");
+  if (shape.intermediate.size() != table.experts)
+    json.Fail(ErrorCode::kBadInput, "intermediate", "needs one entry an expert");
   table.srp = json.Number("srp");
   table.sch = json.Numbers("sch");
   table.shared_attribution = json.Number("shared_attribution");
@@ -88,14 +89,16 @@ void ReadTable(ConfigReader& json, Profile* profile, Sizes* sizes) {
 
 Status ReadMetadata(const SafetensorsFile& file, Profile* profile, Sizes* sizes) {
   const auto it = file.metadata().find(kProfileKey);
-  if (it == file.metadata().end()) return Status(ErrorCode::kBadInput, file.path() + ": not a profile (no " + kProfileKey + " in its metadata)");
+  if (it == file.metadata().end())
+    return Status(ErrorCode::kBadInput, file.path() + ": not a profile (no " + kProfileKey + " in its metadata)");
   const std::string label = file.path() + ": " + kProfileKey;
   MOEPACK_ASSIGN_OR_RETURN(nlohmann::json document, ParseJson(AsBytes(it->second), label));
   ConfigReader json(std::move(document), label);
   const uint64_t version = json.Count("version", 0, UINT32_MAX);
   if (json.status().ok() && version != kProfileVersion) {
-    return Status(ErrorCode::kVersion, StrFormat("%s: version %llu, this build reads %llu", label.c_str(), static_cast<unsigned long long>(version),
-                                                 static_cast<unsigned long long>(kProfileVersion)));
+    return Status(ErrorCode::kVersion,
+                  StrFormat("%s: version %llu, this build reads %llu", label.c_str(),
+                            static_cast<unsigned long long>(version), static_cast<unsigned long long>(kProfileVersion)));
   }
   profile->model_digest = json.Text("model_digest");
   profile->domains = json.Texts("domains");

@@ -45,10 +45,11 @@ Profile SmallProfile() {
 }
 
 bool SameTable(const TableProfile& a, const TableProfile& b) {
-  return a.experts == b.experts && a.k == b.k && a.tokens == b.tokens && a.gate_sum == b.gate_sum && a.gate_sq_sum == b.gate_sq_sum &&
-         a.reap == b.reap && a.output_norm == b.output_norm && a.coactivation == b.coactivation && a.in_sq == b.in_sq &&
-         a.in_gate_sq == b.in_gate_sq && a.down_sq == b.down_sq && a.down_gate_sq == b.down_gate_sq && a.output_mean == b.output_mean &&
-         a.attribution == b.attribution && a.shared_attribution == b.shared_attribution && a.srp == b.srp && a.sch == b.sch && a.trace == b.trace;
+  return a.experts == b.experts && a.k == b.k && a.tokens == b.tokens && a.gate_sum == b.gate_sum &&
+         a.gate_sq_sum == b.gate_sq_sum && a.reap == b.reap && a.output_norm == b.output_norm &&
+         a.coactivation == b.coactivation && a.in_sq == b.in_sq && a.in_gate_sq == b.in_gate_sq && a.down_sq == b.down_sq &&
+         a.down_gate_sq == b.down_gate_sq && a.output_mean == b.output_mean && a.attribution == b.attribution &&
+         a.shared_attribution == b.shared_attribution && a.srp == b.srp && a.sch == b.sch && a.trace == b.trace;
 }
 
 TEST(Profile, ComesBackAsItWasWritten) {

@@ -22,7 +22,8 @@ class Collector {
     for (uint64_t d : shape) count *= d;
     if (values->empty() && presence == Presence::kOptional) return;
     if (values->size() != count) {
-      return Fail(name, StrFormat("has %zu entries, must have %llu", values->size(), static_cast<unsigned long long>(count)));
+      return Fail(name,
+                  StrFormat("has %zu entries, must have %llu", values->size(), static_cast<unsigned long long>(count)));
     }
     outputs_.push_back({name, DtypeOf(T()), std::move(shape), BytesOf(*values)});
   }
@@ -60,13 +61,19 @@ json Metadata(const Profile& profile) {
   json tables = json::array();
   for (const TableProfile& table : profile.tables) {
     const TableShape shape = ShapeOf(table);
-    tables.push_back({{"experts", table.experts}, {"k", table.k}, {"hidden", shape.hidden}, {"intermediate", shape.intermediate},
-                      {"srp", table.srp}, {"sch", table.sch}, {"shared_attribution", table.shared_attribution}});
+    tables.push_back({{"experts", table.experts},
+                      {"k", table.k},
+                      {"hidden", shape.hidden},
+                      {"intermediate", shape.intermediate},
+                      {"srp", table.srp},
+                      {"sch", table.sch},
+                      {"shared_attribution", table.shared_attribution}});
   }
   json inputs = json::array();
   for (const auto& [domain, digest] : profile.inputs) inputs.push_back({{"domain", domain}, {"sha256", digest}});
-  return {{"version", kProfileVersion}, {"model_digest", profile.model_digest}, {"domains", profile.domains}, {"inputs", inputs},
-          {"tables", tables}, {"dense_tensors", profile.dense_in_sq.size()}};
+  return {{"version", kProfileVersion}, {"model_digest", profile.model_digest},
+          {"domains", profile.domains}, {"inputs", inputs},
+          {"tables", tables},           {"dense_tensors", profile.dense_in_sq.size()}};
 }
 
 }  // namespace

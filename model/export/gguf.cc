@@ -61,11 +61,15 @@ Result<std::vector<Output>> PlanDense(const Program& program, const GgufArchitec
     Output output;
     output.dense = id;
     output.info.name = GgufName(tensor);
-    if (output.info.name.empty()) return Status(ErrorCode::kUnsupported, "GGUF: tensor " + tensor.name + " has no place in the format");
-    output.info.dims = tensor.rows == 1 ? std::vector<uint64_t>{tensor.cols} : std::vector<uint64_t>{tensor.cols, tensor.rows};
+    if (output.info.name.empty())
+      return Status(ErrorCode::kUnsupported, "GGUF: tensor " + tensor.name + " has no place in the format");
+    output.info.dims =
+        tensor.rows == 1 ? std::vector<uint64_t>{tensor.cols} : std::vector<uint64_t>{tensor.cols, tensor.rows};
     output.info.half = half && tensor.rows > 1 && tensor.role != TensorRole::kRouter;
-    if (architecture.interleaved_rotary && output.info.name.ends_with("attn_q.weight")) output.reorder_heads = architecture.decoder.heads;
-    if (architecture.interleaved_rotary && output.info.name.ends_with("attn_k.weight")) output.reorder_heads = architecture.decoder.kv_heads;
+    if (architecture.interleaved_rotary && output.info.name.ends_with("attn_q.weight"))
+      output.reorder_heads = architecture.decoder.heads;
+    if (architecture.interleaved_rotary && output.info.name.ends_with("attn_k.weight"))
+      output.reorder_heads = architecture.decoder.kv_heads;
     out.push_back(std::move(output));
     if (architecture.decoder.tied_head && tensor.role == TensorRole::kEmbedding) {
       // Not every architecture takes a missing head for a tied one.
@@ -123,7 +127,8 @@ GgufHeader Metadata(const Model& model, const GgufArchitecture& architecture, Gg
   header.U32(prefix + "expert_count", count(d.moe.experts));
   header.U32(prefix + "expert_used_count", d.moe.routing.k);
   header.U32(prefix + "expert_feed_forward_length", count(d.moe.intermediate));
-  if (d.moe.shared_intermediate != 0) header.U32(prefix + "expert_shared_feed_forward_length", count(d.moe.shared_intermediate));
+  if (d.moe.shared_intermediate != 0)
+    header.U32(prefix + "expert_shared_feed_forward_length", count(d.moe.shared_intermediate));
   return header;
 }
 
@@ -150,8 +155,8 @@ Status AppendValues(const std::vector<float>& values, const GgufTensorInfo& info
     }
     const uint16_t bits = F32ToF16(values[i]);
     if (!std::isfinite(F16ToF32(bits))) {
-      return Status(ErrorCode::kUnsupported, StrFormat("GGUF: value %zu of %s is %g, beyond f16; use --type f32", i, info.name.c_str(),
-                                                       static_cast<double>(values[i])));
+      return Status(ErrorCode::kUnsupported, StrFormat("GGUF: value %zu of %s is %g, beyond f16; use --type f32", i,
+                                                       info.name.c_str(), static_cast<double>(values[i])));
     }
     out.U16(bits);
   }

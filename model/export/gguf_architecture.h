@@ -9,9 +9,9 @@
 namespace moepack {
 
 struct GgufArchitecture {
-  std::string name;                // general.architecture and prefix of its keys
-  bool interleaved_rotary = false; // rotates neighbouring columns, so that rows of q and k have to be reordered
-  DecoderSpec decoder;             // what the program is
+  std::string name;                 // general.architecture and prefix of its keys
+  bool interleaved_rotary = false;  // rotates neighbouring columns, so that rows of q and k have to be reordered
+  DecoderSpec decoder;              // what the program is
   double rope_base = 0, rope_factor = 1;
 };
 

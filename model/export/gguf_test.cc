@@ -187,7 +187,8 @@ TEST(Gguf, ExpertsAreStacked) {
 
 TEST(Gguf, OnlyTheLlamaArchitectureReordersHeads) {
   const GgufFile mixtral = Export(Open("tests/golden/mixtral"), GgufType::kF32);
-  const std::vector<float> k = Source("mixtral", "model.layers.0.self_attn.k_proj.weight");  // 2 heads of 16 rows, 64 columns
+  const std::vector<float> k =
+      Source("mixtral", "model.layers.0.self_attn.k_proj.weight");  // 2 heads of 16 rows, 64 columns
   const std::vector<float> reordered = mixtral.Floats("blk.0.attn_k.weight");
   // Row 16 + 5 is the second of pair 2 in head 1: row 16 + 8 + 2 of the checkpoint.
   EXPECT_TRUE(std::equal(reordered.begin() + 21 * 64, reordered.begin() + 22 * 64, k.begin() + 26 * 64));
@@ -204,12 +205,14 @@ TEST(Gguf, HalfPrecisionLeavesNormsBiasesAndRoutersInFull) {
   EXPECT_EQ(file.tensors().at("blk.0.attn_q.bias").type, 0u);
   EXPECT_EQ(file.tensors().at("blk.0.attn_norm.weight").type, 0u);
   EXPECT_EQ(file.tensors().at("blk.0.ffn_gate_inp.weight").type, 0u);
-  const std::vector<float> full = Source("qwen2_moe", "model.layers.0.self_attn.q_proj.weight"), half = file.Floats("blk.0.attn_q.weight");
+  const std::vector<float> full = Source("qwen2_moe", "model.layers.0.self_attn.q_proj.weight"),
+                           half = file.Floats("blk.0.attn_q.weight");
   for (size_t i = 0; i < full.size(); ++i) ASSERT_NEAR(full[i], half[i], 1e-3f * std::abs(full[i]) + 1e-7f);
 }
 
 // A golden checkpoint with a changed configuration, exported.
-Status ExportChanged(const std::string& family, const std::function<void(Checkpoint&)>& change, GgufType type = GgufType::kF32) {
+Status ExportChanged(const std::string& family, const std::function<void(Checkpoint&)>& change,
+                     GgufType type = GgufType::kF32) {
   Checkpoint checkpoint = Checkpoint::Read("tests/golden/" + family);
   change(checkpoint);
   TempFolder folder;
@@ -246,11 +249,14 @@ TEST(Gguf, LinearScalingIsWritten) {
 }
 
 TEST(Gguf, AWeightBeyondHalfPrecisionIsNamed) {
-  const Status status = ExportChanged("olmoe", [](Checkpoint& c) {
-    Bytes& data = c.tensors["model.layers.0.self_attn.q_proj.weight"].data;
-    data[6] = 0x00;
-    data[7] = 0x48;  // 131072
-  }, GgufType::kF16);
+  const Status status = ExportChanged(
+      "olmoe",
+      [](Checkpoint& c) {
+        Bytes& data = c.tensors["model.layers.0.self_attn.q_proj.weight"].data;
+        data[6] = 0x00;
+        data[7] = 0x48;  // 131072
+      },
+      GgufType::kF16);
   EXPECT_EQ(status.code(), ErrorCode::kUnsupported);
   EXPECT_THAT(status.message(), HasSubstr("value 3 of blk.0.attn_q.weight is 131072"));
 }

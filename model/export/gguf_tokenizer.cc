@@ -48,13 +48,15 @@ Vocabulary Print(const TokenizerData& data, uint64_t vocab) {
     if (used) out.tokens.push_back(special ? data.tokens[id] : print(data.tokens[id]));
     out.types.push_back(!used ? kUnused : special ? kControl : kNormal);
   }
-  for (const auto& [left, right] : data.merges) out.merges.push_back(print(data.tokens[left]) + " " + print(data.tokens[right]));
+  for (const auto& [left, right] : data.merges)
+    out.merges.push_back(print(data.tokens[left]) + " " + print(data.tokens[right]));
   return out;
 }
 
 const char* PreTokenizerName(PreTokenizer pre) {
   switch (pre) {
-    case PreTokenizer::kQwen2: return "qwen2";
+    case PreTokenizer::kQwen2:
+      return "qwen2";
   }
   return nullptr;
 }
@@ -69,7 +71,8 @@ Status AddGgufTokenizer(ByteSpan blob, uint64_t vocab, GgufHeader* header) {
   MOEPACK_ASSIGN_OR_RETURN(const TokenizerData data, ParseTokenizerBlob(blob));
   const char* pre = PreTokenizerName(data.pre_tokenizer);
   if (pre == nullptr || data.tokens.size() > vocab) {
-    return Status(ErrorCode::kTokenizer, "GGUF: the tokenizer has a pre-tokenizer that llama.cpp lacks, or more tokens than the model");
+    return Status(ErrorCode::kTokenizer,
+                  "GGUF: the tokenizer has a pre-tokenizer that llama.cpp lacks, or more tokens than the model");
   }
   const Vocabulary vocabulary = Print(data, vocab);
   header->Text("tokenizer.ggml.model", "gpt2");

@@ -43,8 +43,10 @@ const json* ConfigReader::Require(const char* key) {
 }
 
 uint64_t ConfigReader::ToCount(const char* key, const json& value, uint64_t min, uint64_t max) {
-  if (value.is_number_unsigned() && value.get<uint64_t>() >= min && value.get<uint64_t>() <= max) return value.get<uint64_t>();
-  Fail(ErrorCode::kBadInput, key, StrFormat("must be a whole number from %llu to %llu", static_cast<Unsigned>(min), static_cast<Unsigned>(max)));
+  if (value.is_number_unsigned() && value.get<uint64_t>() >= min && value.get<uint64_t>() <= max)
+    return value.get<uint64_t>();
+  Fail(ErrorCode::kBadInput, key,
+       StrFormat("must be a whole number from %llu to %llu", static_cast<Unsigned>(min), static_cast<Unsigned>(max)));
   return min;
 }
 
@@ -138,7 +140,8 @@ std::vector<std::string> ConfigReader::Texts(const char* key) {
   std::vector<std::string> out;
   const json* value = Use(key);
   if (value == nullptr) return out;
-  const bool fits = value->is_array() && std::all_of(value->begin(), value->end(), [](const json& item) { return item.is_string(); });
+  const bool fits =
+      value->is_array() && std::all_of(value->begin(), value->end(), [](const json& item) { return item.is_string(); });
   if (!fits) {
     Fail(ErrorCode::kBadInput, key, "must be a list of strings");
     return out;
@@ -157,7 +160,8 @@ std::vector<ConfigReader> ConfigReader::Objects(const char* key) {
   const json* value = Require(key);
   if (value == nullptr) return out;
   if (!value->is_array()) Fail(ErrorCode::kBadInput, key, "must be a list of objects");
-  for (const json& item : *value) out.push_back(ConfigReader(item, StrFormat("%s: %s[%zu]", label_.c_str(), key, out.size())));
+  for (const json& item : *value)
+    out.push_back(ConfigReader(item, StrFormat("%s: %s[%zu]", label_.c_str(), key, out.size())));
   return out;
 }
 

@@ -1,5 +1,5 @@
-// Reads a JSON object, such as a checkpoint's config.json, so that no key goes unseen: every key is either read (honoured) or on a list of keys
-// that are known not to change what the model computes. Any other key is refused by name.
+// Reads a JSON object, such as a checkpoint's config.json, so that no key goes unseen: every key is either read (honoured)
+// or on a list of keys that are known not to change what the model computes. Any other key is refused by name.
 #pragma once
 
 #include <cstdint>
@@ -57,8 +57,8 @@ class ConfigReader {
   Status Finish(std::span<const char* const> inert, std::span<const char* const> more_inert = {});
 
  private:
-  const nlohmann::json* Use(const char* key);           // marks as honoured; null when absent or null
-  const nlohmann::json* Require(const char* key);       // the same, absence is an error
+  const nlohmann::json* Use(const char* key);      // marks as honoured; null when absent or null
+  const nlohmann::json* Require(const char* key);  // the same, absence is an error
   uint64_t ToCount(const char* key, const nlohmann::json& value, uint64_t min, uint64_t max);
   double ToPositive(const char* key, const nlohmann::json& value);
   double ToNumber(const char* key, const nlohmann::json& value);

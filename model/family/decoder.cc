@@ -36,7 +36,8 @@ void ReadRotary(ConfigReader& config, DecoderSpec* spec) {
     base = parameters->Positive("rope_theta");
     factor = ScalingFactor(*parameters);
     config.Adopt(parameters->Finish({}));
-    config.Support(!config.Has("rope_theta") && !config.Has("rope_scaling"), "rope_parameters", "stands beside rope_theta or rope_scaling");
+    config.Support(!config.Has("rope_theta") && !config.Has("rope_scaling"), "rope_parameters",
+                   "stands beside rope_theta or rope_scaling");
   } else {
     base = config.Positive("rope_theta");
     if (auto scaling = config.Object("rope_scaling")) {
@@ -52,7 +53,8 @@ void ReadHeads(ConfigReader& config, DecoderSpec* spec) {
   spec->heads = static_cast<uint32_t>(config.Count("num_attention_heads", 1, 1024));
   spec->kv_heads = static_cast<uint32_t>(config.CountOr("num_key_value_heads", spec->heads, 1, 1024));
   if (spec->heads % spec->kv_heads != 0) {
-    config.Fail(ErrorCode::kBadInput, "num_key_value_heads", StrFormat("%u does not divide the %u attention heads", spec->kv_heads, spec->heads));
+    config.Fail(ErrorCode::kBadInput, "num_key_value_heads",
+                StrFormat("%u does not divide the %u attention heads", spec->kv_heads, spec->heads));
   }
   if (const auto head_dim = config.OptionalCount("head_dim", 2, 8192)) {
     spec->head_dim = static_cast<uint32_t>(*head_dim);
@@ -72,13 +74,15 @@ class DecoderWriter {
   CheckpointLayout Build() {
     builder_.Enter(0, -1);
     const ValueId tokens = builder_.AddTokens();
-    const TensorId embedding = builder_.AddTensor({"embed_tokens", "model.embed_tokens.weight"}, spec_.vocab, spec_.hidden, TensorRole::kEmbedding);
+    const TensorId embedding =
+        builder_.AddTensor({"embed_tokens", "model.embed_tokens.weight"}, spec_.vocab, spec_.hidden, TensorRole::kEmbedding);
     ValueId x = builder_.AddEmbedding(tokens, embedding);
     for (uint64_t layer = 0; layer < spec_.layers; ++layer) x = Layer(x, static_cast<int32_t>(layer));
     builder_.Enter(static_cast<int32_t>(spec_.layers) + 1, -1);
     x = builder_.AddRmsNorm(x, {"norm", "model.norm.weight"}, spec_.hidden, spec_.norm_eps);
     const TensorId head =
-        spec_.tied_head ? embedding : builder_.AddTensor({"lm_head", "lm_head.weight"}, spec_.vocab, spec_.hidden, TensorRole::kHead);
+        spec_.tied_head ? embedding
+                        : builder_.AddTensor({"lm_head", "lm_head.weight"}, spec_.vocab, spec_.hidden, TensorRole::kHead);
     return builder_.Finish(builder_.AddLinear(x, head), spec_.max_positions);
   }
 
@@ -98,8 +102,10 @@ class DecoderWriter {
   }
 
   // `name` in the program, `module` in the checkpoint, both below the layer.
-  ValueId Linear(ValueId x, const std::string& name, const std::string& module, uint64_t rows, TensorRole role, bool bias = false) {
-    const TensorId weight = builder_.AddTensor({program_ + name, checkpoint_ + module + ".weight"}, rows, builder_.width(x), role);
+  ValueId Linear(ValueId x, const std::string& name, const std::string& module, uint64_t rows, TensorRole role,
+                 bool bias = false) {
+    const TensorId weight =
+        builder_.AddTensor({program_ + name, checkpoint_ + module + ".weight"}, rows, builder_.width(x), role);
     TensorId bias_id = kNone;
     if (bias) {
       bias_id = builder_.AddTensor({program_ + name + ".bias", checkpoint_ + module + ".bias"}, 1, rows, TensorRole::kBias);
@@ -113,7 +119,8 @@ class DecoderWriter {
     ValueId y = Linear(x, name + "_proj", "self_attn." + name + "_proj", rows, TensorRole::kAttention, spec_.qkv_bias);
     if (normed && spec_.qk_norm != QkNorm::kNone) {
       const uint64_t group = spec_.qk_norm == QkNorm::kPerHead ? spec_.head_dim : rows;
-      y = builder_.AddRmsNorm(y, {program_ + name + "_norm", checkpoint_ + "self_attn." + name + "_norm.weight"}, group, spec_.norm_eps);
+      y = builder_.AddRmsNorm(y, {program_ + name + "_norm", checkpoint_ + "self_attn." + name + "_norm.weight"}, group,
+                              spec_.norm_eps);
     }
     return spec_.clip_qkv > 0 ? builder_.AddUnary(ElementOp::kClamp, y, spec_.clip_qkv) : y;
   }
@@ -136,9 +143,11 @@ class DecoderWriter {
 
   // down(silu(gate(x)) * up(x))
   ValueId GatedMlp(ValueId x, const std::string& name, const std::string& module, uint64_t width, TensorRole role) {
-    const ValueId gate = builder_.AddUnary(ElementOp::kSilu, Linear(x, name + "gate_proj", module + "gate_proj", width, role));
+    const ValueId gate =
+        builder_.AddUnary(ElementOp::kSilu, Linear(x, name + "gate_proj", module + "gate_proj", width, role));
     const ValueId up = Linear(x, name + "up_proj", module + "up_proj", width, role);
-    return Linear(builder_.AddBinary(ElementOp::kMul, gate, up), name + "down_proj", module + "down_proj", spec_.hidden, role);
+    return Linear(builder_.AddBinary(ElementOp::kMul, gate, up), name + "down_proj", module + "down_proj", spec_.hidden,
+                  role);
   }
 
   ValueId DenseFfn(ValueId x) { return GatedMlp(x, "mlp.", "mlp.", spec_.dense_intermediate, TensorRole::kDenseFfn); }
@@ -155,7 +164,8 @@ class DecoderWriter {
     std::vector<ExpertNames> names(spec_.moe.experts);
     for (size_t e = 0; e < names.size(); ++e) {
       for (int m = 0; m < kExpertMatrices; ++m) {
-        names[e][m] = StrFormat("%s%s.experts.%zu.%s.weight", checkpoint_.c_str(), spec_.moe.module.c_str(), e, spec_.moe.matrices[m].c_str());
+        names[e][m] = StrFormat("%s%s.experts.%zu.%s.weight", checkpoint_.c_str(), spec_.moe.module.c_str(), e,
+                                spec_.moe.matrices[m].c_str());
       }
     }
     const uint32_t table = builder_.AddExpertTable(spec_.hidden, spec_.moe.intermediate, std::move(names));
@@ -201,7 +211,8 @@ void ReadSwitchedWindow(ConfigReader& config, DecoderSpec* spec) {
     if (!types.empty()) {
       sliding = types[layer] == "sliding_attention";
       config.Support(sliding || types[layer] == "full_attention", "layer_types", "'" + types[layer] + "' is not supported");
-      config.Support(!sliding || (use && window.has_value()), "layer_types", "has sliding layers, but use_sliding_window is off");
+      config.Support(!sliding || (use && window.has_value()), "layer_types",
+                     "has sliding layers, but use_sliding_window is off");
     }
     if (sliding) spec->window[layer] = static_cast<uint32_t>(window.value_or(0));
   }
@@ -216,7 +227,8 @@ void ReadSparseLayers(ConfigReader& config, DecoderSpec* spec) {
   spec->dense_intermediate = config.Count("intermediate_size", 1, kMaxWidth);
 }
 
-void ReadMoe(ConfigReader& config, const char* experts_key, const char* intermediate_key, bool renormalise, DecoderSpec* spec) {
+void ReadMoe(ConfigReader& config, const char* experts_key, const char* intermediate_key, bool renormalise,
+             DecoderSpec* spec) {
   MoeSpec& moe = spec->moe;
   moe.experts = config.Count(experts_key, 1, kMaxExperts);
   moe.intermediate = config.Count(intermediate_key, 1, kMaxWidth);
@@ -226,8 +238,9 @@ void ReadMoe(ConfigReader& config, const char* experts_key, const char* intermed
   moe.routing.renormalise = renormalise;
   const uint64_t total = spec->layers * moe.experts;
   if (total > kMaxTotalExperts) {
-    config.Fail(ErrorCode::kLimit, experts_key, StrFormat("%llu experts over all layers, at most %llu are accepted",
-                                                          static_cast<unsigned long long>(total), static_cast<unsigned long long>(kMaxTotalExperts)));
+    config.Fail(ErrorCode::kLimit, experts_key,
+                StrFormat("%llu experts over all layers, at most %llu are accepted", static_cast<unsigned long long>(total),
+                          static_cast<unsigned long long>(kMaxTotalExperts)));
   }
 }
 

@@ -18,8 +18,8 @@ struct MoeSpec {
   uint64_t experts = 0, intermediate = 0;
   uint64_t shared_intermediate = 0;  // 0: no shared expert; with one, its output is times sigmoid(shared_expert_gate)
   RoutingRecord routing;
-  std::string module;                               // "mlp": below "model.layers.N."
-  ExpertNames matrices;                             // last part of the names of gate, up and down
+  std::string module;    // "mlp": below "model.layers.N."
+  ExpertNames matrices;  // last part of the names of gate, up and down
 };
 
 struct DecoderSpec {
@@ -30,9 +30,9 @@ struct DecoderSpec {
   std::vector<float> inv_freq;
   bool qkv_bias = false, output_bias = false;
   QkNorm qk_norm = QkNorm::kNone;
-  float clip_qkv = 0;                  // > 0: q, k and v are clamped to [-clip, clip]
-  std::vector<uint32_t> window;        // by layer; 0: none
-  std::vector<bool> sparse;            // by layer; false: a dense MLP
+  float clip_qkv = 0;            // > 0: q, k and v are clamped to [-clip, clip]
+  std::vector<uint32_t> window;  // by layer; 0: none
+  std::vector<bool> sparse;      // by layer; false: a dense MLP
   uint64_t dense_intermediate = 0;
   MoeSpec moe;
   bool tied_head = false;
@@ -50,7 +50,8 @@ void ReadSparseLayers(ConfigReader& config, DecoderSpec* spec);
 
 // Expert count, width and k from the keys that the family uses; routing is a softmax over all experts, then the k largest,
 // then (renormalise) divided by their sum.
-void ReadMoe(ConfigReader& config, const char* experts_key, const char* intermediate_key, bool renormalise, DecoderSpec* spec);
+void ReadMoe(ConfigReader& config, const char* experts_key, const char* intermediate_key, bool renormalise,
+             DecoderSpec* spec);
 
 CheckpointLayout BuildDecoder(const DecoderSpec& spec);
 

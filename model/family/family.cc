@@ -7,15 +7,33 @@ namespace {
 
 // Keys of any family that describe training, generation or bookkeeping.
 constexpr const char* kInert[] = {
-    "architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "_name_or_path", "use_cache",
-    "initializer_range", "attention_dropout", "hidden_dropout", "dropout", "router_aux_loss_coef", "output_router_logits",
-    "output_attentions", "output_hidden_states", "return_dict", "bos_token_id", "eos_token_id", "pad_token_id",
-    "pretraining_tp", "auto_map", "gradient_checkpointing", "_attn_implementation", "attn_implementation",
+    "architectures",
+    "model_type",
+    "torch_dtype",
+    "dtype",
+    "transformers_version",
+    "_name_or_path",
+    "use_cache",
+    "initializer_range",
+    "attention_dropout",
+    "hidden_dropout",
+    "dropout",
+    "router_aux_loss_coef",
+    "output_router_logits",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "pretraining_tp",
+    "auto_map",
+    "gradient_checkpointing",
+    "_attn_implementation",
+    "attn_implementation",
 };
 
-std::array<const Family*, 4> Families() {
-  return {&MixtralFamily(), &OlmoeFamily(), &Qwen2MoeFamily(), &Qwen3MoeFamily()};
-}
+std::array<const Family*, 4> Families() { return {&MixtralFamily(), &OlmoeFamily(), &Qwen2MoeFamily(), &Qwen3MoeFamily()}; }
 
 }  // namespace
 
@@ -34,7 +52,8 @@ Result<CheckpointLayout> BuildFromConfig(const nlohmann::json& config, const std
     }
     return layout;
   }
-  return Status(ErrorCode::kUnknownFamily, label + ": model_type '" + *model_type + "' is not supported (supported: " + supported + ")");
+  return Status(ErrorCode::kUnknownFamily,
+                label + ": model_type '" + *model_type + "' is not supported (supported: " + supported + ")");
 }
 
 }  // namespace moepack

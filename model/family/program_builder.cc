@@ -82,8 +82,8 @@ ValueId ProgramBuilder::AddAttention(ValueId q, ValueId k, ValueId v, const Atte
   return AddNode(std::move(node), "attention", width(q));
 }
 
-ValueId ProgramBuilder::AddMoe(ValueId in, ValueId router_logits, const RoutingRecord& routing, const ActivationRecord& activation,
-                               uint32_t table) {
+ValueId ProgramBuilder::AddMoe(ValueId in, ValueId router_logits, const RoutingRecord& routing,
+                               const ActivationRecord& activation, uint32_t table) {
   Node node;
   node.kind = NodeKind::kMoe;
   node.inputs = {in, router_logits};

@@ -40,7 +40,8 @@ class ProgramBuilder {
   ValueId AddRotary(ValueId in, uint32_t heads, uint32_t head_dim, const std::vector<float>& inv_freq);
   // Takes a new state slot.
   ValueId AddAttention(ValueId q, ValueId k, ValueId v, const AttentionNode& attention);
-  ValueId AddMoe(ValueId in, ValueId router_logits, const RoutingRecord& routing, const ActivationRecord& activation, uint32_t table);
+  ValueId AddMoe(ValueId in, ValueId router_logits, const RoutingRecord& routing, const ActivationRecord& activation,
+                 uint32_t table);
   uint32_t AddExpertTable(uint64_t hidden, uint64_t intermediate, std::vector<ExpertNames> experts);
   ValueId AddUnary(ElementOp op, ValueId in, float alpha = 0);
   ValueId AddBinary(ElementOp op, ValueId a, ValueId b);

@@ -38,7 +38,8 @@ class UnitCache {
 
 class CompressedSource final : public TensorSource {
  public:
-  CompressedSource(std::unique_ptr<ModelFolder> folder, std::string label) : folder_(std::move(folder)), label_(std::move(label)) {}
+  CompressedSource(std::unique_ptr<ModelFolder> folder, std::string label)
+      : folder_(std::move(folder)), label_(std::move(label)) {}
 
   Status Index() {
     std::map<UnitKey, size_t> expert_units;
@@ -125,7 +126,8 @@ class CompressedSource final : public TensorSource {
     }
     for (size_t i = 0; i < out.size(); ++i) {
       if (!std::isfinite(out[i])) {
-        return Status(ErrorCode::kNotFinite, StrFormat("%s: tensor %s, value %zu is not finite", label_.c_str(), name.c_str(), i));
+        return Status(ErrorCode::kNotFinite,
+                      StrFormat("%s: tensor %s, value %zu is not finite", label_.c_str(), name.c_str(), i));
       }
     }
     return out;

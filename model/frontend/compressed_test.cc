@@ -38,7 +38,8 @@ class CompressedFolder : public ::testing::Test {
     FolderUnit dense;
     for (TensorId id : TensorsOfBlock(program, block)) {
       const TensorDecl& decl = program.tensors[id];
-      dense.tensors.push_back(Encode(id, Codec(), {decl.rows, decl.cols}, original_.tensors->Load(id).value(), &dense.plain));
+      dense.tensors.push_back(
+          Encode(id, Codec(), {decl.rows, decl.cols}, original_.tensors->Load(id).value(), &dense.plain));
     }
     units.push_back(std::move(dense));
     for (uint32_t t = 0; t < program.expert_tables.size(); ++t) {
@@ -59,13 +60,16 @@ class CompressedFolder : public ::testing::Test {
         const auto matrix = static_cast<ExpertMatrix>(m);
         const MatrixShape shape = matrix == ExpertMatrix::kDown ? MatrixShape{table.hidden, table.intermediate[e]}
                                                                 : MatrixShape{table.intermediate[e], table.hidden};
-        unit.tensors.push_back(Encode(static_cast<uint32_t>(m), bf16, shape, original_.tensors->LoadExpert(t, e, matrix).value(), &unit.plain));
+        unit.tensors.push_back(
+            Encode(static_cast<uint32_t>(m), bf16, shape, original_.tensors->LoadExpert(t, e, matrix).value(), &unit.plain));
       }
       units->push_back(std::move(unit));
     }
   }
 
-  uint32_t Logical(uint32_t t, uint32_t e) const { return t == 0 ? original_.program.expert_tables[t].experts() - 1 - e : e; }
+  uint32_t Logical(uint32_t t, uint32_t e) const {
+    return t == 0 ? original_.program.expert_tables[t].experts() - 1 - e : e;
+  }
 
   void Write(const std::string& name, bool finish) {
     auto writer = ModelFolderWriter::Create(PosixEnv(), folder_.At(name), false);
@@ -129,7 +133,8 @@ TEST_F(CompressedFolder, AChangedFileIsRefused) {
   const Result<Model> model = OpenModel(PosixEnv(), folder_.At("c"));
   // Whoever opens the folder or loads a tensor of the unit that holds the byte must notice.
   Status status = model.status();
-  for (TensorId id = 0; status.ok() && id < original_.program.tensors.size(); ++id) status = model->tensors->Load(id).status();
+  for (TensorId id = 0; status.ok() && id < original_.program.tensors.size(); ++id)
+    status = model->tensors->Load(id).status();
   for (uint32_t e = 0; status.ok() && e < 8; ++e) status = model->tensors->LoadExpert(1, e, ExpertMatrix::kUp).status();
   EXPECT_EQ(status.code(), ErrorCode::kDigest) << status.message();
 }

@@ -38,8 +38,9 @@ class HuggingFaceSource final : public TensorSource {
       for (uint32_t e = 0; e < table.experts(); ++e) {
         for (int m = 0; m < kExpertMatrices; ++m) {
           const bool down = static_cast<ExpertMatrix>(m) == ExpertMatrix::kDown;
-          MOEPACK_ASSIGN_OR_RETURN(experts[e][m], Find(layout.expert_names[t][e][m], down ? table.hidden : table.intermediate[e],
-                                                       down ? table.intermediate[e] : table.hidden, &used));
+          MOEPACK_ASSIGN_OR_RETURN(experts[e][m],
+                                   Find(layout.expert_names[t][e][m], down ? table.hidden : table.intermediate[e],
+                                        down ? table.intermediate[e] : table.hidden, &used));
         }
       }
     }
@@ -79,12 +80,13 @@ class HuggingFaceSource final : public TensorSource {
     if (!matrix && !vector) {
       std::string got;
       for (uint64_t d : entry.shape) got += StrFormat("%s%llu", got.empty() ? "" : ", ", static_cast<Unsigned>(d));
-      return Status(ErrorCode::kShape, StrFormat("%s has shape [%s], the configuration implies [%llu, %llu]", where.c_str(), got.c_str(),
-                                                 static_cast<Unsigned>(rows), static_cast<Unsigned>(cols)));
+      return Status(ErrorCode::kShape, StrFormat("%s has shape [%s], the configuration implies [%llu, %llu]", where.c_str(),
+                                                 got.c_str(), static_cast<Unsigned>(rows), static_cast<Unsigned>(cols)));
     }
     Codec codec;
     if (!DtypeCodec(entry.dtype, &codec)) {
-      return Status(ErrorCode::kUnsupported, where + " has element type " + DtypeName(entry.dtype) + ", weights must be F32, F16 or BF16");
+      return Status(ErrorCode::kUnsupported,
+                    where + " has element type " + DtypeName(entry.dtype) + ", weights must be F32, F16 or BF16");
     }
     used->insert(name);
     return it->second;
@@ -96,8 +98,8 @@ class HuggingFaceSource final : public TensorSource {
       if (used.count(name) != 0 || name.ends_with(".rotary_emb.inv_freq")) continue;
       if (name == kHeadName && SameBytes(location, set_->tensors().at(kEmbeddingName))) continue;
       const char* hint = name == kHeadName ? " (tie_word_embeddings is set, but it differs from the embedding)" : "";
-      return Status(ErrorCode::kBadInput, location.file->path() + ": tensor " + name + " is not part of the model that " + kConfigName +
-                                              " describes" + hint);
+      return Status(ErrorCode::kBadInput, location.file->path() + ": tensor " + name + " is not part of the model that " +
+                                              kConfigName + " describes" + hint);
     }
     return Status::Ok();
   }

@@ -92,7 +92,8 @@ TEST(HuggingFace, LoadsEveryWeightOfTheGoldens) {
     }
     for (uint32_t t = 0; t < model->program.expert_tables.size(); ++t) {
       for (uint32_t e = 0; e < model->program.expert_tables[t].experts(); ++e) {
-        for (int m = 0; m < kExpertMatrices; ++m) loaded += model->tensors->LoadExpert(t, e, static_cast<ExpertMatrix>(m))->size();
+        for (int m = 0; m < kExpertMatrices; ++m)
+          loaded += model->tensors->LoadExpert(t, e, static_cast<ExpertMatrix>(m))->size();
       }
     }
     EXPECT_EQ(loaded, model->program.original_parameters);
@@ -106,9 +107,12 @@ TEST(HuggingFace, TensorsComeFromTheirNames) {
   ASSERT_TRUE(file.ok());
   const auto direct = [&](const char* name) { return (*file)->LoadFloats(*(*file)->Find(name)).value(); };
   const Program& p = model->program;
-  EXPECT_EQ(model->tensors->LoadExpert(1, 5, ExpertMatrix::kGate).value(), direct("model.layers.1.block_sparse_moe.experts.5.w1.weight"));
-  EXPECT_EQ(model->tensors->LoadExpert(1, 5, ExpertMatrix::kUp).value(), direct("model.layers.1.block_sparse_moe.experts.5.w3.weight"));
-  EXPECT_EQ(model->tensors->LoadExpert(1, 5, ExpertMatrix::kDown).value(), direct("model.layers.1.block_sparse_moe.experts.5.w2.weight"));
+  EXPECT_EQ(model->tensors->LoadExpert(1, 5, ExpertMatrix::kGate).value(),
+            direct("model.layers.1.block_sparse_moe.experts.5.w1.weight"));
+  EXPECT_EQ(model->tensors->LoadExpert(1, 5, ExpertMatrix::kUp).value(),
+            direct("model.layers.1.block_sparse_moe.experts.5.w3.weight"));
+  EXPECT_EQ(model->tensors->LoadExpert(1, 5, ExpertMatrix::kDown).value(),
+            direct("model.layers.1.block_sparse_moe.experts.5.w2.weight"));
   EXPECT_EQ(model->tensors->Load(IdOf(p, "layers.2.router")).value(), direct("model.layers.2.block_sparse_moe.gate.weight"));
   EXPECT_EQ(p.tensors[IdOf(p, "layers.2.router")].role, TensorRole::kRouter);
   EXPECT_EQ(p.tensors[IdOf(p, "layers.2.router")].layer, 2);
@@ -145,10 +149,12 @@ TEST(HuggingFace, ShardsGiveTheSameModel) {
   Checkpoint::WriteShard(folder, "model-00001-of-00002.safetensors", shards[0]);
   Checkpoint::WriteShard(folder, "model-00002-of-00002.safetensors", shards[1]);
   folder.Write("model.safetensors.index.json", index.dump());
-  const auto sharded = OpenHuggingFace(PosixEnv(), folder.path(), {}), single = OpenHuggingFace(PosixEnv(), SourcePath(GoldenFolder("olmoe")), {});
+  const auto sharded = OpenHuggingFace(PosixEnv(), folder.path(), {}),
+             single = OpenHuggingFace(PosixEnv(), SourcePath(GoldenFolder("olmoe")), {});
   ASSERT_TRUE(sharded.ok()) << sharded.status().message();
   EXPECT_EQ(sharded->program, single->program);
-  EXPECT_EQ(sharded->tensors->LoadExpert(2, 7, ExpertMatrix::kDown).value(), single->tensors->LoadExpert(2, 7, ExpertMatrix::kDown).value());
+  EXPECT_EQ(sharded->tensors->LoadExpert(2, 7, ExpertMatrix::kDown).value(),
+            single->tensors->LoadExpert(2, 7, ExpertMatrix::kDown).value());
 }
 
 TEST(HuggingFace, UnknownKeysAreRefusedByNameInEveryFamily) {
@@ -168,7 +174,8 @@ TEST(HuggingFace, AKeyOfAnotherFamilyIsUnknown) {
 TEST(HuggingFace, UnknownFamiliesAreNamedWithTheSupportedOnes) {
   Changed changed("olmoe");
   changed.checkpoint.config["model_type"] = "phimoe";
-  changed.ExpectRefused(ErrorCode::kUnknownFamily, "'phimoe' is not supported (supported: mixtral, olmoe, qwen2_moe, qwen3_moe)");
+  changed.ExpectRefused(ErrorCode::kUnknownFamily,
+                        "'phimoe' is not supported (supported: mixtral, olmoe, qwen2_moe, qwen3_moe)");
 }
 
 TEST(HuggingFace, ConfigValuesAreChecked) {
@@ -203,7 +210,8 @@ TEST(HuggingFace, AnExtraTensorIsNamed) {
 TEST(HuggingFace, AWrongShapeIsNamedWithBothShapes) {
   Changed changed("olmoe");
   changed.checkpoint.tensors["model.layers.0.mlp.experts.3.up_proj.weight"].shape = {64, 48};
-  changed.ExpectRefused(ErrorCode::kShape, "experts.3.up_proj.weight has shape [64, 48], the configuration implies [48, 64]");
+  changed.ExpectRefused(ErrorCode::kShape,
+                        "experts.3.up_proj.weight has shape [64, 48], the configuration implies [48, 64]");
 }
 
 TEST(HuggingFace, ANanIsFoundWhenTheTensorIsLoaded) {

@@ -18,9 +18,10 @@ struct DtypeRow {
   uint64_t bytes;
 };
 constexpr DtypeRow kDtypes[] = {
-    {Dtype::kF64, "F64", 8}, {Dtype::kF32, "F32", 4}, {Dtype::kF16, "F16", 2}, {Dtype::kBf16, "BF16", 2}, {Dtype::kI64, "I64", 8},
-    {Dtype::kI32, "I32", 4}, {Dtype::kI16, "I16", 2}, {Dtype::kI8, "I8", 1},   {Dtype::kU64, "U64", 8},   {Dtype::kU32, "U32", 4},
-    {Dtype::kU16, "U16", 2}, {Dtype::kU8, "U8", 1},   {Dtype::kBool, "BOOL", 1},
+    {Dtype::kF64, "F64", 8},   {Dtype::kF32, "F32", 4}, {Dtype::kF16, "F16", 2}, {Dtype::kBf16, "BF16", 2},
+    {Dtype::kI64, "I64", 8},   {Dtype::kI32, "I32", 4}, {Dtype::kI16, "I16", 2}, {Dtype::kI8, "I8", 1},
+    {Dtype::kU64, "U64", 8},   {Dtype::kU32, "U32", 4}, {Dtype::kU16, "U16", 2}, {Dtype::kU8, "U8", 1},
+    {Dtype::kBool, "BOOL", 1},
 };
 
 const DtypeRow& Row(Dtype dtype) { return kDtypes[static_cast<size_t>(dtype)]; }
@@ -68,10 +69,17 @@ bool ParseDtype(const std::string& name, Dtype* dtype) {
 bool DtypeCodec(Dtype dtype, Codec* codec) {
   *codec = Codec();
   switch (dtype) {
-    case Dtype::kF32: codec->element = Element::kF32; return true;
-    case Dtype::kF16: codec->element = Element::kF16; return true;
-    case Dtype::kBf16: codec->element = Element::kBf16; return true;
-    default: return false;
+    case Dtype::kF32:
+      codec->element = Element::kF32;
+      return true;
+    case Dtype::kF16:
+      codec->element = Element::kF16;
+      return true;
+    case Dtype::kBf16:
+      codec->element = Element::kBf16;
+      return true;
+    default:
+      return false;
   }
 }
 
@@ -83,7 +91,8 @@ Result<std::unique_ptr<SafetensorsFile>> SafetensorsFile::Open(Env& env, const s
 
 const SafetensorsEntry* SafetensorsFile::Find(const std::string& name) const {
   const auto& all = header_.entries;
-  const auto it = std::lower_bound(all.begin(), all.end(), name, [](const SafetensorsEntry& e, const std::string& n) { return e.name < n; });
+  const auto it = std::lower_bound(all.begin(), all.end(), name,
+                                   [](const SafetensorsEntry& e, const std::string& n) { return e.name < n; });
   return it != all.end() && it->name == name ? &*it : nullptr;
 }
 
@@ -106,8 +115,9 @@ Result<std::vector<float>> SafetensorsFile::LoadFloats(const SafetensorsEntry& e
   Release(entry);
   const auto bad = std::find_if_not(out.begin(), out.end(), [](float v) { return std::isfinite(v); });
   if (bad != out.end()) {
-    return Status(ErrorCode::kNotFinite, StrFormat("%s: tensor %s, value %llu is %s: the checkpoint is damaged", path_.c_str(), entry.name.c_str(),
-                                                   static_cast<Unsigned>(bad - out.begin()), std::isnan(*bad) ? "NaN" : "infinite"));
+    return Status(ErrorCode::kNotFinite,
+                  StrFormat("%s: tensor %s, value %llu is %s: the checkpoint is damaged", path_.c_str(), entry.name.c_str(),
+                            static_cast<Unsigned>(bad - out.begin()), std::isnan(*bad) ? "NaN" : "infinite"));
   }
   return out;
 }

@@ -95,7 +95,20 @@ class HeaderBuilder final : public nlohmann::json_sax<json> {
   }
 
  private:
-  enum class State { kStart, kRoot, kRootKey, kMetadata, kMetadataKey, kTensor, kDtype, kShape, kShapeItems, kOffsets, kOffsetItems, kDone };
+  enum class State {
+    kStart,
+    kRoot,
+    kRootKey,
+    kMetadata,
+    kMetadataKey,
+    kTensor,
+    kDtype,
+    kShape,
+    kShapeItems,
+    kOffsets,
+    kOffsetItems,
+    kDone
+  };
 
   bool Go(State next) {
     state_ = next;
@@ -160,16 +173,17 @@ class HeaderBuilder final : public nlohmann::json_sax<json> {
 // Offsets of one tensor: ordered, inside the data, and exactly the bytes of its type and shape.
 Status CheckExtent(const SafetensorsEntry& entry, uint64_t data_bytes) {
   if (entry.begin > entry.end || entry.end > data_bytes) {
-    return Status(ErrorCode::kBadInput, StrFormat("tensor %s: data_offsets [%llu, %llu] outside of the %llu data bytes", entry.name.c_str(),
-                                                  static_cast<Unsigned>(entry.begin), static_cast<Unsigned>(entry.end),
-                                                  static_cast<Unsigned>(data_bytes)));
+    return Status(ErrorCode::kBadInput, StrFormat("tensor %s: data_offsets [%llu, %llu] outside of the %llu data bytes",
+                                                  entry.name.c_str(), static_cast<Unsigned>(entry.begin),
+                                                  static_cast<Unsigned>(entry.end), static_cast<Unsigned>(data_bytes)));
   }
   CheckedU64 bytes = DtypeBytes(entry.dtype);
   for (uint64_t dimension : entry.shape) bytes = bytes * dimension;
   if (!bytes.valid()) return Status(ErrorCode::kBadInput, "tensor " + entry.name + ": its shape overflows 64 bits");
   if (bytes.value() != entry.end - entry.begin) {
-    return Status(ErrorCode::kBadInput, StrFormat("tensor %s: %llu bytes of data, its shape and type need %llu", entry.name.c_str(),
-                                                  static_cast<Unsigned>(entry.end - entry.begin), static_cast<Unsigned>(bytes.value())));
+    return Status(ErrorCode::kBadInput,
+                  StrFormat("tensor %s: %llu bytes of data, its shape and type need %llu", entry.name.c_str(),
+                            static_cast<Unsigned>(entry.end - entry.begin), static_cast<Unsigned>(bytes.value())));
   }
   return Status::Ok();
 }
@@ -184,26 +198,30 @@ Status CheckCoverage(const std::vector<SafetensorsEntry>& entries, uint64_t data
   uint64_t expected = 0;
   for (const SafetensorsEntry* entry : order) {
     if (entry->begin != expected) {
-      return Status(ErrorCode::kBadInput, StrFormat("tensor %s: %s at data byte %llu, expected it to begin at %llu", entry->name.c_str(),
-                                                    entry->begin > expected ? "a hole before it" : "overlaps another tensor",
-                                                    static_cast<Unsigned>(entry->begin), static_cast<Unsigned>(expected)));
+      return Status(ErrorCode::kBadInput,
+                    StrFormat("tensor %s: %s at data byte %llu, expected it to begin at %llu", entry->name.c_str(),
+                              entry->begin > expected ? "a hole before it" : "overlaps another tensor",
+                              static_cast<Unsigned>(entry->begin), static_cast<Unsigned>(expected)));
     }
     expected = entry->end;
   }
   if (expected != data_bytes) {
-    return Status(ErrorCode::kBadInput, StrFormat("%llu data bytes follow the last tensor", static_cast<Unsigned>(data_bytes - expected)));
+    return Status(ErrorCode::kBadInput,
+                  StrFormat("%llu data bytes follow the last tensor", static_cast<Unsigned>(data_bytes - expected)));
   }
   return Status::Ok();
 }
 
 Status ParseHeaderText(ByteSpan text, SafetensorsHeader* header) {
-  if (text.empty() || text[0] != '{') return Status(ErrorCode::kBadInput, "header does not begin with '{': not a safetensors file");
+  if (text.empty() || text[0] != '{')
+    return Status(ErrorCode::kBadInput, "header does not begin with '{': not a safetensors file");
   HeaderBuilder builder(header);
   if (!json::sax_parse(text.begin(), text.end(), &builder)) return builder.error();
   auto& entries = header->entries;
-  std::sort(entries.begin(), entries.end(), [](const SafetensorsEntry& a, const SafetensorsEntry& b) { return a.name < b.name; });
-  const auto twice = std::adjacent_find(entries.begin(), entries.end(),
-                                        [](const SafetensorsEntry& a, const SafetensorsEntry& b) { return a.name == b.name; });
+  std::sort(entries.begin(), entries.end(),
+            [](const SafetensorsEntry& a, const SafetensorsEntry& b) { return a.name < b.name; });
+  const auto twice = std::adjacent_find(
+      entries.begin(), entries.end(), [](const SafetensorsEntry& a, const SafetensorsEntry& b) { return a.name == b.name; });
   if (twice != entries.end()) return Status(ErrorCode::kBadInput, "tensor " + twice->name + " stands twice in the header");
   return Status::Ok();
 }
@@ -211,15 +229,18 @@ Status ParseHeaderText(ByteSpan text, SafetensorsHeader* header) {
 Result<SafetensorsHeader> Parse(ByteSpan file) {
   ByteReader reader(file);
   const uint64_t length = reader.U64();
-  if (!reader.ok()) return Status(ErrorCode::kBadInput, StrFormat("%zu bytes, too short for a safetensors file", file.size()));
+  if (!reader.ok())
+    return Status(ErrorCode::kBadInput, StrFormat("%zu bytes, too short for a safetensors file", file.size()));
   if (length > kMaxSafetensorsHeader) {
-    return Status(ErrorCode::kLimit, StrFormat("header of %llu bytes, at most %llu are accepted (is this a safetensors file?)",
-                                               static_cast<Unsigned>(length), static_cast<Unsigned>(kMaxSafetensorsHeader)));
+    return Status(ErrorCode::kLimit,
+                  StrFormat("header of %llu bytes, at most %llu are accepted (is this a safetensors file?)",
+                            static_cast<Unsigned>(length), static_cast<Unsigned>(kMaxSafetensorsHeader)));
   }
   const ByteSpan text = reader.Take(length);
   if (!reader.ok()) {
-    return Status(ErrorCode::kBadInput, StrFormat("header of %llu bytes goes past the end of the file (%zu bytes): truncated?",
-                                                  static_cast<Unsigned>(length), file.size()));
+    return Status(ErrorCode::kBadInput,
+                  StrFormat("header of %llu bytes goes past the end of the file (%zu bytes): truncated?",
+                            static_cast<Unsigned>(length), file.size()));
   }
   SafetensorsHeader header;
   MOEPACK_RETURN_IF_ERROR(ParseHeaderText(text, &header));

@@ -13,9 +13,11 @@ constexpr char kSuffix[] = ".safetensors";
 
 // A shard name may not leave the folder.
 Status CheckShardName(const std::string& name, const std::string& index_path) {
-  const bool plain = name.find_first_of("/\\") == std::string::npos && name[0] != '.' && name.find('\0') == std::string::npos;
+  const bool plain =
+      name.find_first_of("/\\") == std::string::npos && name[0] != '.' && name.find('\0') == std::string::npos;
   if (plain && name.size() > sizeof(kSuffix) && name.ends_with(kSuffix)) return Status::Ok();
-  return Status(ErrorCode::kUnsafePath, index_path + ": shard name '" + name + "' is not the plain name of a .safetensors file");
+  return Status(ErrorCode::kUnsafePath,
+                index_path + ": shard name '" + name + "' is not the plain name of a .safetensors file");
 }
 
 // Tensor name -> shard name.
@@ -40,7 +42,8 @@ Status SafetensorsSet::AddFile(Env& env, const std::string& directory, const std
                                const std::map<std::string, std::string>* weight_map) {
   auto opened = SafetensorsFile::Open(env, JoinPath(directory, name));
   if (!opened.ok() && opened.status().code() == ErrorCode::kNotFound && weight_map != nullptr) {
-    return Status(ErrorCode::kNotFound, JoinPath(directory, name) + ": this shard is missing, but " + kIndexName + " names it");
+    return Status(ErrorCode::kNotFound,
+                  JoinPath(directory, name) + ": this shard is missing, but " + kIndexName + " names it");
   }
   MOEPACK_ASSIGN_OR_RETURN(auto file, std::move(opened));
   for (const SafetensorsEntry& entry : file->entries()) {
@@ -67,7 +70,8 @@ Result<std::unique_ptr<SafetensorsSet>> SafetensorsSet::Open(Env& env, const std
   MOEPACK_ASSIGN_OR_RETURN(const bool single, env.Exists(JoinPath(directory, kSingleName)));
   MOEPACK_ASSIGN_OR_RETURN(const bool sharded, env.Exists(index_path));
   if (single && sharded) {
-    return Status(ErrorCode::kBadInput, directory + ": has both " + kSingleName + " and " + kIndexName + "; remove the one that is stale");
+    return Status(ErrorCode::kBadInput,
+                  directory + ": has both " + kSingleName + " and " + kIndexName + "; remove the one that is stale");
   }
   if (single) {
     MOEPACK_RETURN_IF_ERROR(set->AddFile(env, directory, kSingleName, nullptr));
@@ -84,8 +88,8 @@ Result<std::unique_ptr<SafetensorsSet>> SafetensorsSet::Open(Env& env, const std
   for (const std::string& shard : shards) MOEPACK_RETURN_IF_ERROR(set->AddFile(env, directory, shard, &weight_map));
   for (const auto& [tensor, shard] : weight_map) {
     if (set->tensors_.count(tensor) != 0) continue;
-    return Status(ErrorCode::kMissingTensor, JoinPath(directory, shard) + ": lacks tensor " + tensor + ", which " + kIndexName +
-                                                 " places there");
+    return Status(ErrorCode::kMissingTensor,
+                  JoinPath(directory, shard) + ": lacks tensor " + tensor + ", which " + kIndexName + " places there");
   }
   return set;
 }

@@ -29,9 +29,11 @@ void ExpectHeaderRefused(const std::string& header, const std::string& part, Err
 }
 
 TEST(Safetensors, ReadsAWellFormedFile) {
-  const auto header = ParseSafetensors(
-      RawSafetensors(R"({"__metadata__":{"k":"v"},"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]},)"
-                     R"("a":{"dtype":"F32","shape":[1,1],"data_offsets":[0,4]}}   )", kEight), "f");
+  const auto header =
+      ParseSafetensors(RawSafetensors(R"({"__metadata__":{"k":"v"},"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]},)"
+                                      R"("a":{"dtype":"F32","shape":[1,1],"data_offsets":[0,4]}}   )",
+                                      kEight),
+                       "f");
   ASSERT_TRUE(header.ok()) << header.status().message();
   ASSERT_EQ(header->entries.size(), 2u);
   EXPECT_EQ(header->entries[0].name, "a");
@@ -73,8 +75,9 @@ TEST(Safetensors, RefusesDeepNestingAtOnce) {
 }
 
 TEST(Safetensors, RefusesATensorThatStandsTwice) {
-  ExpectHeaderRefused(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})",
-                      "tensor a stands twice");
+  ExpectHeaderRefused(
+      R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})",
+      "tensor a stands twice");
 }
 
 TEST(Safetensors, RefusesAKeyThatStandsTwice) {
@@ -90,7 +93,8 @@ TEST(Safetensors, RefusesUnknownAndMissingKeys) {
 }
 
 TEST(Safetensors, RefusesTypesOffTheList) {
-  ExpectHeaderRefused(R"({"a":{"dtype":"F4","shape":[2],"data_offsets":[0,8]}})", "'F4' is not supported", ErrorCode::kUnsupported);
+  ExpectHeaderRefused(R"({"a":{"dtype":"F4","shape":[2],"data_offsets":[0,8]}})", "'F4' is not supported",
+                      ErrorCode::kUnsupported);
 }
 
 TEST(Safetensors, RefusesNumbersThatAreNotCounts) {
@@ -121,12 +125,15 @@ TEST(Safetensors, RefusesAShapeThatOverflows) {
 }
 
 TEST(Safetensors, RefusesASizeThatIsNotTheShapes) {
-  ExpectHeaderRefused(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,8]}})", "8 bytes of data, its shape and type need 4");
+  ExpectHeaderRefused(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,8]}})",
+                      "8 bytes of data, its shape and type need 4");
 }
 
 TEST(Safetensors, RefusesHolesOverlapsAndRests) {
   ExpectHeaderRefused(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})", "a hole before it");
-  ExpectHeaderRefused(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})", "overlaps");
+  ExpectHeaderRefused(
+      R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})",
+      "overlaps");
   ExpectHeaderRefused(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})", "4 data bytes follow the last tensor");
 }
 
@@ -138,8 +145,10 @@ TEST(Safetensors, EveryTruncationOfAFileIsRefused) {
 TEST(Safetensors, LoadsEveryFloatType) {
   TempFolder folder;
   const Bytes f16 = {0x00, 0x3c, 0x00, 0xc0}, bf16 = {0x80, 0x3f, 0x00, 0xc0};
-  ASSERT_TRUE(WriteSafetensors(PosixEnv(), folder.At("t.safetensors"),
-                               {{"f32", Dtype::kF32, {2}, kEight}, {"f16", Dtype::kF16, {2}, f16}, {"bf16", Dtype::kBf16, {2}, bf16}}, {}).ok());
+  ASSERT_TRUE(WriteSafetensors(
+                  PosixEnv(), folder.At("t.safetensors"),
+                  {{"f32", Dtype::kF32, {2}, kEight}, {"f16", Dtype::kF16, {2}, f16}, {"bf16", Dtype::kBf16, {2}, bf16}}, {})
+                  .ok());
   auto file = SafetensorsFile::Open(PosixEnv(), folder.At("t.safetensors"));
   ASSERT_TRUE(file.ok()) << file.status().message();
   const auto load = [&](const char* name) { return (*file)->LoadFloats(*(*file)->Find(name)).value(); };
@@ -152,7 +161,9 @@ TEST(Safetensors, LoadsEveryFloatType) {
 TEST(Safetensors, NamesTheValueThatIsNotFinite) {
   TempFolder folder;
   const Bytes nan = {0x80, 0x3f, 0xc0, 0x7f}, inf = {0x00, 0x7c};
-  ASSERT_TRUE(WriteSafetensors(PosixEnv(), folder.At("t.safetensors"), {{"n", Dtype::kBf16, {2}, nan}, {"i", Dtype::kF16, {1}, inf}}, {}).ok());
+  ASSERT_TRUE(WriteSafetensors(PosixEnv(), folder.At("t.safetensors"),
+                               {{"n", Dtype::kBf16, {2}, nan}, {"i", Dtype::kF16, {1}, inf}}, {})
+                  .ok());
   auto file = SafetensorsFile::Open(PosixEnv(), folder.At("t.safetensors"));
   ASSERT_TRUE(file.ok());
   const auto n = (*file)->LoadFloats(*(*file)->Find("n")), i = (*file)->LoadFloats(*(*file)->Find("i"));
@@ -172,8 +183,10 @@ TEST(Safetensors, IntegersAreNoWeights) {
 TEST(SafetensorsWriter, SameInputGivesTheSameAlignedBytes) {
   TempFolder folder;
   for (const char* name : {"a", "b"}) {
-    ASSERT_TRUE(WriteSafetensors(PosixEnv(), folder.At(name), {{"x\"y", Dtype::kF32, {2}, kEight}, {"empty", Dtype::kU8, {0}, {}}},
-                                 {{"z", "1"}, {"a", "2"}}).ok());
+    ASSERT_TRUE(WriteSafetensors(PosixEnv(), folder.At(name),
+                                 {{"x\"y", Dtype::kF32, {2}, kEight}, {"empty", Dtype::kU8, {0}, {}}},
+                                 {{"z", "1"}, {"a", "2"}})
+                    .ok());
   }
   const Bytes bytes = ReadAll(folder.At("a"));
   EXPECT_EQ(bytes, ReadAll(folder.At("b")));
@@ -185,9 +198,12 @@ TEST(SafetensorsWriter, SameInputGivesTheSameAlignedBytes) {
 
 TEST(SafetensorsWriter, RefusesDataThatDoesNotFitAndLeavesNoFile) {
   TempFolder folder;
-  EXPECT_EQ(WriteSafetensors(PosixEnv(), folder.At("a"), {{"x", Dtype::kF32, {3}, kEight}}, {}).code(), ErrorCode::kInternal);
-  EXPECT_EQ(WriteSafetensors(PosixEnv(), folder.At("a"), {{"x", Dtype::kF32, {2}, kEight}, {"x", Dtype::kF32, {2}, kEight}}, {}).code(),
+  EXPECT_EQ(WriteSafetensors(PosixEnv(), folder.At("a"), {{"x", Dtype::kF32, {3}, kEight}}, {}).code(),
             ErrorCode::kInternal);
+  EXPECT_EQ(
+      WriteSafetensors(PosixEnv(), folder.At("a"), {{"x", Dtype::kF32, {2}, kEight}, {"x", Dtype::kF32, {2}, kEight}}, {})
+          .code(),
+      ErrorCode::kInternal);
   EXPECT_TRUE(PosixEnv().List(folder.path())->empty());
 }
 
@@ -218,7 +234,8 @@ TEST_F(Shards, AreOneCheckpoint) {
   const auto set = SafetensorsSet::Open(PosixEnv(), folder_.path());
   ASSERT_TRUE(set.ok()) << set.status().message();
   EXPECT_EQ((*set)->tensors().size(), 2u);
-  EXPECT_THAT((*set)->file_names(), ElementsAre("model.safetensors.index.json", "model-1.safetensors", "model-2.safetensors"));
+  EXPECT_THAT((*set)->file_names(),
+              ElementsAre("model.safetensors.index.json", "model-1.safetensors", "model-2.safetensors"));
 }
 
 TEST_F(Shards, AMissingShardIsNamed) {
@@ -234,18 +251,23 @@ TEST_F(Shards, ATensorThatItsShardLacksIsNamed) {
 
 TEST_F(Shards, ADoubledTensorIsNamed) {
   Write(kGoodIndex);
-  ASSERT_TRUE(WriteSafetensors(PosixEnv(), folder_.At("model-2.safetensors"), {{"a", Dtype::kF32, {2}, kEight}, {"b", Dtype::kF32, {2}, kEight}}, {}).ok());
+  ASSERT_TRUE(WriteSafetensors(PosixEnv(), folder_.At("model-2.safetensors"),
+                               {{"a", Dtype::kF32, {2}, kEight}, {"b", Dtype::kF32, {2}, kEight}}, {})
+                  .ok());
   ExpectRefused(ErrorCode::kBadInput, "tensor a stands here too");
 }
 
 TEST_F(Shards, ATensorThatTheIndexLacksIsNamed) {
   Write(kGoodIndex);
-  ASSERT_TRUE(WriteSafetensors(PosixEnv(), folder_.At("model-2.safetensors"), {{"b", Dtype::kF32, {2}, kEight}, {"d", Dtype::kF32, {2}, kEight}}, {}).ok());
+  ASSERT_TRUE(WriteSafetensors(PosixEnv(), folder_.At("model-2.safetensors"),
+                               {{"b", Dtype::kF32, {2}, kEight}, {"d", Dtype::kF32, {2}, kEight}}, {})
+                  .ok());
   ExpectRefused(ErrorCode::kBadInput, "tensor d is not in");
 }
 
 TEST_F(Shards, ShardNamesStayInTheFolder) {
-  for (const char* name : {"../m.safetensors", "/etc/m.safetensors", "x/m.safetensors", ".m.safetensors", "x\\\\m.safetensors", "m.bin", ""}) {
+  for (const char* name :
+       {"../m.safetensors", "/etc/m.safetensors", "x/m.safetensors", ".m.safetensors", "x\\\\m.safetensors", "m.bin", ""}) {
     Write(R"({"weight_map":{"a":")" + std::string(name) + R"("}})");
     ExpectRefused(ErrorCode::kUnsafePath, "not the plain name");
   }

@@ -7,8 +7,10 @@
 namespace moepack {
 namespace {
 
-// {"__metadata__":{...},"name":{"dtype":..,"shape":..,"data_offsets":..},...}, padded with spaces so that data is aligned to 8.
-Result<std::string> HeaderText(const std::vector<SafetensorsOutput>& tensors, const std::map<std::string, std::string>& metadata) {
+// {"__metadata__":{...},"name":{"dtype":..,"shape":..,"data_offsets":..},...}, padded with spaces so that data is aligned
+// to 8.
+Result<std::string> HeaderText(const std::vector<SafetensorsOutput>& tensors,
+                               const std::map<std::string, std::string>& metadata) {
   nlohmann::ordered_json header = nlohmann::ordered_json::object();
   if (!metadata.empty()) header["__metadata__"] = metadata;
   std::set<std::string> names = {"__metadata__"};
@@ -19,7 +21,8 @@ Result<std::string> HeaderText(const std::vector<SafetensorsOutput>& tensors, co
     CheckedU64 bytes = DtypeBytes(tensor.dtype);
     for (uint64_t dimension : tensor.shape) bytes = bytes * dimension;
     if (!bytes.valid() || bytes.value() != tensor.data.size() || !names.insert(tensor.name).second) {
-      return Status(ErrorCode::kInternal, "safetensors writer: tensor " + tensor.name + " stands twice or its data does not fit its shape");
+      return Status(ErrorCode::kInternal,
+                    "safetensors writer: tensor " + tensor.name + " stands twice or its data does not fit its shape");
     }
     nlohmann::ordered_json entry;
     entry["dtype"] = DtypeName(tensor.dtype);

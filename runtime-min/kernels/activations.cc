@@ -99,7 +99,7 @@ Order OrderOf(Isa isa) {
 }
 
 template <typename T>
-void Grow(std::vector<T>* v, size_t size) {
+void Grow(LineVector<T>* v, size_t size) {
   if (v->size() < size) v->resize(size);
 }
 

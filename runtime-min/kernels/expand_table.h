@@ -22,5 +22,13 @@ constexpr ExpandTable MakeExpandTable() {
 
 constexpr ExpandTable kExpandTable = MakeExpandTable();
 
+// Byte i: bits set in bytes 0 .. i-1 of `mask`, which is where the entries for byte i begin.
+constexpr uint64_t EntriesBefore(uint64_t mask) {
+  uint64_t count = mask - (mask >> 1 & 0x5555555555555555);
+  count = (count & 0x3333333333333333) + (count >> 2 & 0x3333333333333333);
+  count = (count + (count >> 4)) & 0x0f0f0f0f0f0f0f0f;
+  return count * 0x0101010101010100;
+}
+
 }  // namespace
 }  // namespace moepack::kernels

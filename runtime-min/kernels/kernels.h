@@ -9,6 +9,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <new>
 #include <span>
 #include <vector>
 
@@ -28,6 +29,21 @@ Isa BestIsa();
 // FromPlain does (kMalformed).
 Status PackResident(const Codec& codec, const MatrixShape& shape, ByteSpan plain, std::span<uint8_t> out);
 
+// Allocates at cache lines: a vector load that straddles two of them costs twice.
+template <typename T>
+struct LineAllocator {
+  using value_type = T;
+  LineAllocator() = default;
+  template <typename U>
+  LineAllocator(const LineAllocator<U>&) {}  // NOLINT: implicit on purpose
+  T* allocate(size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), kLine)); }
+  void deallocate(T* p, size_t) { ::operator delete(p, kLine); }
+  bool operator==(const LineAllocator&) const { return true; }
+  static constexpr std::align_val_t kLine{64};
+};
+template <typename T>
+using LineVector = std::vector<T, LineAllocator<T>>;
+
 // Activations of some tokens, prepared once and shared by all matrices that read them. Reused between calls without
 // allocating once it has grown to its largest size. Not thread-safe while Prepare runs; read-only use is.
 class Activations {
@@ -38,12 +54,12 @@ class Activations {
   size_t cols() const { return cols_; }
 
   // Layout for the kernels (kernels_internal.h documents it).
-  std::vector<float> values;      // [tokens, padded_cols], zero padded
-  std::vector<int16_t> wide;      // [tokens, padded_cols] the 16-bit integers, in the order the instruction set wants
-  std::vector<int8_t> high, low;  // [tokens, padded_cols] integer = high * 256 + low; filled for byte multipliers only
-  std::vector<float> scales;      // [tokens] the step; NaN when the token has an element that is not finite
-  std::vector<float> sums;        // [tokens, SumLayout::stride] integers summed over groups of every size
-  size_t padded_cols = 0;         // cols rounded up to a whole block
+  LineVector<float> values;      // [tokens, padded_cols], zero padded
+  LineVector<int16_t> wide;      // [tokens, padded_cols] the 16-bit integers, in the order the instruction set wants
+  LineVector<int8_t> high, low;  // [tokens, padded_cols] integer = high * 256 + low; filled for byte multipliers only
+  LineVector<float> scales;      // [tokens] the step; NaN when the token has an element that is not finite
+  LineVector<float> sums;        // [tokens, SumLayout::stride] integers summed over groups of every size
+  size_t padded_cols = 0;        // cols rounded up to a whole block
 
  private:
   size_t tokens_ = 0, cols_ = 0;

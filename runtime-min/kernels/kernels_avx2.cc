@@ -82,16 +82,21 @@ struct Avx2 {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 32),
                         LoadBytes<kBits>(p0 + 4 * HighBits(kBits), p1 + 4 * LowBits(kBits)));
   }
+  // Columns 8i .. 8i+7 of a block.
+  static __m128i ExpandByte(const int8_t* kept, uint64_t mask, uint64_t before, size_t i) {
+    const uint8_t* order = kExpandTable.order[mask >> (8 * i) & 0xff];
+    const int8_t* next = kept + (before >> (8 * i) & 0xff);
+    return _mm_shuffle_epi8(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(next)),
+                            _mm_loadl_epi64(reinterpret_cast<const __m128i*>(order)));
+  }
   static Codes Expand(const int8_t* kept, uint64_t mask) {
-    alignas(32) int8_t bytes[kBlock];
-    for (size_t i = 0; i < kBlock / 8; ++i, mask >>= 8) {
-      const __m128i order = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kExpandTable.order[mask & 0xff]));
-      const __m128i next = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kept));
-      _mm_storel_epi64(reinterpret_cast<__m128i*>(bytes + 8 * i), _mm_shuffle_epi8(next, order));
-      kept += __builtin_popcount(static_cast<unsigned>(mask & 0xff));
+    const uint64_t before = EntriesBefore(mask);
+    __m128i quarters[4];
+    for (size_t q = 0; q < 4; ++q) {
+      quarters[q] =
+          _mm_unpacklo_epi64(ExpandByte(kept, mask, before, 2 * q), ExpandByte(kept, mask, before, 2 * q + 1));
     }
-    const __m256i* halves = reinterpret_cast<const __m256i*>(bytes);
-    return Widen(_mm256_load_si256(halves), _mm256_load_si256(halves + 1));
+    return Widen(_mm256_set_m128i(quarters[1], quarters[0]), _mm256_set_m128i(quarters[3], quarters[2]));
   }
   static Codes ExpandOnes(uint64_t mask) {
     const __m256i one = _mm256_set1_epi8(1);
@@ -131,13 +136,13 @@ struct Avx2 {
 
   template <int R, int T, class Source>
   static void DotCodes(const Source& source, GroupIndex group, const float (*scales)[kPanelScales], const ActivationView& x,
-                       size_t token, size_t col, size_t blocks, bool first, float* acc) {
+                       const Span& span, float* acc) {
     // Lane j of a half covers its columns 4j .. 4j+3: lanes 4 to 7 have a group of their own when groups have 16 columns.
     const __m256i lane_groups = group.up == 2 ? _mm256_set_epi32(1, 1, 1, 1, 0, 0, 0, 0) : _mm256_setzero_si256();
     __m256 sum[R][T];
-    LoadSums<R, T>(acc, first, sum);
-    for (size_t b = 0; b < blocks; ++b) {
-      const int16_t* in = x.wide + token * x.padded_cols + col + b * kBlock;
+    LoadSums<R, T>(acc, span.first, sum);
+    for (size_t b = 0; b < span.count; ++b) {
+      const int16_t* in = x.wide + span.token * x.padded_cols + span.col + b * kBlock;
       for (int r = 0; r < R; ++r) {
         const Codes codes = source.Load(r, b);
         for (size_t half = 0; half < 2; ++half) {
@@ -178,12 +183,11 @@ struct Avx2 {
   }
 
   template <int R, int T, class Source>
-  static void DotFloats(const Source& source, const ActivationView& x, size_t token, size_t col, size_t vectors, bool first,
-                        float* acc) {
-    const float* in = x.values + token * x.padded_cols + col;
+  static void DotFloats(const Source& source, const ActivationView& x, const Span& span, float* acc) {
+    const float* in = x.values + span.token * x.padded_cols + span.col;
     __m256 sum[R][T];
-    LoadSums<R, T>(acc, first, sum);
-    for (size_t i = 0; i < vectors; ++i) {
+    LoadSums<R, T>(acc, span.first, sum);
+    for (size_t i = 0; i < span.count; ++i) {
       __m256 xs[T];
       for (int t = 0; t < T; ++t) xs[t] = _mm256_loadu_ps(in + t * x.padded_cols + i * kLanes);
       for (int r = 0; r < R; ++r) {

@@ -127,12 +127,12 @@ struct Avx512 {
 
   template <int R, int T, class Source>
   static void DotCodes(const Source& source, GroupIndex group, const float (*scales)[kPanelScales], const ActivationView& x,
-                       size_t token, size_t col, size_t blocks, bool first, float* acc) {
+                       const Span& span, float* acc) {
     const __m512i lane_groups = LaneGroups(group);
-    const int16_t* in = x.wide + token * x.padded_cols + col;
+    const int16_t* in = x.wide + span.token * x.padded_cols + span.col;
     __m512 sum[R][T];
-    LoadSums<R, T>(acc, first, sum);
-    for (size_t b = 0; b < blocks; ++b) {
+    LoadSums<R, T>(acc, span.first, sum);
+    for (size_t b = 0; b < span.count; ++b) {
       __m512i even[T], odd[T];
       for (int t = 0; t < T; ++t) {
         even[t] = _mm512_loadu_si512(in + t * x.padded_cols + b * kBlock);
@@ -172,12 +172,11 @@ struct Avx512 {
   }
 
   template <int R, int T, class Source>
-  static void DotFloats(const Source& source, const ActivationView& x, size_t token, size_t col, size_t vectors, bool first,
-                        float* acc) {
-    const float* in = x.values + token * x.padded_cols + col;
+  static void DotFloats(const Source& source, const ActivationView& x, const Span& span, float* acc) {
+    const float* in = x.values + span.token * x.padded_cols + span.col;
     __m512 sum[R][T];
-    LoadSums<R, T>(acc, first, sum);
-    for (size_t i = 0; i < vectors; ++i) {
+    LoadSums<R, T>(acc, span.first, sum);
+    for (size_t i = 0; i < span.count; ++i) {
       __m512 xs[T];
       for (int t = 0; t < T; ++t) xs[t] = _mm512_loadu_ps(in + t * x.padded_cols + i * kLanes);
       for (int r = 0; r < R; ++r) {

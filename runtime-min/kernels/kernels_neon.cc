@@ -79,13 +79,18 @@ struct Neon {
   static void StoreNatural(const uint8_t* p0, const uint8_t* p1, int8_t* out) {
     StoreCodes(out, LoadPlanes<kBits>(p0, p1));
   }
+  // Columns 8i .. 8i+7 of a block.
+  static int8x8_t ExpandByte(const int8_t* kept, uint64_t mask, uint64_t before, size_t i) {
+    const uint8_t* order = kExpandTable.order[mask >> (8 * i) & 0xff];
+    return vtbl1_s8(vld1_s8(kept + (before >> (8 * i) & 0xff)), vreinterpret_s8_u8(vld1_u8(order)));
+  }
   static Codes Expand(const int8_t* kept, uint64_t mask) {
-    int8_t bytes[kBlock];
-    for (size_t i = 0; i < kBlock / 8; ++i, mask >>= 8) {
-      vst1_s8(bytes + 8 * i, vtbl1_s8(vld1_s8(kept), vreinterpret_s8_u8(vld1_u8(kExpandTable.order[mask & 0xff]))));
-      kept += __builtin_popcount(static_cast<unsigned>(mask & 0xff));
+    const uint64_t before = EntriesBefore(mask);
+    Codes codes;
+    for (size_t q = 0; q < kQuarters; ++q) {
+      codes.v[q] = vcombine_s8(ExpandByte(kept, mask, before, 2 * q), ExpandByte(kept, mask, before, 2 * q + 1));
     }
-    return LoadCodes(bytes);
+    return codes;
   }
   static Codes ExpandOnes(uint64_t mask) {
     uint8_t bits[kBlock / 8];
@@ -104,22 +109,22 @@ struct Neon {
 
   template <int R, int T, class Source>
   static void DotCodes(const Source& source, GroupIndex group, const float (*scales)[kPanelScales], const ActivationView& x,
-                       size_t token, size_t col, size_t blocks, bool first, float* acc) {
+                       const Span& span, float* acc) {
     switch (group.up) {
-      case 0: return DotBlocks<R, T, 1>(source, group, scales, x, token, col, blocks, first, acc);
-      case 1: return DotBlocks<R, T, 2>(source, group, scales, x, token, col, blocks, first, acc);
-      default: return DotBlocks<R, T, 4>(source, group, scales, x, token, col, blocks, first, acc);
+      case 0: return DotBlocks<R, T, 1>(source, group, scales, x, span, acc);
+      case 1: return DotBlocks<R, T, 2>(source, group, scales, x, span, acc);
+      default: return DotBlocks<R, T, 4>(source, group, scales, x, span, acc);
     }
   }
 
   // kGroups: groups in a block, 1 when a group has a block or more.
   template <int R, int T, size_t kGroups, class Source>
   static void DotBlocks(const Source& source, GroupIndex group, const float (*scales)[kPanelScales], const ActivationView& x,
-                        size_t token, size_t col, size_t blocks, bool first, float* acc) {
+                       const Span& span, float* acc) {
     float32x4_t sum[R][T];
-    LoadSums<R, T>(acc, first, sum);
-    for (size_t b = 0; b < blocks; ++b) {
-      const size_t at = token * x.padded_cols + col + b * kBlock;
+    LoadSums<R, T>(acc, span.first, sum);
+    for (size_t b = 0; b < span.count; ++b) {
+      const size_t at = span.token * x.padded_cols + span.col + b * kBlock;
       for (int r = 0; r < R; ++r) {
         const Codes codes = source.Load(r, b);
         for (int t = 0; t < T; ++t) {
@@ -184,12 +189,11 @@ struct Neon {
   }
 
   template <int R, int T, class Source>
-  static void DotFloats(const Source& source, const ActivationView& x, size_t token, size_t col, size_t vectors, bool first,
-                        float* acc) {
-    const float* in = x.values + token * x.padded_cols + col;
+  static void DotFloats(const Source& source, const ActivationView& x, const Span& span, float* acc) {
+    const float* in = x.values + span.token * x.padded_cols + span.col;
     float32x4_t sum[R][T];
-    LoadSums<R, T>(acc, first, sum);
-    for (size_t i = 0; i < vectors; ++i) {
+    LoadSums<R, T>(acc, span.first, sum);
+    for (size_t i = 0; i < span.count; ++i) {
       for (int r = 0; r < R; ++r) {
         const float32x4_t weights = source.Load(r, i);
         for (int t = 0; t < T; ++t) sum[r][t] = vfmaq_f32(sum[r][t], weights, vld1q_f32(in + t * x.padded_cols + i * kLanes));

@@ -16,10 +16,9 @@
 //   Expand(kept, mask)         -> Codes: entries of the int8 array `kept` where mask has a bit, 0 elsewhere
 //   ExpandOnes(mask)           -> Codes: 1 where mask has a bit
 //   ConvertF16(in, count, out) count numbers, then zeros up to kScaleSlack more
-//   DotCodes<R, T>(source, group, scales, x, token, col_begin, blocks, first, acc)
-//                              acc of R rows and T tokens += their dots over the blocks; set, not added to, if first
+//   DotCodes<R, T>(source, group, scales, x, span, acc)
 //   AddMins(mins, sums, count, acc)        acc += mins . sums
-//   DotFloats<R, T>(source, x, token, col_begin, vectors, first, acc)
+//   DotFloats<R, T>(source, x, span, acc)
 //   LoadFloats<kElement>(p, i), StoreFloats(p, i, v), ExpandFloats<kElement>(kept, mask)
 //   Reduce(acc)                sum of the lanes
 #pragma once
@@ -53,6 +52,14 @@ constexpr GroupIndex GroupIndexOf(uint16_t group_size) {
     default: return {0, 31};
   }
 }
+
+// Which part of the activations a dot is over, and whether its sums begin with it (then acc is set, otherwise added to).
+struct Span {
+  size_t token;  // the first of T
+  size_t col;    // of the panel
+  size_t count;  // blocks of codes or vectors of floats
+  bool first;
+};
 
 constexpr size_t Min(size_t a, size_t b) { return a < b ? a : b; }
 
@@ -145,15 +152,17 @@ class IntTile {
     const size_t blocks = (Min(kPanelCols, w_.cols - col) + kBlock - 1) / kBlock;
     const size_t group_begin = w_.group_size == 0 ? 0 : col / w_.group_size;
     const size_t groups = Min(w_.layout.groups - group_begin, w_.group_size == 0 ? 1 : kPanelCols / w_.group_size);
+    Span span{.token = t0, .col = col, .count = blocks, .first = col == 0};
     for (int r = 0; r < R; ++r) LoadScales(r, row + static_cast<size_t>(r), group_begin, groups);
     if constexpr (kSparse) {
       for (int r = 0; r < R; ++r) LoadSparse(r, row + static_cast<size_t>(r), col, blocks);
-      Dot<R>(SparseSource<Ops, R>{sparse_}, scales_, t0, tokens, col, blocks, col == 0);
+      Dot<R>(SparseSource<Ops, R>{sparse_}, scales_, span, tokens);
       // A minimum counts for kept columns only: a product with the mask, scaled by the minima.
-      if (w_.has_min) Dot<R>(MaskSource<Ops, R>{sparse_}, mins_, t0, tokens, col, blocks, false);
+      span.first = false;
+      if (w_.has_min) Dot<R>(MaskSource<Ops, R>{sparse_}, mins_, span, tokens);
       return;
     }
-    Dot<R>(Planes<R>(row, col), scales_, t0, tokens, col, blocks, col == 0);
+    Dot<R>(Planes<R>(row, col), scales_, span, tokens);
     // The one minimum of a row that is a group counts once, with its first panel.
     if (!w_.has_min || (w_.group_size == 0 && col != 0)) return;
     for (size_t t = 0; t < tokens; ++t) {
@@ -204,22 +213,21 @@ class IntTile {
   }
 
   template <int R, class Source>
-  void Dot(const Source& source, const float (*scales)[kPanelScales], size_t t0, size_t tokens, size_t col, size_t blocks,
-           bool first) {
+  void Dot(const Source& source, const float (*scales)[kPanelScales], Span span, size_t tokens) {
     if (tokens == 1) {
-      Ops::template DotCodes<R, 1>(source, group_, scales, x_, t0, col, blocks, first, Acc(0, 0));
+      Ops::template DotCodes<R, 1>(source, group_, scales, x_, span, Acc(0, 0));
       return;
     }
     for (int r = 0; r < R; ++r) {
       Code* out = codes_ + static_cast<size_t>(r) * kPanelCols;
-      for (size_t b = 0; b < blocks; ++b) Ops::StoreCodes(out + b * kBlock, source.Load(r, b));
+      for (size_t b = 0; b < span.count; ++b) Ops::StoreCodes(out + b * kBlock, source.Load(r, b));
     }
     const BufferSource<Ops, R> unpacked{codes_};
     size_t t = 0;
-    for (; t + Ops::kTileTokens <= tokens; t += Ops::kTileTokens) {
-      Ops::template DotCodes<R, Ops::kTileTokens>(unpacked, group_, scales, x_, t0 + t, col, blocks, first, Acc(0, t));
+    for (; t + Ops::kTileTokens <= tokens; t += Ops::kTileTokens, span.token += Ops::kTileTokens) {
+      Ops::template DotCodes<R, Ops::kTileTokens>(unpacked, group_, scales, x_, span, Acc(0, t));
     }
-    for (; t < tokens; ++t) Ops::template DotCodes<R, 1>(unpacked, group_, scales, x_, t0 + t, col, blocks, first, Acc(0, t));
+    for (; t < tokens; ++t, ++span.token) Ops::template DotCodes<R, 1>(unpacked, group_, scales, x_, span, Acc(0, t));
   }
 
   const MatrixView& w_;
@@ -295,12 +303,12 @@ class FloatTile {
 
   template <int R, class Source>
   void Dot(const Source& source, size_t t0, size_t tokens, size_t col, size_t cols) {
-    const size_t vectors = (cols + Ops::kLanes - 1) / Ops::kLanes;
+    Span span{.token = t0, .col = col, .count = (cols + Ops::kLanes - 1) / Ops::kLanes, .first = col == 0};
     size_t t = 0;
-    for (; t + Ops::kTileTokens <= tokens; t += Ops::kTileTokens) {
-      Ops::template DotFloats<R, Ops::kTileTokens>(source, x_, t0 + t, col, vectors, col == 0, Acc(0, t));
+    for (; t + Ops::kTileTokens <= tokens; t += Ops::kTileTokens, span.token += Ops::kTileTokens) {
+      Ops::template DotFloats<R, Ops::kTileTokens>(source, x_, span, Acc(0, t));
     }
-    for (; t < tokens; ++t) Ops::template DotFloats<R, 1>(source, x_, t0 + t, col, vectors, col == 0, Acc(0, t));
+    for (; t < tokens; ++t, ++span.token) Ops::template DotFloats<R, 1>(source, x_, span, Acc(0, t));
   }
 
   const MatrixView& w_;

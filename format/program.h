@@ -1,5 +1,6 @@
 // Program: a model as data. A list of typed nodes over named values; no family name appears here or in anything that
-// executes it. The device parses it from a verified blob (format/manifest/program_wire.h), front-ends build it from checkpoints.
+// executes it. The device parses it from a verified blob (format/manifest/program_wire.h), front-ends build it from
+// checkpoints.
 //
 // Every value is a float32 matrix [tokens, width], except an input of kind kTokens (int32 [tokens]). Tokens of one
 // sequence are rows in order; position of a row = its index in its sequence. Nodes run in order; a node reads values that
@@ -20,7 +21,15 @@ inline constexpr uint32_t kNone = 0xffffffffu;  // "no value", "no tensor"
 
 // What a dense tensor is for: recipes, sensitivities and reports go by it. Execution does not.
 enum class TensorRole : uint8_t {
-  kEmbedding = 0, kHead = 1, kNorm = 2, kAttention = 3, kRouter = 4, kSharedExpert = 5, kDenseFfn = 6, kBias = 7, kOther = 8,
+  kEmbedding = 0,
+  kHead = 1,
+  kNorm = 2,
+  kAttention = 3,
+  kRouter = 4,
+  kSharedExpert = 5,
+  kDenseFfn = 6,
+  kBias = 7,
+  kOther = 8,
 };
 const char* TensorRoleName(TensorRole role);
 
@@ -44,13 +53,27 @@ struct ValueDecl {
 };
 
 enum class NodeKind : uint8_t {
-  kEmbedding = 1, kLinear = 2, kNorm = 3, kRotary = 4, kAttention = 5, kMoe = 6, kElementwise = 7, kSlice = 8, kConcat = 9,
+  kEmbedding = 1,
+  kLinear = 2,
+  kNorm = 3,
+  kRotary = 4,
+  kAttention = 5,
+  kMoe = 6,
+  kElementwise = 7,
+  kSlice = 8,
+  kConcat = 9,
 };
 
 // out[t] = table[token[t]]
-struct EmbeddingNode { TensorId table = kNone; bool operator==(const EmbeddingNode&) const = default; };
+struct EmbeddingNode {
+  TensorId table = kNone;
+  bool operator==(const EmbeddingNode&) const = default;
+};
 // out = in * W^T (+ bias), W [out width, in width]
-struct LinearNode { TensorId weight = kNone, bias = kNone; bool operator==(const LinearNode&) const = default; };
+struct LinearNode {
+  TensorId weight = kNone, bias = kNone;
+  bool operator==(const LinearNode&) const = default;
+};
 
 enum class NormKind : uint8_t { kRms = 0, kLayer = 1 };
 // Over each run of `group` columns (group divides width; = width for an ordinary norm, = head_dim for a per-head norm).
@@ -119,7 +142,17 @@ struct MoeNode {
   bool operator==(const MoeNode&) const = default;
 };
 
-enum class ElementOp : uint8_t { kAdd = 0, kMul = 1, kScale = 2, kSigmoid = 3, kSilu = 4, kGelu = 5, kGeluTanh = 6, kRelu = 7, kClamp = 8 };
+enum class ElementOp : uint8_t {
+  kAdd = 0,
+  kMul = 1,
+  kScale = 2,
+  kSigmoid = 3,
+  kSilu = 4,
+  kGelu = 5,
+  kGeluTanh = 6,
+  kRelu = 7,
+  kClamp = 8
+};
 // kAdd, kMul: two inputs of equal width, or the second of width 1 (broadcast over columns). kScale: * alpha. kClamp: to
 // [-alpha, alpha].
 struct ElementwiseNode {
@@ -128,12 +161,15 @@ struct ElementwiseNode {
   bool operator==(const ElementwiseNode&) const = default;
 };
 // out = in[:, begin : begin + out width]
-struct SliceNode { uint64_t begin = 0; bool operator==(const SliceNode&) const = default; };
+struct SliceNode {
+  uint64_t begin = 0;
+  bool operator==(const SliceNode&) const = default;
+};
 // kConcat has no fields: inputs side by side.
 
 struct Node {
   NodeKind kind = NodeKind::kLinear;
-  int32_t block = 0;            // 0 embedding, 1..layers the decoder layers, layers + 1 the final norm and head; never falls
+  int32_t block = 0;  // 0 embedding, 1..layers the decoder layers, layers + 1 the final norm and head; never falls
   std::vector<ValueId> inputs;
   ValueId output = kNone;
   // The one that `kind` names is used, the others keep their defaults.
@@ -170,13 +206,13 @@ std::string ExpertTensorName(const ExpertTableDecl& table, uint32_t expert, Expe
 
 struct Program {
   std::vector<ValueDecl> values;
-  std::vector<ValueId> inputs;   // today: one kTokens input
-  ValueId output = kNone;        // logits [tokens, vocab]
+  std::vector<ValueId> inputs;  // today: one kTokens input
+  ValueId output = kNone;       // logits [tokens, vocab]
   std::vector<Node> nodes;
   std::vector<TensorDecl> tensors;
   std::vector<ExpertTableDecl> expert_tables;
-  uint32_t state_slots = 0;      // KV caches
-  uint32_t max_positions = 0;    // longest sequence
+  uint32_t state_slots = 0;          // KV caches
+  uint32_t max_positions = 0;        // longest sequence
   uint64_t original_parameters = 0;  // of the checkpoint, all experts: the denominator of bits per weight
   bool operator==(const Program&) const = default;
   int32_t blocks() const { return nodes.empty() ? 0 : nodes.back().block + 1; }
@@ -189,7 +225,8 @@ inline constexpr uint32_t kMaxExpertTables = 1024, kMaxExperts = 4096, kMaxLayer
 inline constexpr uint32_t kMaxPositions = 1 << 24, kMaxNameBytes = 200;
 
 // Every rule above: ids in range, single production, use after production, widths and tensor shapes that fit, closed enums,
-// finite numbers, caps. kMalformed (kLimit above a cap) with the node's number and the rule. Nothing may execute a Program that was not validated.
+// finite numbers, caps. kMalformed (kLimit above a cap) with the node's number and the rule. Nothing may execute a Program
+// that was not validated.
 Status ValidateProgram(const Program& program);
 
 // Parameters that the program's tensors and expert tables hold now.

@@ -26,7 +26,7 @@ inline constexpr uint64_t kMaxManifestTextBytes = 64;  // product, version
 
 // One stored piece. Its identity is plain_digest; stored_digest is checked before a decompressor sees the bytes.
 struct ChunkRef {
-  uint64_t offset = 0;       // in the file, aligned to kBundleAlignment
+  uint64_t offset = 0;  // in the file, aligned to kBundleAlignment
   uint64_t stored_bytes = 0;
   uint64_t plain_bytes = 0;  // 1..kMaxChunkPlainBytes
   Encoding encoding = Encoding::kRaw;
@@ -82,7 +82,12 @@ struct HotList {
 };
 
 enum class BlobKind : uint8_t {
-  kProgram = 1, kTokenizer = 2, kDenseTable = 3, kExpertTable = 4, kHotList = 5, kProvenance = 6,
+  kProgram = 1,
+  kTokenizer = 2,
+  kDenseTable = 3,
+  kExpertTable = 4,
+  kHotList = 5,
+  kProvenance = 6,
 };
 
 struct BlobRef {
@@ -98,14 +103,14 @@ enum class Unavailable : uint8_t { kFail = 0 };
 
 struct Manifest {
   uint32_t schema = 1;
-  std::string product;            // [a-z0-9._-]{1,64}
-  std::string version;            // for people, [A-Za-z0-9._+-]{1,64}
+  std::string product;  // [a-z0-9._-]{1,64}
+  std::string version;  // for people, [A-Za-z0-9._+-]{1,64}
   uint64_t key_epoch = 0;
   uint64_t security_counter = 0;
   std::vector<uint32_t> required_features;  // strictly increasing; an unknown one is refused with kPolicy
   Unavailable unavailable = Unavailable::kFail;
-  uint64_t file_bytes = 0;        // exact size of the bundle file
-  uint64_t chunk_count = 0;       // over all tables
+  uint64_t file_bytes = 0;   // exact size of the bundle file
+  uint64_t chunk_count = 0;  // over all tables
   // Strictly increasing by (kind, index), in file order: each starts at the next multiple of kBundleAlignment after the one
   // before it. Program, dense table and hot list must be there; expert tables 0, 1, 2 ... without gaps.
   std::vector<BlobRef> blobs;

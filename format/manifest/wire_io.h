@@ -12,6 +12,7 @@ namespace moepack {
 Bytes SerializeMessage(const google::protobuf::MessageLite& message);
 // A message whose field 1 is its version. kVersion when that is not `version`; otherwise a strict scan by `rules`, then
 // protobuf, then the proof that the message serializes to the same bytes again.
-Status ParseMessage(const wire_check::Message& rules, uint32_t version, ByteSpan bytes, google::protobuf::MessageLite* message);
+Status ParseMessage(const wire_check::Message& rules, uint32_t version, ByteSpan bytes,
+                    google::protobuf::MessageLite* message);
 
 }  // namespace moepack

@@ -177,7 +177,7 @@ Result<Model> OpenConfigOnly(Env& env, const std::string& path, const OpenOption
   MOEPACK_ASSIGN_OR_RETURN(CheckpointLayout layout, ReadConfig(env, path, &model.family));
   if (options.digests) {
     MOEPACK_ASSIGN_OR_RETURN(const Digest digest, Sha256File(env, path));
-    model.input_digests.emplace_back(kConfigName, ToHex(digest));
+    model.input_digests.emplace_back(path.substr(path.rfind('/') + 1), ToHex(digest));
   }
   model.program = std::move(layout.program);
   return model;

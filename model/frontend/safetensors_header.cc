@@ -191,6 +191,7 @@ Status CheckExtent(const SafetensorsEntry& entry, uint64_t data_bytes) {
 // Together the tensors cover the data exactly once.
 Status CheckCoverage(const std::vector<SafetensorsEntry>& entries, uint64_t data_bytes) {
   std::vector<const SafetensorsEntry*> order;
+  order.reserve(entries.size());
   for (const SafetensorsEntry& entry : entries) order.push_back(&entry);
   std::sort(order.begin(), order.end(), [](const SafetensorsEntry* a, const SafetensorsEntry* b) {
     return std::pair(a->begin, a->end) < std::pair(b->begin, b->end);

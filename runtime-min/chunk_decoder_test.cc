@@ -1,0 +1,114 @@
+#include "runtime-min/chunk_decoder.h"
+
+#include <gtest/gtest.h>
+#include <zstd.h>
+
+#include "base/digest/sha256.h"
+#include "verify/testing/tiny_bundle.h"
+
+namespace moepack::runtime {
+namespace {
+
+using testing::TinyContents;
+
+Bytes Frame(ByteSpan plain, bool with_size = true) {
+  ZSTD_CCtx* context = ZSTD_createCCtx();
+  ZSTD_CCtx_setParameter(context, ZSTD_c_contentSizeFlag, with_size ? 1 : 0);
+  Bytes out(ZSTD_compressBound(plain.size()));
+  out.resize(ZSTD_compress2(context, out.data(), out.size(), plain.data(), plain.size()));
+  ZSTD_freeCCtx(context);
+  return out;
+}
+
+Bytes Join(const Bytes& a, const Bytes& b) {
+  Bytes out = a;
+  out.insert(out.end(), b.begin(), b.end());
+  return out;
+}
+
+// A signed bundle whose last expert is stored as `store(plain)` says; decodes that expert.
+template <typename Store>
+Result<PlainUnit> DecodeStored(Encoding encoding, const Store& store, Bytes* plain = nullptr) {
+  testing::TinyOptions options;
+  options.edit = [&](TinyContents& contents) {
+    ChunkRef& chunk = contents.experts[0].units.back().chunks[0];
+    const Bytes original(contents.chunk_area.begin() + static_cast<ptrdiff_t>(chunk.offset), contents.chunk_area.end());
+    if (plain != nullptr) *plain = original;
+    const Bytes stored = store(original);
+    contents.chunk_area.resize(chunk.offset);
+    contents.chunk_area.insert(contents.chunk_area.end(), stored.begin(), stored.end());
+    chunk.encoding = encoding;
+    chunk.stored_bytes = stored.size();
+    chunk.stored_digest = Sha256(stored);
+  };
+  auto bundle = testing::OpenBytes(testing::MakeTinyBundle(options));
+  if (!bundle.ok()) return bundle.status();
+  ChunkDecoder decoder;
+  return decoder.Decode(**bundle, (*bundle)->experts()[0].units.back());
+}
+
+TEST(ChunkDecoder, GivesThePlainBytesOfRawAndZstdChunks) {
+  Bytes plain;
+  const auto raw = DecodeStored(
+      Encoding::kRaw, [](const Bytes& bytes) { return bytes; }, &plain);
+  ASSERT_TRUE(raw.ok()) << raw.status().message();
+  EXPECT_EQ(Bytes(raw->bytes().begin(), raw->bytes().end()), plain);
+  const auto zstd = DecodeStored(Encoding::kZstd, [](const Bytes& bytes) { return Frame(bytes); });
+  ASSERT_TRUE(zstd.ok()) << zstd.status().message();
+  EXPECT_EQ(Bytes(zstd->bytes().begin(), zstd->bytes().end()), plain);
+}
+
+TEST(ChunkDecoder, RefusesSignedFramesThatAreNotExactlyThePlainBytes) {
+  struct Case {
+    const char* name;
+    Bytes (*store)(const Bytes& plain);
+  };
+  const Case cases[] = {
+      {"no content size", [](const Bytes& plain) { return Frame(plain, false); }},
+      {"a byte more", [](const Bytes& plain) { return Frame(Join(plain, {1})); }},
+      {"a byte less", [](const Bytes& plain) { return Frame(ByteSpan(plain).first(plain.size() - 1)); }},
+      {"trailing byte", [](const Bytes& plain) { return Join(Frame(plain), {0}); }},
+      {"second frame", [](const Bytes& plain) { return Join(Frame(plain), Frame(plain)); }},
+      {"empty second frame", [](const Bytes& plain) { return Join(Frame(plain), Frame({})); }},
+      {"skippable frame first",
+       [](const Bytes& plain) {
+         return Join({0x50, 0x2a, 0x4d, 0x18, 0, 0, 0, 0}, Frame(plain));
+       }},
+      {"cut frame",
+       [](const Bytes& plain) {
+         Bytes frame = Frame(plain);
+         frame.pop_back();
+         return frame;
+       }},
+      {"not a frame", [](const Bytes& plain) { return plain; }},
+  };
+  for (const Case& c : cases) {
+    const auto decoded = DecodeStored(Encoding::kZstd, c.store);
+    ASSERT_FALSE(decoded.ok()) << c.name;
+    EXPECT_EQ(decoded.status().code(), ErrorCode::kMalformed) << c.name << ": " << decoded.status().message();
+  }
+}
+
+TEST(ChunkDecoder, RefusesAChangedByteBeforeDecompression) {
+  const Bytes intact = testing::MakeTinyBundle();
+  const auto reference = testing::OpenBytes(intact);
+  ASSERT_TRUE(reference.ok());
+  for (const Unit& unit : (*reference)->experts()[0].units) {
+    const ChunkRef& chunk = unit.chunks[0];
+    for (const uint64_t at : {uint64_t{0}, chunk.stored_bytes / 2, chunk.stored_bytes - 1}) {
+      Bytes damaged = intact;
+      damaged[chunk.offset + at] ^= 0x10;
+      const auto bundle = testing::OpenBytes(damaged);
+      ASSERT_TRUE(bundle.ok()) << bundle.status().message();
+      ChunkDecoder decoder;
+      const auto decoded = decoder.Decode(**bundle, unit);
+      ASSERT_FALSE(decoded.ok());
+      EXPECT_EQ(decoded.status().code(), ErrorCode::kDigest);
+      EXPECT_NE(decoded.status().message().find(std::to_string(chunk.offset)), std::string::npos)
+          << decoded.status().message();
+    }
+  }
+}
+
+}  // namespace
+}  // namespace moepack::runtime

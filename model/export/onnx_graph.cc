@@ -232,6 +232,15 @@ Status OnnxGraphWriter::WriteAttention(const Node& node) {
   return Status::Ok();
 }
 
+// ONNX Runtime (seen in 1.30 on a CPU) lets a MoE node write over its input when both have the same shape and nobody reads
+// the input later, and without normalize_routing_weights the node clears its output before it reads. A reshape that changes
+// nothing hides from its planner that the shapes are the same.
+std::string OnnxGraphWriter::UnsharedInput(ValueId id) {
+  const std::string name = Temporary("unshared");
+  Add(kStandard, "Reshape", {ValueName(id), Ints({0, -1, static_cast<int64_t>(program_.values[id].width)})}, name);
+  return name;
+}
+
 Status OnnxGraphWriter::WriteMoe(const Node& node) {
   const RoutingRecord& routing = node.moe.routing;
   const ActivationRecord& activation = node.moe.activation;
@@ -256,8 +265,10 @@ Status OnnxGraphWriter::WriteMoe(const Node& node) {
                                              : stack(OnnxBlobKind::kUp, "up_proj", width, hidden);
   const std::string logits = Temporary("router_logits"), out = ValueName(node.output);
   Add(kStandard, "Reshape", {ValueName(node.inputs[1]), Ints({-1, static_cast<int64_t>(experts)})}, logits);
-  std::vector<std::string> inputs = {ValueName(node.inputs[0]), logits, fc1, "",
-                                     stack(OnnxBlobKind::kDown, "down_proj", hidden, width)};
+  // Softmax over the chosen experts only is softmax over all of them, renormalised.
+  const bool normalize = routing.renormalise || !routing.score_before_topk;
+  const std::string in = normalize ? ValueName(node.inputs[0]) : UnsharedInput(node.inputs[0]);
+  std::vector<std::string> inputs = {in, logits, fc1, "", stack(OnnxBlobKind::kDown, "down_proj", hidden, width)};
   if (activation.gated && !swiglu) {
     inputs.push_back("");
     inputs.push_back(stack(OnnxBlobKind::kUp, "up_proj", width, hidden));
@@ -265,8 +276,7 @@ Status OnnxGraphWriter::WriteMoe(const Node& node) {
   const std::string routed = routing.scale == 1 ? out : Temporary("routed");
   auto* proto = Add(kContrib, "MoE", inputs, routed);
   SetInt(proto, "k", routing.k);
-  // Softmax over the chosen experts only is softmax over all of them, renormalised.
-  SetInt(proto, "normalize_routing_weights", routing.renormalise || !routing.score_before_topk ? 1 : 0);
+  SetInt(proto, "normalize_routing_weights", normalize ? 1 : 0);
   SetText(proto, "activation_type", swiglu ? "swiglu" : name->second);
   if (swiglu) SetInt(proto, "swiglu_fusion", 1);
   if (routing.scale != 1) Add(kStandard, "Mul", {routed, Scalar(routing.scale)}, out);

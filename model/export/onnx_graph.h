@@ -46,6 +46,7 @@ class OnnxGraphWriter {
   std::string Blob(OnnxBlob blob);
   std::string Ones(uint64_t count);
   std::string ValueName(ValueId id) const;
+  std::string UnsharedInput(ValueId id);
   // A name for something between two nodes of the program.
   std::string Temporary(const char* what);
   Status Unsupported(const std::string& what) const;

@@ -21,7 +21,8 @@ class FaultEnv final : public Env {
 
   explicit FaultEnv(Env& base, Count count = Count::kEverything) : base_(base), count_(count) {}
 
-  // The n-th counted operation after this call (1 = the next) fails with `code`. 0: nothing fails.
+  // The n-th counted operation after this call (1 = the next) fails with `code`. 0: nothing fails. Not while another
+  // thread is using this Env.
   void FailAt(uint64_t n, ErrorCode code, Duration duration = Duration::kOnce) {
     done_ = 0;
     fail_at_ = n;

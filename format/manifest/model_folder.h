@@ -2,11 +2,13 @@
 // signatures: program, tokenizer, plain bytes of every unit, one file a program block so that a killed run can resume.
 //
 //   program.pb      SerializeProgram
+//   experts.pb      variants of every logical expert
 //   tokenizer.bin   compiled tokenizer (tokenizer/tokenizer.h), absent when the model has none
 //   block-NNN.moeu  the units of program block NNN (SPEC.md, section Model folder): index, then plain bytes, digests
-//   hot.pb          SerializeHotList
+//   hot.pb          SerializeHotList, optional
 //   plan.json errors.json provenance.json   for people and for --like; provenance goes into the bundle
-//   complete        written last: digests of all files above
+//   complete        written last: sizes and digests of all files above (of a block file, of its index, which holds those of
+//                   its units)
 #pragma once
 
 #include <memory>
@@ -43,7 +45,7 @@ class ModelFolderWriter {
   Status WriteBlock(int32_t block, const std::vector<FolderUnit>& units);
   // Reads a block back (for resume).
   Result<std::vector<FolderUnit>> ReadBlock(int32_t block) const;
-  // A named text or binary file of the list above.
+  // tokenizer.bin, hot.pb, plan.json, errors.json or provenance.json.
   Status WriteFile(const std::string& name, ByteSpan bytes);
   Result<Bytes> ReadFileIfPresent(const std::string& name) const;  // empty when absent
   // Expert indirection (one entry a Program::expert_tables; only `experts` is used, units come from the blocks).

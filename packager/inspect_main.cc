@@ -21,6 +21,11 @@ Json ParsedOrNull(ByteSpan bytes) {
   return out.is_discarded() ? Json() : out;
 }
 
+// "family" of a provenance record; null when it names none.
+Json FamilyOf(const Json& provenance) {
+  return provenance.is_object() && provenance.contains("family") ? provenance["family"] : Json();
+}
+
 // A checkpoint: Hugging Face folder, ONNX file or config.json
 
 const char* SourceName(ModelSource source) {
@@ -87,6 +92,7 @@ Result<Inspection> InspectFolder(const std::string& path) {
   out.extra()["source"] = "compressed";
   out.extra()["has_tokenizer"] = !folder->tokenizer_blob().empty();
   out.extra()["provenance"] = ParsedOrNull(provenance);
+  out.extra()["family"] = FamilyOf(out.extra()["provenance"]);
   return out;
 }
 
@@ -175,6 +181,7 @@ Status DescribeBundle(const verify::VerifiedBundle& bundle, Inspection* out) {
   extra["chunks"] = chunks.ToJson();
   extra["blobs"] = BlobsJson(manifest);
   extra["provenance"] = ParsedOrNull(bundle.provenance_blob());
+  extra["family"] = FamilyOf(extra["provenance"]);
   return Status::Ok();
 }
 

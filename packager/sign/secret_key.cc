@@ -123,6 +123,9 @@ Result<SecretKey> SecretKey::Load(Env& env, const std::string& path, const Passp
   if (!pem.ok() && pem.status().code() == ErrorCode::kLimit)
     return Status(ErrorCode::kBadInput, path + ": too long for a PEM key");
   if (!pem.ok()) return pem.status();
+  const Status not_a_key(ErrorCode::kBadInput,
+                         path + ": not a private key in PEM (PKCS#8); make one with 'moepack pack keygen'");
+  if (pem->empty()) return not_a_key;
   const WipeOnExit wipe{*pem};
   const BioPointer bio(BIO_new_mem_buf(pem->data(), static_cast<int>(pem->size())));
   if (!bio) return Fault("read from memory");
@@ -134,7 +137,7 @@ Result<SecretKey> SecretKey::Load(Env& env, const std::string& path, const Passp
     return Status(ErrorCode::kUsage, path + ": is encrypted; give --passphrase-file or set MOEPACK_PASSPHRASE");
   }
   if (request.asked) return Status(ErrorCode::kAccess, path + ": cannot decrypt; the passphrase is wrong");
-  return Status(ErrorCode::kBadInput, path + ": not a private key in PEM (PKCS#8); make one with 'moepack pack keygen'");
+  return not_a_key;
 }
 
 Status SecretKey::Save(const std::string& path, const Passphrase& passphrase, bool replace) const {

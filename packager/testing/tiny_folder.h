@@ -1,0 +1,19 @@
+// A compressed model folder that packs in milliseconds.
+#pragma once
+
+#include <string>
+
+#include "base/env.h"
+#include "base/status.h"
+#include "format/program.h"
+
+namespace moepack::testing {
+
+// TinyProgram with a vocabulary large enough that the units of embedding and head take two chunks each.
+Program TinyFolderProgram();
+
+// Experts 0 and 1 are one unit (merged), 2 and 3 their own. Dense units compress, experts do not. With tokenizer,
+// provenance and hot list.
+Status WriteTinyFolder(Env& env, const std::string& directory);
+
+}  // namespace moepack::testing

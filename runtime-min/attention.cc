@@ -29,19 +29,56 @@ void BlockScores(const float* q, const float* keys, uint32_t head_dim, float* sc
   for (size_t i = 0; i < kVectors; ++i) Store(scores + i * kLanes, sums[i]);
 }
 
-// out[d] = out[d] * keep + sum over j of p[j] * values[j][d], j in [0, count).
+float Largest(const float* scores) {
+  Lanes largest = Load(scores);
+  for (size_t i = kLanes; i < KvCache::kKeyBlock; i += kLanes) {
+    const Lanes v = Load(scores + i);
+    largest = v > largest ? v : largest;
+  }
+  return std::max(std::max(std::max(largest[0], largest[1]), std::max(largest[2], largest[3])),
+                  std::max(std::max(largest[4], largest[5]), std::max(largest[6], largest[7])));
+}
+
+float Sum(const float* p) {
+  Lanes sum = Load(p);
+  for (size_t i = kLanes; i < KvCache::kKeyBlock; i += kLanes) sum += Load(p + i);
+  return ((sum[0] + sum[4]) + (sum[2] + sum[6])) + ((sum[1] + sum[5]) + (sum[3] + sum[7]));
+}
+
+// out[d] = out[d] * keep + sum over j of p[j] * values[j][d], j in [0, count), d in [0, kVectors * kLanes).
+template <size_t kVectors>
+void AccumulateVectors(const float* p, const float* values, uint32_t count, uint32_t head_dim, float keep, float* out) {
+  Lanes sums[kVectors];
+  for (size_t i = 0; i < kVectors; ++i) sums[i] = Load(out + i * kLanes) * keep;
+  for (uint32_t j = 0; j < count; ++j, values += head_dim) {
+    for (size_t i = 0; i < kVectors; ++i) sums[i] += p[j] * Load(values + i * kLanes);
+  }
+  for (size_t i = 0; i < kVectors; ++i) Store(out + i * kLanes, sums[i]);
+}
+
+// All head_dim columns; each is summed in the order of j.
 void Accumulate(const float* p, const float* values, uint32_t count, uint32_t head_dim, float keep, float* out) {
   uint32_t d = 0;
-  for (; d + kLanes <= head_dim; d += kLanes) {
-    Lanes sum = Load(out + d) * keep;
-    for (uint32_t j = 0; j < count; ++j) sum += p[j] * Load(values + uint64_t{j} * head_dim + d);
-    Store(out + d, sum);
-  }
+  for (; d + 8 * kLanes <= head_dim; d += 8 * kLanes) AccumulateVectors<8>(p, values + d, count, head_dim, keep, out + d);
+  for (; d + 4 * kLanes <= head_dim; d += 4 * kLanes) AccumulateVectors<4>(p, values + d, count, head_dim, keep, out + d);
+  for (; d + kLanes <= head_dim; d += kLanes) AccumulateVectors<1>(p, values + d, count, head_dim, keep, out + d);
   for (; d < head_dim; ++d) {
     float sum = out[d] * keep;
     for (uint32_t j = 0; j < count; ++j) sum += p[j] * values[uint64_t{j} * head_dim + d];
     out[d] = sum;
   }
+}
+
+// Scores of one block; -infinity outside of positions [begin, end) of it.
+void MaskedScores(const AttentionNode& node, const float* q, const float* keys, uint32_t begin, uint32_t end,
+                  float* scores) {
+  BlockScores(q, keys, node.head_dim, scores);
+  for (uint32_t j = 0; j < KvCache::kKeyBlock; ++j) scores[j] *= node.scale;
+  if (node.softcap > 0) {
+    for (uint32_t j = begin; j < end; ++j) scores[j] = node.softcap * std::tanh(scores[j] / node.softcap);
+  }
+  std::fill(scores, scores + begin, -INFINITY);
+  std::fill(scores + end, scores + KvCache::kKeyBlock, -INFINITY);
 }
 
 }  // namespace
@@ -80,18 +117,14 @@ void AttendHead(const AttentionNode& node, const KvCache& cache, uint32_t head, 
   for (uint32_t block = first / KvCache::kKeyBlock; block <= position / KvCache::kKeyBlock; ++block) {
     const uint32_t base = block * KvCache::kKeyBlock;
     const uint32_t begin = std::max(first, base) - base, end = std::min(position - base + 1, KvCache::kKeyBlock);
-    BlockScores(q, cache.key_block(kv_head, block), node.head_dim, scores);
-    float block_largest = largest;
-    for (uint32_t j = begin; j < end; ++j) {
-      scores[j] *= node.scale;
-      if (node.softcap > 0) scores[j] = node.softcap * std::tanh(scores[j] / node.softcap);
-      block_largest = std::max(block_largest, scores[j]);
-    }
+    MaskedScores(node, q, cache.key_block(kv_head, block), begin, end, scores);
+    const float block_largest = std::max(largest, Largest(scores));
     const float keep = largest == -INFINITY ? 0.0f : Exp(largest - block_largest);
     largest = block_largest;
-    sum *= keep;
-    for (uint32_t j = begin; j < end; ++j) scores[j] = Exp(scores[j] - largest);
-    for (uint32_t j = begin; j < end; ++j) sum += scores[j];
+    for (float& score : scores) score = Exp(score - largest);
+    std::fill(scores, scores + begin, 0.0f);
+    std::fill(scores + end, scores + KvCache::kKeyBlock, 0.0f);
+    sum = sum * keep + Sum(scores);
     Accumulate(scores + begin, values + (uint64_t{base} + begin) * node.head_dim, end - begin, node.head_dim, keep, out);
   }
   const float inverse = 1.0f / sum;

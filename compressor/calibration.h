@@ -31,6 +31,12 @@ struct LastBlock {
   const BlockWeights* weights = nullptr;
   const Stream* stream = nullptr;
 };
-Result<double> MeanKld(const LastBlock& base, const LastBlock& other, const TokenBatch& batch);
+Result<double> MeanKld(const LastBlock& base, const LastBlock& other, const TokenBatch& batch, ThreadPool& pool);
+
+// Whether the distribution after this token of a sequence of `length` counts: the second half, but not the last token.
+inline bool Scored(uint64_t position, uint64_t length) { return position >= length / 2 && position + 1 < length; }
+
+// KLD(softmax(base) || softmax(other)) of every row. Same shapes.
+std::vector<double> RowKlds(const Matrix& base, const Matrix& other, ThreadPool& pool);
 
 }  // namespace moepack

@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/digest/sha256.h"
+#include "compressor/plan/planner.h"
 #include "compressor/replay.h"
 #include "compressor/structure.h"
 #include "format/manifest/model_folder.h"
@@ -10,6 +11,8 @@
 
 namespace moepack {
 namespace {
+
+constexpr uint64_t kMaxPlanBytes = 256 << 20, kMaxTableBytes = uint64_t{1} << 30;
 
 std::string TextDigest(std::string_view text) { return ToHex(Sha256(AsBytes(text))); }
 
@@ -34,7 +37,7 @@ class Compressor {
  private:
   Status Open() {
     if (!request_.dry_run) MOEPACK_RETURN_IF_ERROR(CheckOutput());
-    MOEPACK_ASSIGN_OR_RETURN(model_, OpenModel(env_, request_.model_path, {.digests = !request_.dry_run}));
+    MOEPACK_ASSIGN_OR_RETURN(model_, OpenModel(env_, request_.model_path, {.digests = true}));
     if (model_.tensors == nullptr && !request_.dry_run) {
       return Status(ErrorCode::kBadInput, request_.model_path + ": a configuration without weights can only be planned: add --dry-run");
     }
@@ -72,9 +75,92 @@ class Compressor {
   }
 
   Status MakePlan() {
-    plan_.measured_by = "none";
-    for (size_t i = 0; i < tensors_.size(); ++i) plan_.tensors.push_back({tensors_[i].name, choices_[i].candidates.front(), 0, 0});
-    return FillSizes(tensors_, &plan_);
+    const bool open = std::any_of(choices_.begin(), choices_.end(), [](const Choice& c) { return c.candidates.size() > 1; });
+    const Budget& budget = recipe_.budget;
+    if ((open || budget.max_kld) && (!calibration_ || model_.tensors == nullptr)) {
+      return Status(ErrorCode::kUsage, "choosing between codecs needs the model's weights and --profile");
+    }
+    if (open && !budget.set()) {
+      return Status(ErrorCode::kUsage, "choosing between codecs needs a budget: --target-size, --target-bpw or --max-kld");
+    }
+    if (open) MOEPACK_RETURN_IF_ERROR(GetErrorTable());
+    if (!request_.like_path.empty()) {
+      MOEPACK_ASSIGN_OR_RETURN(const Bytes text, ReadFile(env_, request_.like_path, kMaxPlanBytes));
+      MOEPACK_ASSIGN_OR_RETURN(like_, ParsePlanTensors(text, request_.like_path));
+    }
+    PlannerInput in{&program_, tensors_, choices_, errors_ ? &*errors_ : nullptr, {}, like_};
+    in.extras.tokenizer_bytes = model_.tokenizer.size();
+    MOEPACK_ASSIGN_OR_RETURN(const std::string provenance, Provenance(""));
+    in.extras.provenance_bytes = provenance.size();
+    in.extras.hot_list = MakeHotList();
+    MOEPACK_ASSIGN_OR_RETURN(const Planner planner, Planner::Create(in));
+    if (budget.max_kld) return SearchKld(planner, *budget.max_kld);
+    MOEPACK_ASSIGN_OR_RETURN(plan_, budget.set() ? planner.ForSize(TargetBytes()) : planner.Largest());
+    return Status::Ok();
+  }
+
+  uint64_t TargetBytes() const {
+    if (recipe_.budget.target_bytes) return *recipe_.budget.target_bytes;
+    return static_cast<uint64_t>(*recipe_.budget.target_bpw * static_cast<double>(program_.original_parameters) / 8);
+  }
+
+  // Predictions rank plans well but are not the KLD itself: encode, measure, correct the prediction by what was measured,
+  // until the smallest plan that holds is bracketed.
+  Status SearchKld(const Planner& planner, double most) {
+    if (calibration_->held_back.empty()) {
+      return Status(ErrorCode::kUsage, "--max-kld is checked on calibration text that was held back; calibrate on at least eight sequences");
+    }
+    static constexpr int kTrials = 5;
+    double aim = most;
+    std::optional<Plan> held;
+    double best_kld = 0;
+    for (int trial = 0; trial < kTrials; ++trial) {
+      MOEPACK_ASSIGN_OR_RETURN(plan_, planner.ForKld(aim));
+      if (held && plan_.bundle_bytes >= held->bundle_bytes) break;
+      if (request_.dry_run) return Status::Ok();
+      MOEPACK_ASSIGN_OR_RETURN(const ReplayReport report, Replay(ReplayOf(nullptr), pool_, progress_));
+      progress_.Note(StrFormat("%llu bytes: mean KLD %.6f on held-back text", static_cast<unsigned long long>(plan_.bundle_bytes), report.kld));
+      best_kld = report.kld;
+      const bool largest = plan_.predicted_kld > aim;
+      if (report.kld <= most) held = plan_;
+      if (largest && !held) break;
+      // A prediction that was right within a few percent cannot be improved on.
+      static constexpr double kCloseEnough = 0.97;
+      if (report.kld <= most && report.kld >= kCloseEnough * most) break;
+      const double ratio = report.kld > 0 ? most / report.kld : 2;
+      aim = plan_.predicted_kld * (report.kld <= most ? ratio : ratio * kCloseEnough);
+    }
+    if (!held) {
+      return Status(ErrorCode::kGate, StrFormat("a mean KLD of %g cannot be reached: %llu bytes, the most this recipe allows, give %.6g", most,
+                                                static_cast<unsigned long long>(plan_.bundle_bytes), best_kld));
+    }
+    plan_ = *held;
+    return Status::Ok();
+  }
+
+  // The table that was asked for if it fits this request, otherwise a new one.
+  Status GetErrorTable() {
+    std::string made_from = ToHex(Sha256(SerializeProgram(program_))) + recipe_.Canonical();
+    for (const auto& [name, digest] : model_.input_digests) made_from += name + digest;
+    MOEPACK_ASSIGN_OR_RETURN(const Digest profile, Sha256File(env_, request_.profile_path));
+    for (const Choice& choice : choices_) {
+      for (const Codec& codec : choice.candidates) made_from += codec.Name() + " ";
+    }
+    made_from = TextDigest(made_from + ToHex(profile));
+    const std::string& path = request_.error_table_path;
+    if (!path.empty()) {
+      MOEPACK_ASSIGN_OR_RETURN(const bool exists, env_.Exists(path));
+      if (exists) {
+        MOEPACK_ASSIGN_OR_RETURN(const Bytes text, ReadFile(env_, path, kMaxTableBytes));
+        MOEPACK_ASSIGN_OR_RETURN(errors_, ParseErrorTable(text, path));
+        if (errors_->made_from == made_from) return Status::Ok();
+        return Status(ErrorCode::kBadInput, path + ": made from another model, profile or recipe; remove it to measure anew");
+      }
+    }
+    ErrorTableInput in{&program_, source_.get(), &recipe_, &*calibration_, tensors_, choices_};
+    MOEPACK_ASSIGN_OR_RETURN(errors_, MeasureErrors(in, pool_, progress_));
+    errors_->made_from = made_from;
+    return path.empty() ? Status::Ok() : WriteFileAtomically(env_, path, AsBytes(SerializeErrorTable(*errors_)));
   }
 
   Result<double> Write() {
@@ -89,6 +175,9 @@ class Compressor {
     MOEPACK_RETURN_IF_ERROR(writer->SetExperts(MakeExperts()));
     MOEPACK_ASSIGN_OR_RETURN(const ReplayReport report, Replay(ReplayOf(writer.get()), pool_, progress_));
     MOEPACK_RETURN_IF_ERROR(writer->WriteFile("errors.json", AsBytes(SerializeErrors(plan_, report.relative_errors))));
+    if (recipe_.budget.max_kld && report.kld > *recipe_.budget.max_kld) {
+      return Status(ErrorCode::kGate, StrFormat("mean KLD %.6g on held-back text exceeds %g", report.kld, *recipe_.budget.max_kld));
+    }
     MOEPACK_RETURN_IF_ERROR(writer->Finish(program_));
     return report.kld;
   }
@@ -172,6 +261,8 @@ class Compressor {
   std::shared_ptr<const TensorSource> source_;
   std::vector<TensorRef> tensors_;
   std::vector<Choice> choices_;
+  std::optional<ErrorTable> errors_;
+  std::vector<PlanTensor> like_;
   Plan plan_;
 };
 

@@ -4,8 +4,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
-#include "compressor/pass/hessian.h"
-#include "compressor/pass/prune.h"
+#include "compressor/pass/moments_jobs.h"
 
 namespace moepack {
 namespace {
@@ -109,7 +108,7 @@ class Replayer {
   Status Judge(const std::optional<BlockWeights>& full, const BlockWeights& weights) {
     if (!full) return Status::Ok();
     const Stream stream = SelectRows(stream_, in_.calibration->batch, in_.calibration->held_back);
-    MOEPACK_ASSIGN_OR_RETURN(report_.kld, MeanKld({&full_forward_, &*full, &full_stream_}, {&forward_, &weights, &stream}, held_back_));
+    MOEPACK_ASSIGN_OR_RETURN(report_.kld, MeanKld({&full_forward_, &*full, &full_stream_}, {&forward_, &weights, &stream}, held_back_, pool_));
     return Status::Ok();
   }
 
@@ -193,23 +192,21 @@ class Replayer {
     }
     HessianCollector moments(*in_.program, wanted, in_.calibration ? std::span<const float>(in_.calibration->weights) : std::span<const float>(), pool_);
     if (moments.wants_linear() || moments.wants_moe()) MOEPACK_RETURN_IF_ERROR(Collect(block, *weights, &moments));
-    std::map<const InputMoments*, GptqFactor> factors;
-    if (in_.recipe->gptq) MOEPACK_RETURN_IF_ERROR(FactorAll(wanted, &moments, &factors));
+    MOEPACK_ASSIGN_OR_RETURN(const MomentFactors factors, FactorMoments(wanted, in_.recipe->gptq, &moments, pool_));
     std::vector<MatrixJob> jobs(turn.size());
-    for (size_t j = 0; j < turn.size(); ++j) MOEPACK_RETURN_IF_ERROR(MakeJob(turn[j], *weights, &moments, factors, &jobs[j]));
+    for (size_t j = 0; j < turn.size(); ++j) {
+      const TensorRef& tensor = tensors_[turn[j]];
+      MOEPACK_RETURN_IF_ERROR(PrepareJob(tensor, codec(turn[j]), *in_.recipe, WeightsOf(tensor, *weights), &moments, factors, &jobs[j]));
+    }
     RunJobs(jobs, kSweeps, pool_);
     for (size_t j = 0; j < turn.size(); ++j) {
       report_.relative_errors[turn[j]] = jobs[j].energy > 0 ? std::sqrt(std::max(0.0, jobs[j].error) / jobs[j].energy) : 0;
       MOEPACK_ASSIGN_OR_RETURN((*plain)[turn[j]], ToPlain(jobs[j].out));
-      Matrix& target = WeightsOf(tensors_[turn[j]], weights);
+      Matrix& target = WeightsOf(tensors_[turn[j]], *weights);
       Dequantize(jobs[j].out, {target.data(), static_cast<size_t>(target.size())});
       jobs[j].out = {};
     }
     return Status::Ok();
-  }
-
-  static Matrix& WeightsOf(const TensorRef& tensor, BlockWeights* weights) {
-    return tensor.is_expert() ? weights->expert(tensor.table, tensor.expert, tensor.matrix) : weights->dense(tensor.dense);
   }
 
   Status Collect(int32_t block, const BlockWeights& weights, HessianCollector* moments) {
@@ -218,58 +215,6 @@ class Replayer {
     }
     Stream copy = stream_;
     return forward_.RunBlock(block, weights, in_.calibration->batch, &copy, moments);
-  }
-
-  Status FactorAll(const std::vector<TensorRef>& wanted, HessianCollector* moments, std::map<const InputMoments*, GptqFactor>* factors) {
-    struct Item {
-      const InputMoments* moments;
-      bool pooled;
-      uint32_t table;
-    };
-    std::vector<Item> items;
-    std::map<uint32_t, Matrix> pools;
-    for (const TensorRef& tensor : wanted) {
-      const InputMoments* found = moments->Find(tensor);
-      if (found == nullptr || factors->contains(found)) continue;
-      (*factors)[found];
-      const bool pooled = tensor.is_expert() && tensor.matrix != ExpertMatrix::kDown;
-      if (pooled && !pools.contains(tensor.table)) pools[tensor.table] = moments->Pooled(tensor.table);
-      items.push_back({found, pooled, tensor.table});
-    }
-    std::vector<Status> statuses(items.size());
-    pool_.ParallelFor(items.size(), 1, [&](size_t begin, size_t end) {
-      static const Matrix kNoPool;
-      for (size_t i = begin; i < end; ++i) {
-        const Matrix& pool = items[i].pooled ? pools.at(items[i].table) : kNoPool;
-        auto factor = FactorHessian(ShrinkHessian(items[i].moments->hessian, items[i].moments->tokens, pool), {});
-        statuses[i] = factor.status();
-        if (factor.ok()) factors->at(items[i].moments) = std::move(*factor);
-      }
-    });
-    for (const Status& status : statuses) MOEPACK_RETURN_IF_ERROR(status);
-    return Status::Ok();
-  }
-
-  Status MakeJob(size_t index, BlockWeights& weights, HessianCollector* moments,
-                 const std::map<const InputMoments*, GptqFactor>& factors, MatrixJob* job) {
-    const TensorRef& tensor = tensors_[index];
-    job->weights = &WeightsOf(tensor, &weights);
-    job->codec = codec(index);
-    const InputMoments* found = NeedsMoments(index) ? moments->Find(tensor) : nullptr;
-    if (found != nullptr) {
-      job->hessian = &found->hessian;
-      job->importance = found->diagonal();
-      const auto factor = factors.find(found);
-      if (factor != factors.end()) job->factor = &factor->second;
-    }
-    if (job->codec.sparsity == Sparsity::kNone) return Status::Ok();
-    const PruneMethod method = in_.recipe->prune ? in_.recipe->prune->method : PruneMethod::kMagnitude;
-    if (found == nullptr && method != PruneMethod::kMagnitude) {
-      return Status(ErrorCode::kUsage, "pruning " + tensor.name + " needs the inputs it sees: give --profile, or prune by magnitude");
-    }
-    const Matrix scores = PruneScores(method, *job->weights, found ? std::span<const double>(found->in_sq) : std::span<const double>(), job->importance);
-    job->mask = job->codec.sparsity == Sparsity::kNM ? MaskNM(scores, job->codec.n, job->codec.m) : MaskRows(scores, job->codec.kept_per_row);
-    return Status::Ok();
   }
 
   Status ReadEarlierErrors() {
@@ -285,7 +230,6 @@ class Replayer {
     return Status::Ok();
   }
 
-  static constexpr int kSweeps = 3;
   const ReplayInput& in_;
   ThreadPool& pool_;
   Progress& progress_;

@@ -49,9 +49,9 @@ struct MatrixJob {
   const GptqFactor* factor = nullptr;   // null: round to nearest, weighted by `importance`
   std::vector<float> importance;        // [cols] second moments of the inputs, or empty
   const Matrix* hessian = nullptr;      // undamped, to measure errors with; null: the diagonal `importance`
-  size_t row_stride = 1;                // > 1: only every row_stride-th row is encoded (error tables); `out` is not usable then
+  std::vector<float> row_weights;       // [rows] how often each row is used (embeddings), or empty: all 1
   QuantizedMatrix out;
-  double error = 0, energy = 0;         // sum over rows of dw H dw^T and w H w^T, scaled up when rows were skipped
+  double error = 0, energy = 0;         // sum over rows of dw H dw^T and w H w^T
 };
 
 // Encodes all jobs on the pool. Errors are summed in a fixed order.

@@ -15,10 +15,7 @@ std::vector<Task> CutIntoTasks(std::span<const MatrixJob> jobs) {
   std::vector<Task> tasks;
   for (size_t j = 0; j < jobs.size(); ++j) {
     const size_t rows = static_cast<size_t>(jobs[j].weights->rows());
-    const size_t step = jobs[j].row_stride > 1 ? jobs[j].row_stride : kRowsPerTask;
-    for (size_t r = 0; r < rows; r += step) {
-      tasks.push_back({j, r, jobs[j].row_stride > 1 ? r + 1 : std::min(r + step, rows)});
-    }
+    for (size_t r = 0; r < rows; r += kRowsPerTask) tasks.push_back({j, r, std::min(r + kRowsPerTask, rows)});
   }
   return tasks;
 }
@@ -46,15 +43,23 @@ Matrix DequantizeRows(const QuantizedMatrix& q, size_t begin, size_t end) {
   return out;
 }
 
-double QuadraticForm(const MatrixJob& job, const Matrix& rows) {
+// Sum over the task's rows of x H x^T, each times its row weight.
+double QuadraticForm(const MatrixJob& job, const Task& task, const Matrix& rows) {
+  Matrix product(rows.rows(), rows.cols());
   if (job.hessian != nullptr) {
-    Matrix product(rows.rows(), rows.cols());
     product.noalias() = rows * *job.hessian;
-    return (product.array() * rows.array()).cast<double>().sum();
+  } else if (!job.importance.empty()) {
+    const Eigen::Map<const Eigen::RowVectorXf> importance(job.importance.data(), rows.cols());
+    product = rows.array().rowwise() * importance.array();
+  } else {
+    product = rows;
   }
-  if (job.importance.empty()) return rows.array().square().cast<double>().sum();
-  const Eigen::Map<const Eigen::RowVectorXf> importance(job.importance.data(), rows.cols());
-  return (rows.array().square().rowwise() * importance.array()).cast<double>().sum();
+  double sum = 0;
+  for (Eigen::Index r = 0; r < rows.rows(); ++r) {
+    const double form = product.row(r).cast<double>().dot(rows.row(r).cast<double>());
+    sum += job.row_weights.empty() ? form : form * static_cast<double>(job.row_weights[task.begin + r]);
+  }
+  return sum;
 }
 
 }  // namespace
@@ -76,20 +81,13 @@ void RunJobs(std::span<MatrixJob> jobs, int sweeps, ThreadPool& pool) {
         QuantizeRowsNearest(*job.weights, job.importance, task.begin, task.end, &job.out);
       }
       const Matrix rows = job.weights->middleRows(task.begin, task.end - task.begin);
-      energies[i] = QuadraticForm(job, rows);
-      errors[i] = QuadraticForm(job, rows - DequantizeRows(job.out, task.begin, task.end));
+      energies[i] = QuadraticForm(job, task, rows);
+      errors[i] = QuadraticForm(job, task, rows - DequantizeRows(job.out, task.begin, task.end));
     }
   });
-  std::vector<double> rows_seen(jobs.size(), 0);
   for (size_t i = 0; i < tasks.size(); ++i) {
     jobs[tasks[i].job].error += errors[i];
     jobs[tasks[i].job].energy += energies[i];
-    rows_seen[tasks[i].job] += static_cast<double>(tasks[i].end - tasks[i].begin);
-  }
-  for (size_t j = 0; j < jobs.size(); ++j) {
-    const double scale = static_cast<double>(jobs[j].weights->rows()) / std::max(rows_seen[j], 1.0);
-    jobs[j].error *= scale;
-    jobs[j].energy *= scale;
   }
 }
 

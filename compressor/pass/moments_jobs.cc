@@ -1,0 +1,61 @@
+#include "compressor/pass/moments_jobs.h"
+
+#include "compressor/pass/prune.h"
+
+namespace moepack {
+
+Result<MomentFactors> FactorMoments(const std::vector<TensorRef>& wanted, bool gptq, HessianCollector* moments, ThreadPool& pool) {
+  struct Item {
+    const InputMoments* moments;
+    const Matrix* pooled;
+  };
+  static const Matrix kNoPool;
+  MomentFactors factors;
+  if (!gptq) return factors;
+  std::vector<Item> items;
+  std::map<uint32_t, Matrix> pools;
+  for (const TensorRef& tensor : wanted) {
+    const InputMoments* found = moments->Find(tensor);
+    if (found == nullptr || found->hessian.size() == 0 || factors.contains(found)) continue;
+    factors[found];
+    // Columns of gate and up mean the same in all experts of a layer, those of down do not.
+    const bool pooled = tensor.is_expert() && tensor.matrix != ExpertMatrix::kDown;
+    if (pooled && !pools.contains(tensor.table)) pools[tensor.table] = moments->Pooled(tensor.table);
+    items.push_back({found, pooled ? &pools.at(tensor.table) : &kNoPool});
+  }
+  std::vector<Status> statuses(items.size());
+  pool.ParallelFor(items.size(), 1, [&](size_t begin, size_t end) {
+    for (size_t i = begin; i < end; ++i) {
+      auto factor = FactorHessian(ShrinkHessian(items[i].moments->hessian, items[i].moments->tokens, *items[i].pooled), {});
+      statuses[i] = factor.status();
+      if (factor.ok()) factors.at(items[i].moments) = std::move(*factor);
+    }
+  });
+  for (const Status& status : statuses) MOEPACK_RETURN_IF_ERROR(status);
+  return factors;
+}
+
+Status PrepareJob(const TensorRef& tensor, const Codec& codec, const Recipe& recipe, const Matrix& weights,
+                  HessianCollector* moments, const MomentFactors& factors, MatrixJob* job) {
+  job->weights = &weights;
+  job->codec = codec;
+  const bool discrete = codec.element == Element::kGroupInt || codec.sparsity != Sparsity::kNone;
+  const InputMoments* found = moments != nullptr && discrete ? moments->Find(tensor) : nullptr;
+  if (found != nullptr && found->hessian.size() > 0) {
+    job->hessian = &found->hessian;
+    job->importance = found->diagonal();
+    const auto factor = factors.find(found);
+    if (factor != factors.end()) job->factor = &factor->second;
+  }
+  if (codec.sparsity == Sparsity::kNone) return Status::Ok();
+  const PruneMethod method = recipe.prune ? recipe.prune->method : PruneMethod::kMagnitude;
+  if (job->hessian == nullptr && method != PruneMethod::kMagnitude) {
+    return Status(ErrorCode::kUsage, "pruning " + tensor.name + " needs the inputs it sees: give --profile, or prune by magnitude");
+  }
+  const std::vector<double> none;
+  const Matrix scores = PruneScores(method, weights, found != nullptr ? found->in_sq : none, job->importance);
+  job->mask = codec.sparsity == Sparsity::kNM ? MaskNM(scores, codec.n, codec.m) : MaskRows(scores, codec.kept_per_row);
+  return Status::Ok();
+}
+
+}  // namespace moepack

@@ -1,0 +1,115 @@
+#include "compressor/plan/bundle_size.h"
+
+#include <limits>
+#include <map>
+
+#include "base/checked.h"
+#include "format/envelope.h"
+#include "format/manifest/program_wire.h"
+
+namespace moepack {
+namespace {
+
+uint64_t AlignUp(uint64_t bytes) { return CeilDiv(bytes, kBundleAlignment) * kBundleAlignment; }
+
+struct Tables {
+  DenseTable dense;
+  std::vector<ExpertTable> experts;
+  uint64_t chunk_area_bytes = 0;
+  uint64_t chunk_count = 0;
+};
+
+// Digests have a fixed length unless all zero bytes could be left out, so they are filled.
+DigestBytes AnyDigest() {
+  DigestBytes digest;
+  digest.fill(0xff);
+  return digest;
+}
+
+void AddChunks(uint64_t plain_bytes, uint64_t first_offset, Tables* tables, Unit* unit) {
+  for (uint64_t at = 0; at < plain_bytes; at += kMaxChunkPlainBytes) {
+    ChunkRef chunk;
+    chunk.plain_bytes = chunk.stored_bytes = std::min(kMaxChunkPlainBytes, plain_bytes - at);
+    chunk.offset = first_offset + tables->chunk_area_bytes;
+    chunk.encoding = Encoding::kZstd;
+    chunk.stored_digest = chunk.plain_digest = AnyDigest();
+    unit->chunks.push_back(chunk);
+    tables->chunk_area_bytes += AlignUp(chunk.plain_bytes);
+    ++tables->chunk_count;
+  }
+}
+
+Result<Tables> MakeTables(const Program& program, std::span<const TensorRef> tensors, std::span<const Codec> codecs, uint64_t first_offset) {
+  Tables out;
+  for (uint32_t t = 0; t < program.expert_tables.size(); ++t) {
+    out.experts.push_back({t, {}, {}});
+    for (uint32_t e = 0; e < program.expert_tables[t].experts(); ++e) out.experts.back().experts.push_back({{{e}}});
+  }
+  for (size_t i = 0; i < tensors.size();) {
+    Unit unit;
+    uint64_t plain = 0;
+    const TensorRef& first = tensors[i];
+    for (; i < tensors.size() && tensors[i].unit == first.unit && tensors[i].block == first.block; ++i) {
+      const TensorRef& ref = tensors[i];
+      auto bytes = PlainBytes(codecs[i], ref.shape);
+      if (!bytes.ok()) return bytes.status().With(ref.name + " as " + codecs[i].Name());
+      if (!CheckedAdd(plain, *bytes, &plain)) return Status(ErrorCode::kLimit, "the model's size exceeds 64 bits");
+      unit.tensors.push_back({ref.is_expert() ? static_cast<uint32_t>(ref.matrix) : ref.dense, codecs[i], ref.shape});
+    }
+    AddChunks(plain, first_offset, &out, &unit);
+    (first.is_expert() ? out.experts[first.table].units : out.dense.units).push_back(std::move(unit));
+  }
+  return out;
+}
+
+struct Blob {
+  BlobKind kind;
+  uint32_t index;
+  uint64_t bytes;
+};
+
+std::vector<Blob> ListBlobs(const Program& program, const Tables& tables, const BundleExtras& extras) {
+  std::vector<Blob> blobs = {{BlobKind::kProgram, 0, SerializeProgram(program).size()}};
+  if (extras.tokenizer_bytes > 0) blobs.push_back({BlobKind::kTokenizer, 0, extras.tokenizer_bytes});
+  blobs.push_back({BlobKind::kDenseTable, 0, SerializeDenseTable(tables.dense).size()});
+  for (const ExpertTable& table : tables.experts) blobs.push_back({BlobKind::kExpertTable, table.table, SerializeExpertTable(table).size()});
+  blobs.push_back({BlobKind::kHotList, 0, SerializeHotList(extras.hot_list).size()});
+  if (extras.provenance_bytes > 0) blobs.push_back({BlobKind::kProvenance, 0, extras.provenance_bytes});
+  return blobs;
+}
+
+uint64_t ManifestBytes(const std::vector<Blob>& blobs, uint64_t first_offset, const Tables& tables) {
+  static constexpr size_t kLongestName = 64;
+  Manifest manifest;
+  manifest.product = manifest.version = std::string(kLongestName, 'x');
+  manifest.key_epoch = manifest.security_counter = std::numeric_limits<uint64_t>::max();
+  manifest.file_bytes = first_offset + tables.chunk_area_bytes;
+  manifest.chunk_count = tables.chunk_count;
+  for (const Blob& blob : blobs) manifest.blobs.push_back({blob.kind, blob.index, first_offset, blob.bytes, AnyDigest()});
+  return SerializeManifest(manifest).size();
+}
+
+}  // namespace
+
+uint64_t StoredUnitBytes(uint64_t plain_bytes) {
+  const uint64_t whole = plain_bytes / kMaxChunkPlainBytes;
+  return whole * kMaxChunkPlainBytes + AlignUp(plain_bytes % kMaxChunkPlainBytes);
+}
+
+Result<uint64_t> BundleBytes(const Program& program, std::span<const TensorRef> tensors, std::span<const Codec> codecs,
+                             const BundleExtras& extras) {
+  // Where chunks begin depends on the tables' length, which depends on the offsets in them: from below until it settles.
+  uint64_t first_offset = 0;
+  static constexpr int kMaxRounds = 16;
+  for (int round = 0; round < kMaxRounds; ++round) {
+    MOEPACK_ASSIGN_OR_RETURN(const Tables tables, MakeTables(program, tensors, codecs, first_offset));
+    const std::vector<Blob> blobs = ListBlobs(program, tables, extras);
+    uint64_t end = AlignUp(kEnvelopeBytes + ManifestBytes(blobs, first_offset, tables));
+    for (const Blob& blob : blobs) end += AlignUp(blob.bytes);
+    if (end == first_offset) return first_offset + tables.chunk_area_bytes;
+    first_offset = end;
+  }
+  return Status(ErrorCode::kInternal, "the size of the bundle did not settle");
+}
+
+}  // namespace moepack

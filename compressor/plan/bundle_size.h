@@ -1,0 +1,26 @@
+// Exact size of the bundle that a plan leads to, before anything is written: the layout of format/SPEC.md with every chunk
+// stored as long as its plain bytes. Chunk compression can only make the file smaller, so this is what a size gate holds.
+#pragma once
+
+#include <span>
+
+#include "base/status.h"
+#include "compressor/plan/plan.h"
+#include "compressor/tensors.h"
+#include "format/manifest/manifest.h"
+
+namespace moepack {
+
+struct BundleExtras {
+  uint64_t tokenizer_bytes = 0, provenance_bytes = 0;  // 0: left out
+  HotList hot_list;
+};
+
+// Bytes that a unit of `plain_bytes` takes in the chunk area, padding included.
+uint64_t StoredUnitBytes(uint64_t plain_bytes);
+
+// File size with codecs[i] for tensors[i] (as ListTensors gives them), for the longest product name and version.
+Result<uint64_t> BundleBytes(const Program& program, std::span<const TensorRef> tensors, std::span<const Codec> codecs,
+                             const BundleExtras& extras);
+
+}  // namespace moepack

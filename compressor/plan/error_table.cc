@@ -1,0 +1,286 @@
+#include "compressor/plan/error_table.h"
+
+#include <algorithm>
+#include <cctype>
+#include <optional>
+
+#include "compressor/pass/gptq.h"
+#include "compressor/pass/hessian.h"
+#include "compressor/pass/moments_jobs.h"
+
+namespace moepack {
+namespace {
+
+// Weights that all probes together may have to load: beyond that sensitivities come from energies.
+constexpr double kMaxProbeWeights = 2e11;
+constexpr uint64_t kMaxBaseLogits = uint64_t{1} << 26;
+// The codec that probes disturb a group with: errors small enough that KLD grows in proportion to them.
+Codec ProbeCodec() {
+  Codec codec;
+  codec.element = Element::kGroupInt;
+  codec.bits = 4;
+  codec.group_size = 64;
+  return codec;
+}
+
+// "layers.3.experts.5.gate_proj" -> "layers.3.experts.gate_proj": all experts of a layer share a sensitivity.
+std::string GroupOf(const TensorRef& tensor) {
+  if (!tensor.is_expert()) return tensor.name;
+  return StrFormat("layers.%d.experts.%s", tensor.layer, ExpertMatrixName(tensor.matrix));
+}
+
+// Sequences spread evenly over the calibration text, about `tokens` tokens, none of them held back.
+std::vector<uint64_t> SpreadSequences(const Calibration& calibration, uint64_t tokens) {
+  std::vector<uint64_t> usable;
+  for (uint64_t s = 0; s < calibration.batch.sequences(); ++s) {
+    if (calibration.weights[calibration.batch.begin(s)] > 0) usable.push_back(s);
+  }
+  const uint64_t mean = std::max<uint64_t>(1, calibration.batch.size() / calibration.batch.sequences());
+  const size_t wanted = std::clamp<size_t>(tokens / mean, 1, std::max<size_t>(1, usable.size()));
+  std::vector<uint64_t> out;
+  for (size_t i = 0; i < wanted && !usable.empty(); ++i) out.push_back(usable[i * usable.size() / wanted]);
+  return out;
+}
+
+class Measurer {
+ public:
+  Measurer(const ErrorTableInput& in, ThreadPool& pool, Progress& progress)
+      : in_(in), pool_(pool), progress_(progress), forward_(*in.program, pool) {}
+
+  Result<ErrorTable> Run() {
+    const std::vector<uint64_t> sequences = SpreadSequences(*in_.calibration, in_.max_tokens);
+    batch_ = SelectSequences(in_.calibration->batch, sequences);
+    for (uint64_t s : sequences) {
+      const TokenBatch& all = in_.calibration->batch;
+      token_weights_.insert(token_weights_.end(), in_.calibration->weights.begin() + static_cast<ptrdiff_t>(all.begin(s)),
+                            in_.calibration->weights.begin() + static_cast<ptrdiff_t>(all.end(s)));
+    }
+    for (float w : token_weights_) total_weight_ += static_cast<double>(w);
+    // The full model's logits of half of the probe tokens stay in memory.
+    const uint64_t vocabulary = in_.program->values[in_.program->output].width;
+    const uint64_t probe_tokens = std::min(in_.probe_tokens, std::max<uint64_t>(1, kMaxBaseLogits / vocabulary * 2));
+    probe_batch_ = SelectSequences(in_.calibration->batch, SpreadSequences(*in_.calibration, probe_tokens));
+    table_.measured_by = ProbesPay() ? "probes" : "energy";
+    if (table_.measured_by == "probes") MOEPACK_RETURN_IF_ERROR(KeepBaseLogits());
+    progress_.Begin("measure errors", in_.tensors.size(), "tensors");
+    for (int32_t block = 0; block < in_.program->blocks(); ++block) MOEPACK_RETURN_IF_ERROR(MeasureBlock(block));
+    progress_.End();
+    return std::move(table_);
+  }
+
+ private:
+  bool last(int32_t block) const { return block + 1 == in_.program->blocks(); }
+  bool Open(size_t i) const { return in_.choices[i].candidates.size() > 1; }
+
+  bool ProbesPay() const {
+    if (!in_.recipe->probes) return false;
+    std::map<std::string, int32_t> groups;
+    for (size_t i = 0; i < in_.tensors.size(); ++i) {
+      if (Open(i)) groups.emplace(GroupOf(in_.tensors[i]), in_.tensors[i].block);
+    }
+    const double per_block = static_cast<double>(CountParameters(*in_.program)) / in_.program->blocks();
+    double weights = 0;
+    for (const auto& [group, block] : groups) weights += per_block * (in_.program->blocks() - block);
+    return weights <= kMaxProbeWeights;
+  }
+
+  Status MeasureBlock(int32_t block) {
+    auto weights = BlockWeights::Load(*in_.program, *in_.source, block, pool_);
+    if (!weights.ok()) return weights.status();
+    std::vector<size_t> open;
+    for (size_t i = 0; i < in_.tensors.size(); ++i) {
+      if (in_.tensors[i].block == block && Open(i)) open.push_back(i);
+    }
+    if (!open.empty()) MOEPACK_RETURN_IF_ERROR(MeasureTensors(block, open, *weights));
+    progress_.Advance(static_cast<uint64_t>(std::count_if(in_.tensors.begin(), in_.tensors.end(), [&](const auto& t) { return t.block == block; })));
+    if (last(block)) return Status::Ok();
+    MOEPACK_RETURN_IF_ERROR(forward_.RunBlock(block, *weights, batch_, &stream_));
+    return forward_.RunBlock(block, *weights, probe_batch_, &probe_stream_);
+  }
+
+  Status MeasureTensors(int32_t block, const std::vector<size_t>& open, BlockWeights& weights) {
+    std::vector<TensorRef> wanted;
+    for (size_t i : open) wanted.push_back(in_.tensors[i]);
+    HessianCollector moments(*in_.program, wanted, token_weights_, pool_);
+    if (moments.wants_linear() || moments.wants_moe()) {
+      if (last(block)) {
+        MOEPACK_RETURN_IF_ERROR(forward_.RunLastBlock(weights, batch_, stream_, [](uint64_t, const Matrix&) { return Status::Ok(); }, &moments));
+      } else {
+        Stream copy = stream_;
+        MOEPACK_RETURN_IF_ERROR(forward_.RunBlock(block, weights, batch_, &copy, &moments));
+      }
+    }
+    MOEPACK_ASSIGN_OR_RETURN(const MomentFactors factors, FactorMoments(wanted, in_.recipe->gptq, &moments, pool_));
+    for (size_t i : open) {
+      table_.tensors.push_back({in_.tensors[i].name, GroupOf(in_.tensors[i]), 0, {}});
+    }
+    MOEPACK_RETURN_IF_ERROR(MeasureCandidates(open, weights, &moments, factors));
+    return MeasureSensitivities(block, open, weights, &moments);
+  }
+
+  TensorErrors& EntryOf(const std::vector<size_t>& open, size_t position) {
+    return table_.tensors[table_.tensors.size() - open.size() + position];
+  }
+
+  // Every candidate of every tensor, on a sample of its rows.
+  Status MeasureCandidates(const std::vector<size_t>& open, BlockWeights& weights, HessianCollector* moments, const MomentFactors& factors) {
+    std::vector<Matrix> samples;
+    std::vector<std::vector<float>> row_weights;
+    for (size_t i : open) {
+      const Matrix& all = WeightsOf(in_.tensors[i], weights);
+      const std::vector<float> counts = RowWeights(in_.tensors[i]);
+      const auto rows = static_cast<size_t>(all.rows()), count = std::min(in_.sample_rows, rows);
+      samples.emplace_back(count, all.cols());
+      row_weights.emplace_back(count, static_cast<float>(rows) / static_cast<float>(count));
+      for (size_t r = 0; r < count; ++r) {
+        const size_t row = r * rows / count;
+        samples.back().row(r) = all.row(row);
+        if (!counts.empty()) row_weights.back()[r] *= counts[row];
+      }
+    }
+    size_t most = 0;
+    for (size_t i : open) most = std::max(most, in_.choices[i].candidates.size());
+    for (size_t c = 0; c < most; ++c) {
+      std::vector<MatrixJob> jobs;
+      std::vector<size_t> owners;
+      for (size_t p = 0; p < open.size(); ++p) {
+        if (c >= in_.choices[open[p]].candidates.size()) continue;
+        jobs.emplace_back();
+        owners.push_back(p);
+        MOEPACK_RETURN_IF_ERROR(PrepareJob(in_.tensors[open[p]], in_.choices[open[p]].candidates[c], *in_.recipe, samples[p], moments, factors, &jobs.back()));
+        jobs.back().row_weights = row_weights[p];
+      }
+      RunJobs(jobs, kSweeps, pool_);
+      for (size_t j = 0; j < jobs.size(); ++j) {
+        TensorErrors& entry = EntryOf(open, owners[j]);
+        entry.errors[jobs[j].codec.Name()] = jobs[j].error / total_weight_;
+        entry.energy = jobs[j].energy / total_weight_;
+      }
+    }
+    return Status::Ok();
+  }
+
+  // How often each row of an embedding table is used; empty for other tensors. Every token counts once on top, so that
+  // tokens the calibration text lacks are not worthless.
+  std::vector<float> RowWeights(const TensorRef& tensor) const {
+    if (tensor.role != TensorRole::kEmbedding || tensor.is_expert()) return {};
+    std::vector<float> counts(tensor.shape.rows, 1.0f);
+    for (size_t t = 0; t < batch_.tokens.size(); ++t) counts[batch_.tokens[t]] += token_weights_[t];
+    return counts;
+  }
+
+  Status MeasureSensitivities(int32_t block, const std::vector<size_t>& open, BlockWeights& weights, HessianCollector* moments) {
+    std::map<std::string, std::vector<size_t>> groups;
+    std::map<std::string, double> energies;
+    for (size_t p = 0; p < open.size(); ++p) {
+      const TensorErrors& entry = EntryOf(open, p);
+      groups[entry.group].push_back(open[p]);
+      energies[entry.group] += entry.energy;
+    }
+    for (const auto& [group, members] : groups) {
+      if (table_.measured_by != "probes") {
+        table_.sensitivity[group] = energies[group] > 0 ? 1 / energies[group] : 0;
+        continue;
+      }
+      MOEPACK_ASSIGN_OR_RETURN(table_.sensitivity[group], Probe(block, members, weights, moments));
+    }
+    return Status::Ok();
+  }
+
+  // Mean KLD that rounding these tensors causes, by unit of error.
+  Result<double> Probe(int32_t block, const std::vector<size_t>& members, BlockWeights& weights, HessianCollector* moments) {
+    std::vector<MatrixJob> jobs(members.size());
+    for (size_t j = 0; j < members.size(); ++j) {
+      const TensorRef& tensor = in_.tensors[members[j]];
+      MOEPACK_RETURN_IF_ERROR(PrepareJob(tensor, ProbeCodec(), *in_.recipe, WeightsOf(tensor, weights), moments, {}, &jobs[j]));
+      jobs[j].row_weights = RowWeights(tensor);
+    }
+    RunJobs(jobs, 0, pool_);
+    double error = 0;
+    std::vector<Matrix> saved;
+    for (size_t j = 0; j < members.size(); ++j) {
+      Matrix& target = WeightsOf(in_.tensors[members[j]], weights);
+      saved.push_back(target);
+      Dequantize(jobs[j].out, {target.data(), static_cast<size_t>(target.size())});
+      error += jobs[j].error / total_weight_;
+    }
+    auto kld = RunProbe(block, weights);
+    for (size_t j = 0; j < members.size(); ++j) WeightsOf(in_.tensors[members[j]], weights) = std::move(saved[j]);
+    if (!kld.ok()) return kld.status();
+    return error > 0 ? *kld / error : 0.0;
+  }
+
+  // KLD between the model with this block's weights as they are now and the full model.
+  Result<double> RunProbe(int32_t block, const BlockWeights& disturbed) {
+    Stream stream = probe_stream_;
+    if (last(block)) return ProbeKld(disturbed, stream);
+    MOEPACK_RETURN_IF_ERROR(forward_.RunBlock(block, disturbed, probe_batch_, &stream));
+    for (int32_t b = block + 1; b < in_.program->blocks(); ++b) {
+      auto weights = BlockWeights::Load(*in_.program, *in_.source, b, pool_);
+      if (!weights.ok()) return weights.status();
+      if (last(b)) return ProbeKld(*weights, stream);
+      MOEPACK_RETURN_IF_ERROR(forward_.RunBlock(b, *weights, probe_batch_, &stream));
+    }
+    return Status(ErrorCode::kInternal, "a program without a last block");
+  }
+
+  // Runs `sink` rows that count, in order: row i of the scored rows.
+  std::vector<uint64_t> ScoredRows(uint64_t first, uint64_t count) const {
+    std::vector<uint64_t> rows;
+    for (uint64_t s = 0; s < probe_batch_.sequences(); ++s) {
+      const uint64_t begin = probe_batch_.begin(s), end = probe_batch_.end(s);
+      for (uint64_t t = std::max(begin, first); t < std::min(end, first + count); ++t) {
+        if (Scored(t - begin, end - begin)) rows.push_back(t - first);
+      }
+    }
+    return rows;
+  }
+
+  static Matrix PickRows(const Matrix& logits, const std::vector<uint64_t>& rows) {
+    Matrix out(static_cast<Eigen::Index>(rows.size()), logits.cols());
+    for (size_t i = 0; i < rows.size(); ++i) out.row(i) = logits.row(rows[i]);
+    return out;
+  }
+
+  Status KeepBaseLogits() {
+    const auto keep = [&](uint64_t first, const Matrix& logits) {
+      base_logits_.push_back(PickRows(logits, ScoredRows(first, static_cast<uint64_t>(logits.rows()))));
+      return Status::Ok();
+    };
+    return forward_.Run(*in_.source, probe_batch_, keep, NoProgress());
+  }
+
+  // Tiles of the last block are the same in every run, so they meet the kept logits in order.
+  Result<double> ProbeKld(const BlockWeights& weights, const Stream& stream) {
+    double sum = 0;
+    uint64_t rows = 0;
+    size_t tile = 0;
+    const auto compare = [&](uint64_t first, const Matrix& logits) {
+      const Matrix picked = PickRows(logits, ScoredRows(first, static_cast<uint64_t>(logits.rows())));
+      for (double kld : RowKlds(base_logits_[tile++], picked, pool_)) sum += kld;
+      rows += static_cast<uint64_t>(picked.rows());
+      return Status::Ok();
+    };
+    MOEPACK_RETURN_IF_ERROR(forward_.RunLastBlock(weights, probe_batch_, stream, compare));
+    return rows > 0 ? std::max(0.0, sum / static_cast<double>(rows)) : 0.0;
+  }
+
+  const ErrorTableInput& in_;
+  ThreadPool& pool_;
+  Progress& progress_;
+  Forward forward_;
+  TokenBatch batch_, probe_batch_;
+  std::vector<float> token_weights_;  // of batch_
+  double total_weight_ = 0;
+  Stream stream_, probe_stream_;      // of the full model, before the current block
+  std::vector<Matrix> base_logits_;   // scored rows of the probe batch, tile by tile
+  ErrorTable table_;
+};
+
+}  // namespace
+
+Result<ErrorTable> MeasureErrors(const ErrorTableInput& input, ThreadPool& pool, Progress& progress) {
+  return Measurer(input, pool, progress).Run();
+}
+
+}  // namespace moepack

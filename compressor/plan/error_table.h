@@ -1,0 +1,51 @@
+// The measured error table: what each tensor loses under each codec it may get, and what one unit of that loss does to the
+// model's predictions. Made once a profile, reused for any budget.
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "base/progress.h"
+#include "compressor/calibration.h"
+#include "compressor/recipe.h"
+#include "model/model.h"
+
+namespace moepack {
+
+struct TensorErrors {
+  std::string name;
+  std::string group;                     // tensors that share a sensitivity
+  double energy = 0;                     // mean over tokens of ||W x||^2 (gate-weighted for experts)
+  std::map<std::string, double> errors;  // codec name -> mean over tokens of ||dW x||^2, encoded as Replay encodes
+};
+
+struct ErrorTable {
+  std::string made_from;                      // digest of program, profile, candidates and options
+  std::string measured_by;                    // "probes", or "energy" when probes are off or would cost too much
+  std::vector<TensorErrors> tensors;          // tensors with more than one candidate, in ListTensors order
+  std::map<std::string, double> sensitivity;  // by group: mean KLD for one unit of error
+};
+
+// Deterministic JSON text, one line a tensor; and back. kBadInput names what is wrong.
+std::string SerializeErrorTable(const ErrorTable& table);
+Result<ErrorTable> ParseErrorTable(ByteSpan json, const std::string& file_name);
+
+struct ErrorTableInput {
+  const Program* program = nullptr;
+  const TensorSource* source = nullptr;
+  const Recipe* recipe = nullptr;
+  const Calibration* calibration = nullptr;
+  std::vector<TensorRef> tensors;   // ListTensors of the program
+  std::vector<Choice> choices;      // one a tensor
+  uint64_t max_tokens = 16384;      // calibration tokens to measure with
+  uint64_t probe_tokens = 2048;
+  size_t sample_rows = 64;          // rows of every matrix that are encoded to measure an error
+};
+
+// Measures by one pass of the full model over calibration tokens, one block in memory. Sensitivities: each group is rounded
+// to 4 bits alone and the mean KLD of the logits it causes is divided by its error (probes, from the group's block to the
+// end); without probes sensitivity is 1 / energy of the group, which counts relative output errors alike.
+Result<ErrorTable> MeasureErrors(const ErrorTableInput& input, ThreadPool& pool, Progress& progress);
+
+}  // namespace moepack

@@ -1,0 +1,120 @@
+#include "compressor/recipe.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+namespace moepack {
+namespace {
+
+using ::testing::HasSubstr;
+
+TensorRef Tensor(const std::string& name, uint64_t rows, uint64_t cols, TensorRole role = TensorRole::kAttention) {
+  TensorRef ref;
+  ref.name = name;
+  ref.shape = {rows, cols};
+  ref.role = role;
+  return ref;
+}
+TensorRef ExpertTensor(const std::string& name) {
+  TensorRef ref = Tensor(name, 256, 256, TensorRole::kOther);
+  ref.unit.expert = true;
+  return ref;
+}
+const Codec kStored = {.element = Element::kBf16};
+
+TEST(Recipe, AnErrorNamesLineColumnKeyAndTheNearestValidOne) {
+  struct Case {
+    const char* yaml;
+    std::vector<const char*> says;
+  };
+  for (const Case& c : std::vector<Case>{
+           {"version: 1\nrules:\n  - match: '.*'\n    codecc: i4g64\n", {"r.yaml", "line 4", "column 5", "'codecc'", "'codec'"}},
+           {"version: 1\ntarget_sise: 8MiB\n", {"line 2", "'target_sise'", "'target_size'"}},
+           {"version: 2\n", {"version must be 1"}},
+           {"gptq: true\n", {"version: 1"}},
+           {"version: 1\ndefaults: {codec: i7g64}\n", {"line 2", "i7g64"}},
+           {"version: 1\ndefaults: {codec: i4g64, keep: true}\n", {"exactly one"}},
+           {"version: 1\nrules: [{match: '(', keep: true}]\n", {"regular expression"}},
+           {"version: 1\nrules: [{keep: true}]\n", {"needs 'match'"}},
+           {"version: 1\nprune: {method: wander, sparsity: 0.5}\n", {"'wander'", "'wanda'"}},
+           {"version: 1\nprune: {method: wanda}\n", {"one of sparsity and nm"}},
+           {"version: 1\nprune: {nm: '3:2'}\n", {"N:M"}},
+           {"version: 1\nprune: {sparsity: 1.5}\n", {"from 0 to 1"}},
+           {"version: 1\ndrop_experts: {count: 2, share: 0.5}\n", {"one of count, share and per_layer"}},
+           {"version: 1\ntarget_bpw: 4\nmax_kld: 0.1\n", {"takes one of"}},
+           {"version: 1\ngptq: perhaps\n", {"true or false"}},
+           {"version: 1\ngptq: true\ngptq: false\n", {"twice"}},
+           {"version: 1\nrules: {a\n", {"line"}},
+           {"- 1\n", {"must be a map"}},
+       }) {
+    const auto recipe = ParseRecipe(c.yaml, "r.yaml");
+    ASSERT_FALSE(recipe.ok()) << c.yaml;
+    EXPECT_EQ(recipe.status().code(), ErrorCode::kRecipe);
+    for (const char* text : c.says) EXPECT_THAT(recipe.status().message(), HasSubstr(text));
+  }
+}
+
+TEST(Recipe, EveryKeyIsRead) {
+  const auto recipe = ParseRecipe(
+      "version: 1\ntarget_size: 1.5MiB\ngptq: false\nprobes: false\n"
+      "defaults: {candidates: [i4g64, i5g64]}\n"
+      "rules:\n  - {match: 'layers\\.\\d+\\.q_proj', codec: i8g64}\n"
+      "prune: {method: magnitude, nm: '2:4', targets: '.*down_proj'}\n"
+      "drop_experts: {per_layer: [1, 2], by: reap}\nprune_channels: {share: 0.25}\ndomains: {german: 2}\n", "r.yaml");
+  ASSERT_TRUE(recipe.ok()) << recipe.status().message();
+  EXPECT_EQ(recipe->budget.target_bytes, 1536u * 1024);
+  EXPECT_FALSE(recipe->gptq);
+  EXPECT_FALSE(recipe->probes);
+  EXPECT_EQ(recipe->prune->m, 4);
+  EXPECT_EQ(recipe->prune->method, PruneMethod::kMagnitude);
+  EXPECT_EQ(recipe->drop_experts->per_layer, (std::vector<uint32_t>{1, 2}));
+  EXPECT_EQ(recipe->prune_channels, 0.25);
+  EXPECT_EQ(recipe->domains.at("german"), 2);
+  EXPECT_EQ(ChoiceFor(*recipe, Tensor("layers.3.q_proj", 64, 64), kStored)->candidates.front().Name(), "i8g64");
+  EXPECT_EQ(ChoiceFor(*recipe, Tensor("layers.3.k_proj", 64, 64), kStored)->candidates.size(), 2u);
+}
+
+TEST(Recipe, TheLastMatchingRuleWinsAndMatchesWholeNames) {
+  const auto recipe = ParseRecipe("version: 1\nrules:\n  - {match: '.*_proj', codec: i4g64}\n  - {match: 'layers\\.0\\..*', keep: true}\n  - {match: 'q', codec: i2g32}\n", "r");
+  ASSERT_TRUE(recipe.ok());
+  EXPECT_EQ(ChoiceFor(*recipe, Tensor("layers.0.q_proj", 64, 64), kStored)->candidates.front().Name(), "bf16");
+  EXPECT_EQ(ChoiceFor(*recipe, Tensor("layers.1.q_proj", 64, 64), kStored)->candidates.front().Name(), "i4g64");
+}
+
+TEST(Recipe, NormsRoutersAndSmallTensorsAreNeverStarvedByDefault) {
+  const Recipe recipe = *RecipeForCodec("i2g32");
+  EXPECT_EQ(ChoiceFor(recipe, Tensor("norm", 1, 256, TensorRole::kNorm), kStored)->candidates.front().Name(), "f32");
+  EXPECT_EQ(ChoiceFor(recipe, Tensor("layers.0.router", 64, 256, TensorRole::kRouter), kStored)->candidates.front().Name(), "bf16");
+  EXPECT_EQ(ChoiceFor(recipe, Tensor("layers.0.q_proj", 8, 8), kStored)->candidates.front().Name(), "bf16");
+  EXPECT_EQ(ChoiceFor(recipe, ExpertTensor("layers.0.experts.0.up_proj"), kStored)->candidates.front().Name(), "i2g32");
+  for (TensorRole role : {TensorRole::kSharedExpert, TensorRole::kAttention, TensorRole::kHead, TensorRole::kEmbedding}) {
+    const auto built_in = ChoiceFor(Recipe(), Tensor("t", 256, 256, role), kStored);
+    for (const Codec& codec : built_in->candidates) EXPECT_GE(codec.bits, 4);
+  }
+}
+
+TEST(Recipe, PruningPutsSparsityOnEveryCandidateOfItsTargets) {
+  auto recipe = ParseRecipe("version: 1\ndefaults: {codec: i4g64}\nprune: {sparsity: 0.5}\n", "r");
+  ASSERT_TRUE(recipe.ok());
+  EXPECT_EQ(ChoiceFor(*recipe, ExpertTensor("layers.0.experts.1.up_proj"), kStored)->candidates.front().Name(), "i4g64+keep128");
+  EXPECT_EQ(ChoiceFor(*recipe, Tensor("layers.0.q_proj", 256, 256), kStored)->candidates.front().Name(), "i4g64");
+  recipe = ParseRecipe("version: 1\ndefaults: {codec: bf16}\nprune: {nm: '2:4', targets: '.*q_proj'}\n", "r");
+  EXPECT_EQ(ChoiceFor(*recipe, Tensor("layers.0.q_proj", 256, 256), kStored)->candidates.front().Name(), "bf16+2:4");
+  EXPECT_EQ(ChoiceFor(*recipe, Tensor("layers.0.q_proj", 250, 250), kStored).status().code(), ErrorCode::kRecipe);
+}
+
+TEST(Recipe, FloatCodecsApplyToEverything) {
+  const Recipe recipe = *RecipeForCodec("f32");
+  EXPECT_EQ(ChoiceFor(recipe, Tensor("layers.0.router", 64, 256, TensorRole::kRouter), kStored)->candidates.front().Name(), "f32");
+  EXPECT_EQ(RecipeForCodec("i9g64").status().code(), ErrorCode::kUsage);
+}
+
+TEST(Recipe, CanonicalTextIgnoresCommentsAndBudget) {
+  const auto a = ParseRecipe("version: 1 # one\ntarget_bpw: 4\ngptq: true\n", "a"), b = ParseRecipe("gptq: yes\nversion: 1\n", "b");
+  ASSERT_TRUE(a.ok() && b.ok());
+  EXPECT_EQ(a->Canonical(), b->Canonical());
+  EXPECT_NE(a->Canonical(), ParseRecipe("version: 1\ngptq: false\n", "c")->Canonical());
+}
+
+}  // namespace
+}  // namespace moepack

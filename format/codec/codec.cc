@@ -30,7 +30,8 @@ Status ValidateElement(const Codec& codec) {
 Status ValidateSparsity(const Codec& codec) {
   switch (codec.sparsity) {
     case Sparsity::kNone:
-      if (codec.kept_per_row != 0 || codec.n != 0 || codec.m != 0) return Malformed("sparsity fields of a dense codec must be zero");
+      if (codec.kept_per_row != 0 || codec.n != 0 || codec.m != 0)
+        return Malformed("sparsity fields of a dense codec must be zero");
       return Status::Ok();
     case Sparsity::kBitmask:
       if (codec.n != 0 || codec.m != 0) return Malformed("n and m of a bitmask codec must be zero");
@@ -107,9 +108,15 @@ bool ParseSparsity(NameReader* in, Codec* codec) {
 std::string Codec::Name() const {
   std::string name;
   switch (element) {
-    case Element::kF32: name = "f32"; break;
-    case Element::kBf16: name = "bf16"; break;
-    case Element::kF16: name = "f16"; break;
+    case Element::kF32:
+      name = "f32";
+      break;
+    case Element::kBf16:
+      name = "bf16";
+      break;
+    case Element::kF16:
+      name = "f16";
+      break;
     case Element::kGroupInt:
       name = StrFormat("i%u%s", bits, has_min ? "m" : "");
       name += group_size == 0 ? std::string("r") : StrFormat("g%u", group_size);
@@ -142,9 +149,12 @@ uint64_t GroupsPerRow(const Codec& codec, uint64_t cols) {
 
 uint64_t KeptPerRow(const Codec& codec, uint64_t cols) {
   switch (codec.sparsity) {
-    case Sparsity::kNone: return cols;
-    case Sparsity::kBitmask: return codec.kept_per_row;
-    case Sparsity::kNM: return cols / codec.m * codec.n;
+    case Sparsity::kNone:
+      return cols;
+    case Sparsity::kBitmask:
+      return codec.kept_per_row;
+    case Sparsity::kNM:
+      return cols / codec.m * codec.n;
   }
   return cols;
 }

@@ -75,11 +75,11 @@ uint64_t KeptPerRow(const Codec& codec, uint64_t cols);
 struct QuantizedMatrix {
   Codec codec;
   MatrixShape shape;
-  std::vector<uint8_t> codes;     // [rows * cols], 0 where masked out; kGroupInt only
-  std::vector<uint16_t> scales;   // f16 bits [rows * groups]
-  std::vector<uint16_t> mins;     // f16 bits [rows * groups] when has_min
-  std::vector<float> values;      // [rows * cols], float elements (rounded to the element type by ToPlain)
-  std::vector<uint8_t> mask;      // [rows * cols] 0/1 when sparse, otherwise empty
+  std::vector<uint8_t> codes;    // [rows * cols], 0 where masked out; kGroupInt only
+  std::vector<uint16_t> scales;  // f16 bits [rows * groups]
+  std::vector<uint16_t> mins;    // f16 bits [rows * groups] when has_min
+  std::vector<float> values;     // [rows * cols], float elements (rounded to the element type by ToPlain)
+  std::vector<uint8_t> mask;     // [rows * cols] 0/1 when sparse, otherwise empty
 };
 
 // Plain bytes of a quantized matrix. kInternal when the parts do not fit each other.

@@ -15,7 +15,8 @@ using testing::AllCodecs;
 using testing::RandomMatrix;
 
 TEST(CodecName, RoundTripsAndIsTheDocumentedSpelling) {
-  for (const char* name : {"f32", "bf16", "f16", "i8g64", "i4mg32", "i8r", "i2mr", "i4g64+keep128", "bf16+2:4", "i3g256+8:16"}) {
+  for (const char* name :
+       {"f32", "bf16", "f16", "i8g64", "i4mg32", "i8r", "i2mr", "i4g64+keep128", "bf16+2:4", "i3g256+8:16"}) {
     const auto codec = ParseCodec(name);
     ASSERT_TRUE(codec.ok()) << name << ": " << codec.status().message();
     EXPECT_EQ(codec->Name(), name);
@@ -28,8 +29,9 @@ TEST(CodecName, RoundTripsAndIsTheDocumentedSpelling) {
 }
 
 TEST(CodecName, RefusesWhatIsNotACodec) {
-  for (const char* name : {"", "f64", "i7g64", "i4", "i4g", "i4g48", "i4g064", "i4g64 ", "I4g64", "i4g64+", "i4g64+keep0", "i4rg64",
-                           "i4g64+4:4", "i4g64+0:4", "i4g64+2:5", "f32m", "i1g64", "bf16+keep9999999999", "i4gm64"}) {
+  for (const char* name :
+       {"", "f64", "i7g64", "i4", "i4g", "i4g48", "i4g064", "i4g64 ", "I4g64", "i4g64+", "i4g64+keep0", "i4rg64",
+        "i4g64+4:4", "i4g64+0:4", "i4g64+2:5", "f32m", "i1g64", "bf16+keep9999999999", "i4gm64"}) {
     EXPECT_EQ(ParseCodec(name).status().code(), ErrorCode::kRecipe) << name;
   }
 }
@@ -58,7 +60,7 @@ TEST(CodecSizes, ArePlainArithmetic) {
   EXPECT_EQ(plain("bf16", 3, 5), 30u);
   EXPECT_EQ(plain("i8g64", 2, 128), 2 * 128u + 2 * 2 * 2);
   EXPECT_EQ(plain("i4mg32", 2, 64), 2 * 32u + 2 * 2 * 4);
-  EXPECT_EQ(plain("i3g64", 3, 9), 3 * (3u + 2) + 3 * 2);    // 9 codes: 3 bytes of 2 bits, 2 of 1
+  EXPECT_EQ(plain("i3g64", 3, 9), 3 * (3u + 2) + 3 * 2);  // 9 codes: 3 bytes of 2 bits, 2 of 1
   EXPECT_EQ(plain("i6r", 1, 7), 4u + 2 + 2);
   EXPECT_EQ(plain("i4g64+keep10", 2, 20), 2 * 3u + 2 * 5 + 2 * 2);
   EXPECT_EQ(plain("bf16+2:4", 2, 8), 2u + 2 * 8);
@@ -72,7 +74,8 @@ TEST(CodecSizes, ResidentIsWithinTwoHundredBytesOfPlainPlusPadding) {
     EXPECT_LE(resident, plain + 64 + 5 * 64) << codec.Name();
   }
   // Sections that are multiples of 64 bytes cost the tail only.
-  EXPECT_EQ(ResidentBytes(*ParseCodec("i4g64"), {256, 512}).value(), PlainBytes(*ParseCodec("i4g64"), {256, 512}).value() + 64);
+  EXPECT_EQ(ResidentBytes(*ParseCodec("i4g64"), {256, 512}).value(),
+            PlainBytes(*ParseCodec("i4g64"), {256, 512}).value() + 64);
 }
 
 TEST(CodecSizes, RefuseShapesThatDoNotFit) {

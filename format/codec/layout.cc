@@ -10,11 +10,10 @@ Status CheckShape(const Codec& codec, const MatrixShape& shape) {
     return Status(ErrorCode::kMalformed, "matrix shape has a zero: rows and cols must be at least 1");
   }
   if (shape.rows > kMaxRows || shape.cols > kMaxCols) {
-    return Status(ErrorCode::kLimit, StrFormat("matrix shape %llu x %llu is above the cap of %llu x %llu",
-                                               static_cast<unsigned long long>(shape.rows),
-                                               static_cast<unsigned long long>(shape.cols),
-                                               static_cast<unsigned long long>(kMaxRows),
-                                               static_cast<unsigned long long>(kMaxCols)));
+    return Status(ErrorCode::kLimit,
+                  StrFormat("matrix shape %llu x %llu is above the cap of %llu x %llu",
+                            static_cast<unsigned long long>(shape.rows), static_cast<unsigned long long>(shape.cols),
+                            static_cast<unsigned long long>(kMaxRows), static_cast<unsigned long long>(kMaxCols)));
   }
   if (codec.sparsity == Sparsity::kBitmask && codec.kept_per_row > shape.cols) {
     return Status(ErrorCode::kMalformed, StrFormat("codec keeps %u weights a row, but a row has %llu columns",
@@ -89,10 +88,14 @@ uint8_t PlanesOf(uint8_t bits, std::array<PlaneLayout, 2>* planes) {
     return static_cast<uint8_t>(low == 0 ? 1 : 2);
   };
   switch (bits) {
-    case 3: return set(2, 1);
-    case 5: return set(4, 1);
-    case 6: return set(4, 2);
-    default: return set(bits, 0);
+    case 3:
+      return set(2, 1);
+    case 5:
+      return set(4, 1);
+    case 6:
+      return set(4, 2);
+    default:
+      return set(bits, 0);
   }
 }
 

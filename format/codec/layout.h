@@ -25,8 +25,8 @@ struct PlaneLayout {
 };
 
 struct MatrixLayout {
-  uint64_t kept = 0;    // values stored in a row
-  uint64_t groups = 0;  // scales in a row; 0 for float elements
+  uint64_t kept = 0;                             // values stored in a row
+  uint64_t groups = 0;                           // scales in a row; 0 for float elements
   uint64_t mask_offset = 0, mask_row_bytes = 0;  // mask_row_bytes is 0 for a dense matrix
   uint8_t plane_count = 0;                       // 0 for float elements, then value_bytes counts
   std::array<PlaneLayout, 2> planes;

@@ -71,9 +71,9 @@ Status CheckMaskRow(const Codec& codec, uint64_t cols, uint64_t row, const uint8
     if (codec.m == 16) bits |= static_cast<uint32_t>(mask[c / 8 + 1]) << 8;
     const uint32_t run = (bits >> (c % 8)) & ((1u << codec.m) - 1);
     if (std::popcount(run) != codec.n) {
-      return Status(ErrorCode::kMalformed, StrFormat("mask of row %llu keeps %d weights in the %u columns from %llu, not %u",
-                                                     static_cast<ull>(row), std::popcount(run), codec.m,
-                                                     static_cast<ull>(c), codec.n));
+      return Status(ErrorCode::kMalformed,
+                    StrFormat("mask of row %llu keeps %d weights in the %u columns from %llu, not %u", static_cast<ull>(row),
+                              std::popcount(run), codec.m, static_cast<ull>(c), codec.n));
     }
   }
   return Status::Ok();
@@ -112,8 +112,8 @@ Status CheckValues(Element element, const MatrixLayout& layout, uint64_t rows, c
   const uint64_t count = rows * layout.kept;
   const uint16_t exponent = element == Element::kBf16 ? kBf16ExponentMask : kF16ExponentMask;
   for (uint64_t i = 0; i < count; ++i) {
-    const bool finite = element == Element::kF32 ? IsFiniteF32(GetU32(values + 4 * i))
-                                                 : (GetU16(values + 2 * i) & exponent) != exponent;
+    const bool finite =
+        element == Element::kF32 ? IsFiniteF32(GetU32(values + 4 * i)) : (GetU16(values + 2 * i) & exponent) != exponent;
     if (!finite) return NotFinite("value", i / layout.kept, i % layout.kept);
   }
   return Status::Ok();
@@ -148,7 +148,8 @@ void PackRow(const MatrixLayout& layout, uint64_t row, const uint8_t* kept, uint
     const uint32_t mask = (1u << plane.bits) - 1;
     for (uint64_t k = 0; k < layout.kept; ++k) {
       const uint64_t bit = k * plane.bits;
-      out[bit / 8] = static_cast<uint8_t>(out[bit / 8] | ((static_cast<uint32_t>(kept[k]) >> plane.shift) & mask) << (bit % 8));
+      out[bit / 8] =
+          static_cast<uint8_t>(out[bit / 8] | ((static_cast<uint32_t>(kept[k]) >> plane.shift) & mask) << (bit % 8));
     }
   }
 }

@@ -52,10 +52,14 @@ std::span<const KernelSet* const> KernelSets() { return kSets; }
 
 const char* IsaName(Isa isa) {
   switch (isa) {
-    case Isa::kScalar: return "scalar";
-    case Isa::kAvx2: return "avx2";
-    case Isa::kAvx512Vnni: return "avx512-vnni";
-    case Isa::kNeonDot: return "neon-dot";
+    case Isa::kScalar:
+      return "scalar";
+    case Isa::kAvx2:
+      return "avx2";
+    case Isa::kAvx512Vnni:
+      return "avx512-vnni";
+    case Isa::kNeonDot:
+      return "neon-dot";
   }
   return "unknown";
 }
@@ -73,18 +77,28 @@ Isa BestIsa() { return SupportedIsas().back(); }
 Kind KindOf(const Codec& codec) {
   const bool sparse = codec.sparsity != Sparsity::kNone;
   switch (codec.element) {
-    case Element::kF32: return sparse ? Kind::kSparseF32 : Kind::kF32;
-    case Element::kBf16: return sparse ? Kind::kSparseBf16 : Kind::kBf16;
-    case Element::kF16: return sparse ? Kind::kSparseF16 : Kind::kF16;
-    case Element::kGroupInt: break;
+    case Element::kF32:
+      return sparse ? Kind::kSparseF32 : Kind::kF32;
+    case Element::kBf16:
+      return sparse ? Kind::kSparseBf16 : Kind::kBf16;
+    case Element::kF16:
+      return sparse ? Kind::kSparseF16 : Kind::kF16;
+    case Element::kGroupInt:
+      break;
   }
   switch (codec.bits) {
-    case 2: return sparse ? Kind::kSparseInt2 : Kind::kInt2;
-    case 3: return sparse ? Kind::kSparseInt3 : Kind::kInt3;
-    case 4: return sparse ? Kind::kSparseInt4 : Kind::kInt4;
-    case 5: return sparse ? Kind::kSparseInt5 : Kind::kInt5;
-    case 6: return sparse ? Kind::kSparseInt6 : Kind::kInt6;
-    default: return sparse ? Kind::kSparseInt8 : Kind::kInt8;
+    case 2:
+      return sparse ? Kind::kSparseInt2 : Kind::kInt2;
+    case 3:
+      return sparse ? Kind::kSparseInt3 : Kind::kInt3;
+    case 4:
+      return sparse ? Kind::kSparseInt4 : Kind::kInt4;
+    case 5:
+      return sparse ? Kind::kSparseInt5 : Kind::kInt5;
+    case 6:
+      return sparse ? Kind::kSparseInt6 : Kind::kInt6;
+    default:
+      return sparse ? Kind::kSparseInt8 : Kind::kInt8;
   }
 }
 

@@ -67,7 +67,8 @@ class Activations {
 
 // y[t * y_stride + r] = sum over c of W[r, c] * x[t, c], for rows [row_begin, row_end) and all tokens of x.
 // x must have been prepared for the same isa. Writes nothing else. Allocates nothing.
-void MatMul(Isa isa, const ResidentTensor& w, const Activations& x, float* y, size_t y_stride, size_t row_begin, size_t row_end);
+void MatMul(Isa isa, const ResidentTensor& w, const Activations& x, float* y, size_t y_stride, size_t row_begin,
+            size_t row_end);
 
 // Weights of one row as float32: out[cols]. For embeddings.
 void DecodeRow(const ResidentTensor& w, size_t row, float* out);

@@ -93,8 +93,7 @@ struct Avx2 {
     const uint64_t before = EntriesBefore(mask);
     __m128i quarters[4];
     for (size_t q = 0; q < 4; ++q) {
-      quarters[q] =
-          _mm_unpacklo_epi64(ExpandByte(kept, mask, before, 2 * q), ExpandByte(kept, mask, before, 2 * q + 1));
+      quarters[q] = _mm_unpacklo_epi64(ExpandByte(kept, mask, before, 2 * q), ExpandByte(kept, mask, before, 2 * q + 1));
     }
     return Widen(_mm256_set_m128i(quarters[1], quarters[0]), _mm256_set_m128i(quarters[3], quarters[2]));
   }
@@ -159,9 +158,17 @@ struct Avx2 {
     StoreSums<R, T>(sum, acc);
   }
 
+  static void RaiseMins(float offset, const float* scales, size_t count, float* mins) {
+    for (size_t g = 0; g < count; g += kLanes) {
+      _mm256_storeu_ps(mins + g,
+                       _mm256_fmadd_ps(_mm256_set1_ps(offset), _mm256_loadu_ps(scales + g), _mm256_loadu_ps(mins + g)));
+    }
+  }
+
   static void AddMins(const float* mins, const float* sums, size_t count, float* acc) {
     __m256 sum = _mm256_load_ps(acc);
-    for (size_t g = 0; g < count; g += kLanes) sum = _mm256_fmadd_ps(_mm256_loadu_ps(mins + g), _mm256_loadu_ps(sums + g), sum);
+    for (size_t g = 0; g < count; g += kLanes)
+      sum = _mm256_fmadd_ps(_mm256_loadu_ps(mins + g), _mm256_loadu_ps(sums + g), sum);
     _mm256_store_ps(acc, sum);
   }
 

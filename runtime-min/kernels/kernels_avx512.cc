@@ -99,7 +99,8 @@ struct Avx512 {
   static void ConvertF16(const uint8_t* in, size_t count, float* out) {
     for (size_t i = 0; i < count; i += 16) {
       const __mmask16 left = count - i >= 16 ? __mmask16{0xffff} : static_cast<__mmask16>((1u << (count - i)) - 1);
-      _mm512_storeu_ps(out + i, _mm512_maskz_cvtph_ps(left, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(in + 2 * i))));
+      _mm512_storeu_ps(out + i,
+                       _mm512_maskz_cvtph_ps(left, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(in + 2 * i))));
     }
   }
 
@@ -152,9 +153,17 @@ struct Avx512 {
     StoreSums<R, T>(sum, acc);
   }
 
+  static void RaiseMins(float offset, const float* scales, size_t count, float* mins) {
+    for (size_t g = 0; g < count; g += kLanes) {
+      _mm512_storeu_ps(mins + g,
+                       _mm512_fmadd_ps(_mm512_set1_ps(offset), _mm512_loadu_ps(scales + g), _mm512_loadu_ps(mins + g)));
+    }
+  }
+
   static void AddMins(const float* mins, const float* sums, size_t count, float* acc) {
     __m512 sum = _mm512_load_ps(acc);
-    for (size_t g = 0; g < count; g += kLanes) sum = _mm512_fmadd_ps(_mm512_loadu_ps(mins + g), _mm512_loadu_ps(sums + g), sum);
+    for (size_t g = 0; g < count; g += kLanes)
+      sum = _mm512_fmadd_ps(_mm512_loadu_ps(mins + g), _mm512_loadu_ps(sums + g), sum);
     _mm512_store_ps(acc, sum);
   }
 
@@ -192,9 +201,9 @@ struct Avx512 {
 
 bool Supported() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi") &&
-         __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-         __builtin_cpu_supports("bmi2");
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni") &&
+         __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx2") &&
+         __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
 }
 
 }  // namespace

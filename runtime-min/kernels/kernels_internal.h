@@ -46,12 +46,18 @@ static inline SumLayout SumLayoutOf(size_t padded_cols) {
 
 static inline size_t SumLevelOf(uint16_t group_size) {
   switch (group_size) {
-    case 16: return 0;
-    case 32: return 1;
-    case 64: return 2;
-    case 128: return 3;
-    case 256: return 4;
-    default: return kSumLevels - 1;
+    case 16:
+      return 0;
+    case 32:
+      return 1;
+    case 64:
+      return 2;
+    case 128:
+      return 3;
+    case 256:
+      return 4;
+    default:
+      return kSumLevels - 1;
   }
 }
 
@@ -96,8 +102,24 @@ static inline const uint8_t* MinRow(const MatrixView& w, size_t row) {
 
 // Kinds of kernels: what a table of an instruction set is indexed by.
 enum class Kind : uint8_t {
-  kF32, kBf16, kF16, kInt2, kInt3, kInt4, kInt5, kInt6, kInt8,
-  kSparseF32, kSparseBf16, kSparseF16, kSparseInt2, kSparseInt3, kSparseInt4, kSparseInt5, kSparseInt6, kSparseInt8,
+  kF32,
+  kBf16,
+  kF16,
+  kInt2,
+  kInt3,
+  kInt4,
+  kInt5,
+  kInt6,
+  kInt8,
+  kSparseF32,
+  kSparseBf16,
+  kSparseF16,
+  kSparseInt2,
+  kSparseInt3,
+  kSparseInt4,
+  kSparseInt5,
+  kSparseInt6,
+  kSparseInt8,
 };
 inline constexpr size_t kKinds = 18;
 Kind KindOf(const Codec& codec);

@@ -111,16 +111,19 @@ struct Neon {
   static void DotCodes(const Source& source, GroupIndex group, const float (*scales)[kPanelScales], const ActivationView& x,
                        const Span& span, float* acc) {
     switch (group.up) {
-      case 0: return DotBlocks<R, T, 1>(source, group, scales, x, span, acc);
-      case 1: return DotBlocks<R, T, 2>(source, group, scales, x, span, acc);
-      default: return DotBlocks<R, T, 4>(source, group, scales, x, span, acc);
+      case 0:
+        return DotBlocks<R, T, 1>(source, group, scales, x, span, acc);
+      case 1:
+        return DotBlocks<R, T, 2>(source, group, scales, x, span, acc);
+      default:
+        return DotBlocks<R, T, 4>(source, group, scales, x, span, acc);
     }
   }
 
   // kGroups: groups in a block, 1 when a group has a block or more.
   template <int R, int T, size_t kGroups, class Source>
   static void DotBlocks(const Source& source, GroupIndex group, const float (*scales)[kPanelScales], const ActivationView& x,
-                       const Span& span, float* acc) {
+                        const Span& span, float* acc) {
     float32x4_t sum[R][T];
     LoadSums<R, T>(acc, span.first, sum);
     for (size_t b = 0; b < span.count; ++b) {
@@ -131,8 +134,8 @@ struct Neon {
           const int8_t* high = x.high + at + t * x.padded_cols;
           const int8_t* low = x.low + at + t * x.padded_cols;
           for (size_t g = 0; g < kGroups; ++g) {
-            const int32x4_t dot = DotQuarters<kQuarters / kGroups>(codes.v + g * (kQuarters / kGroups),
-                                                                   high + g * (kBlock / kGroups), low + g * (kBlock / kGroups));
+            const int32x4_t dot = DotQuarters<kQuarters / kGroups>(
+                codes.v + g * (kQuarters / kGroups), high + g * (kBlock / kGroups), low + g * (kBlock / kGroups));
             sum[r][t] = vfmaq_n_f32(sum[r][t], vcvtq_f32_s32(dot), scales[r][group(b) + g]);
           }
         }
@@ -163,6 +166,11 @@ struct Neon {
     for (int r = 0; r < R; ++r) {
       for (int t = 0; t < T; ++t) vst1q_f32(acc + (r * kTokenBatch + t) * kLanes, sum[r][t]);
     }
+  }
+
+  static void RaiseMins(float offset, const float* scales, size_t count, float* mins) {
+    for (size_t g = 0; g < count; g += kLanes)
+      vst1q_f32(mins + g, vfmaq_n_f32(vld1q_f32(mins + g), vld1q_f32(scales + g), offset));
   }
 
   static void AddMins(const float* mins, const float* sums, size_t count, float* acc) {
@@ -196,7 +204,8 @@ struct Neon {
     for (size_t i = 0; i < span.count; ++i) {
       for (int r = 0; r < R; ++r) {
         const float32x4_t weights = source.Load(r, i);
-        for (int t = 0; t < T; ++t) sum[r][t] = vfmaq_f32(sum[r][t], weights, vld1q_f32(in + t * x.padded_cols + i * kLanes));
+        for (int t = 0; t < T; ++t)
+          sum[r][t] = vfmaq_f32(sum[r][t], weights, vld1q_f32(in + t * x.padded_cols + i * kLanes));
       }
     }
     StoreSums<R, T>(sum, acc);
@@ -212,7 +221,8 @@ bool Supported() {
 
 }  // namespace
 
-const KernelSet kNeonKernels = {.isa = Isa::kNeonDot, .supported = Supported, .order = Order::kPlanes, .matmul = AllKinds<Neon>()};
+const KernelSet kNeonKernels = {
+    .isa = Isa::kNeonDot, .supported = Supported, .order = Order::kPlanes, .matmul = AllKinds<Neon>()};
 
 }  // namespace moepack::kernels
 

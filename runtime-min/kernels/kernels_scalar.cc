@@ -24,7 +24,8 @@ void LoadPiece(const MatrixView& w, size_t row, RowReader* reader, size_t begin,
   piece->begin = begin;
   piece->count = std::min({w.cols - begin, group_end - begin, kPiece});
   piece->scale = ScaleAt(ScaleRow(w, row), begin / group_size);
-  piece->min = w.has_min ? ScaleAt(MinRow(w, row), begin / group_size) + piece->scale * static_cast<float>(CodeOffset(w)) : 0.0f;
+  piece->min =
+      w.has_min ? ScaleAt(MinRow(w, row), begin / group_size) + piece->scale * static_cast<float>(CodeOffset(w)) : 0.0f;
   reader->Codes(piece->count, piece->codes, piece->kept);
 }
 
@@ -86,8 +87,8 @@ const KernelSet kScalarKernels = {
     .isa = Isa::kScalar,
     .supported = [] { return true; },
     .order = Order::kColumns,
-    .matmul = {kF32, kBf16, kF16, MatMulInt, MatMulInt, MatMulInt, MatMulInt, MatMulInt, MatMulInt,
-               kF32, kBf16, kF16, MatMulInt, MatMulInt, MatMulInt, MatMulInt, MatMulInt, MatMulInt},
+    .matmul = {kF32, kBf16, kF16, MatMulInt, MatMulInt, MatMulInt, MatMulInt, MatMulInt, MatMulInt, kF32, kBf16, kF16,
+               MatMulInt, MatMulInt, MatMulInt, MatMulInt, MatMulInt, MatMulInt},
 };
 
 }  // namespace moepack::kernels

@@ -26,7 +26,8 @@ Status PackResident(const Codec& codec, const MatrixShape& shape, ByteSpan plain
   std::memset(out.data(), 0, out.size());
   std::memcpy(out.data() + to.mask_offset, plain.data() + from.mask_offset, shape.rows * from.mask_row_bytes);
   for (uint8_t i = 0; i < from.plane_count; ++i) {
-    std::memcpy(out.data() + to.planes[i].offset, plain.data() + from.planes[i].offset, shape.rows * from.planes[i].row_bytes);
+    std::memcpy(out.data() + to.planes[i].offset, plain.data() + from.planes[i].offset,
+                shape.rows * from.planes[i].row_bytes);
   }
   std::memcpy(out.data() + to.values_offset, plain.data() + from.values_offset, shape.rows * from.kept * from.value_bytes);
   MergeBytes(plain.data() + from.scales_offset, shape.rows * from.groups, out.data() + to.scales_offset);

@@ -17,6 +17,7 @@
 //   ExpandOnes(mask)           -> Codes: 1 where mask has a bit
 //   ConvertF16(in, count, out) count numbers, then zeros up to kScaleSlack more
 //   DotCodes<R, T>(source, group, scales, x, span, acc)
+//   RaiseMins(offset, scales, count, mins) mins += offset * scales, whole vectors
 //   AddMins(mins, sums, count, acc)        acc += mins . sums
 //   DotFloats<R, T>(source, x, span, acc)
 //   LoadFloats<kElement>(p, i), StoreFloats(p, i, v), ExpandFloats<kElement>(kept, mask)
@@ -29,6 +30,8 @@ namespace moepack::kernels {
 namespace {
 
 constexpr size_t kTileRows = 4;
+// One token alone leaves registers free: more rows at a time hide the latency of short rows.
+constexpr size_t kSingleTokenRows = 8;
 constexpr size_t kTokenBatch = 64;
 constexpr size_t kPanelCols = 2048;       // of codes
 constexpr size_t kFloatPanelCols = 1024;  // of floats
@@ -44,12 +47,18 @@ struct GroupIndex {
 
 constexpr GroupIndex GroupIndexOf(uint16_t group_size) {
   switch (group_size) {
-    case 16: return {2, 0};
-    case 32: return {1, 0};
-    case 64: return {0, 0};
-    case 128: return {0, 1};
-    case 256: return {0, 2};
-    default: return {0, 31};
+    case 16:
+      return {2, 0};
+    case 32:
+      return {1, 0};
+    case 64:
+      return {0, 0};
+    case 128:
+      return {0, 1};
+    case 256:
+      return {0, 2};
+    default:
+      return {0, 31};
   }
 }
 
@@ -175,8 +184,7 @@ class IntTile {
     Ops::ConvertF16(ScaleRow(w_, row) + 2 * group_begin, groups, scales_[r]);
     if (!w_.has_min) return;
     Ops::ConvertF16(MinRow(w_, row) + 2 * group_begin, groups, mins_[r]);
-    const float offset = static_cast<float>(CodeOffset(w_));
-    for (size_t g = 0; g < groups; ++g) mins_[r][g] += offset * scales_[r][g];
+    Ops::RaiseMins(static_cast<float>(CodeOffset(w_)), scales_[r], groups, mins_[r]);
   }
 
   template <int R>
@@ -216,8 +224,13 @@ class IntTile {
   void Dot(const Source& source, const float (*scales)[kPanelScales], Span span, size_t tokens) {
     if (tokens == 1) {
       Ops::template DotCodes<R, 1>(source, group_, scales, x_, span, Acc(0, 0));
-      return;
+    } else if constexpr (R <= kTileRows) {
+      DotUnpacked<R>(source, scales, span, tokens);
     }
+  }
+
+  template <int R, class Source>
+  void DotUnpacked(const Source& source, const float (*scales)[kPanelScales], Span span, size_t tokens) {
     for (int r = 0; r < R; ++r) {
       Code* out = codes_ + static_cast<size_t>(r) * kPanelCols;
       for (size_t b = 0; b < span.count; ++b) Ops::StoreCodes(out + b * kBlock, source.Load(r, b));
@@ -234,12 +247,12 @@ class IntTile {
   const ActivationView& x_;
   const GroupIndex group_;
   const float* sums_;  // of token 0, of the matrix's group size
-  size_t kept_[kTileRows];
+  size_t kept_[kSingleTokenRows];
   alignas(64) Code codes_[kTileRows * kPanelCols];
-  alignas(64) float acc_[kTileRows * kTokenBatch * Ops::kLanes];
-  alignas(64) float scales_[kTileRows][kPanelScales];
-  alignas(64) float mins_[kTileRows][kPanelScales];
-  SparsePanel sparse_[kSparse ? kTileRows : 1];
+  alignas(64) float acc_[kSingleTokenRows * kTokenBatch * Ops::kLanes];
+  alignas(64) float scales_[kSingleTokenRows][kPanelScales];
+  alignas(64) float mins_[kSingleTokenRows][kPanelScales];
+  SparsePanel sparse_[kSparse ? kSingleTokenRows : 1];
 };
 
 template <class Ops, Element kElement, bool kSparse>
@@ -313,15 +326,18 @@ class FloatTile {
 
   const MatrixView& w_;
   const ActivationView& x_;
-  size_t kept_[kTileRows];
-  alignas(64) float values_[kTileRows * kFloatPanelCols];
-  alignas(64) float acc_[kTileRows * kTokenBatch * Ops::kLanes];
+  size_t kept_[kSingleTokenRows];
+  alignas(64) float values_[kSingleTokenRows * kFloatPanelCols];
+  alignas(64) float acc_[kSingleTokenRows * kTokenBatch * Ops::kLanes];
 };
 
 template <class Tile>
 void MatMulTiles(const MatrixView& w, const ActivationView& x, float* y, size_t y_stride, size_t row_begin, size_t row_end) {
   Tile tile(w, x);
   size_t row = row_begin;
+  for (; x.tokens == 1 && row + kSingleTokenRows <= row_end; row += kSingleTokenRows) {
+    tile.template Rows<kSingleTokenRows>(row, y, y_stride);
+  }
   for (; row + kTileRows <= row_end; row += kTileRows) tile.template Rows<kTileRows>(row, y, y_stride);
   for (; row < row_end; ++row) tile.template Rows<1>(row, y, y_stride);
 }

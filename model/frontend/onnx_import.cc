@@ -36,7 +36,7 @@ std::string ProgramName(std::string name) {
   if (name.rfind("model.", 0) == 0 && name.size() > 6) name = name.substr(6);
   for (char& c : name) {
     const bool allowed = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
-                         std::string("._/:-").find(c) != std::string::npos;
+                         std::string("._/-").find(c) != std::string::npos;
     if (!allowed) c = '_';
   }
   return name.substr(0, kMaxNameBytes - 16);  // room for a number
@@ -246,9 +246,9 @@ ValueId OnnxImporter::Emit(Node node, uint64_t width) {
 }
 
 TensorId OnnxImporter::AddTensor(const OnnxTensor& tensor, uint64_t rows, uint64_t cols, bool transposed) {
-  const std::string base = ProgramName(tensor.name);
-  std::string name = base;
-  for (int copy = 2; !tensor_names_.insert(name).second; ++copy) name = base + ":" + std::to_string(copy);
+  // A ':' stands in no name that ProgramName returns, so numbered names never meet others.
+  std::string name = ProgramName(tensor.name);
+  if (const int copy = ++copies_[name]; copy > 1) name += ":" + std::to_string(copy);
   TensorDecl decl;
   decl.name = name;
   decl.rows = rows;

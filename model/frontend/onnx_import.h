@@ -127,7 +127,8 @@ class OnnxImporter {
   std::set<int> bookkeeping_;                                      // nodes that only compute sequence lengths
   std::string tokens_;                                             // graph input of the embedding
   std::vector<uint32_t> producer_;                                 // program node by value
-  std::set<std::string> tensor_names_;
+  std::map<std::string, int> copies_;                              // times a tensor name was given out
+  std::map<const OnnxTensor*, TensorId> embeddings_;
   std::map<std::pair<std::string, std::string>, RotaryCache> rotary_;  // by cache names
 };
 

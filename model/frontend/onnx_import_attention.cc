@@ -6,6 +6,12 @@
 #include "model/frontend/onnx_import.h"
 
 namespace moepack {
+namespace {
+
+// Layers share their caches; a graph with many different pairs only wastes time.
+constexpr size_t kMaxCaches = 16;
+
+}  // namespace
 
 struct OnnxImporter::Attention {
   AttentionNode node;
@@ -100,6 +106,8 @@ Status OnnxImporter::ReadCaches(const OnnxNode& node, Attention* attention) {
   }
   const auto key = std::make_pair(cos->name, sin->name);
   if (!rotary_.contains(key)) {
+    if (rotary_.size() == kMaxCaches)
+      return node.Error(ErrorCode::kLimit, "more than 16 different pairs of cos and sin caches");
     const auto cos_values = file_.ReadFloats(*cos, 0, cos->elements()),
                sin_values = file_.ReadFloats(*sin, 0, sin->elements());
     if (!cos_values.ok()) return node.Error(cos_values.status().code(), cos_values.status().message());

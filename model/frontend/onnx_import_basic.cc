@@ -27,7 +27,7 @@ Status OnnxImporter::ImportGather(OnnxNode& node) {
   out.kind = NodeKind::kEmbedding;
   out.inputs = {program.inputs[0]};
   out.embedding.table = AddTensor(*table, table->shape[0], table->shape[1], false);
-  program.tensors[out.embedding.table].role = TensorRole::kEmbedding;
+  embeddings_.emplace(table, out.embedding.table);
   return Define(node, 0, {Emit(std::move(out), table->shape[1]), table->shape[1], 3, true, true});
 }
 
@@ -43,10 +43,8 @@ Status OnnxImporter::EmitLinear(OnnxNode& node, const Value& in, const OnnxTenso
   out.kind = NodeKind::kLinear;
   out.inputs = {in.id};
   out.linear.bias = bias;
-  for (TensorId id = 0; id < tensors.size(); ++id) {  // a head tied to the embedding
-    const bool embedding = program.tensors[id].role == TensorRole::kEmbedding;
-    if (embedding && tensors[id].tensor == &weight && !transposed) out.linear.weight = id;
-  }
+  // A head tied to the embedding reads the same tensor.
+  if (const auto it = embeddings_.find(&weight); it != embeddings_.end() && !transposed) out.linear.weight = it->second;
   if (out.linear.weight == kNone) out.linear.weight = AddTensor(weight, rows, cols, transposed);
   return Define(node, 0, Like(in, Emit(std::move(out), rows), rows));
 }

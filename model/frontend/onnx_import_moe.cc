@@ -89,6 +89,8 @@ Status OnnxImporter::ImportMoe(OnnxNode& node) {
   MOEPACK_ASSIGN_OR_RETURN(const Value in, PlainInput(node, 0));
   MOEPACK_ASSIGN_OR_RETURN(const Value logits, PlainInput(node, 1));
   MOEPACK_ASSIGN_OR_RETURN(const OnnxExperts weights, ReadExperts(node, fusion, swiglu));
+  if (program.expert_tables.size() == kMaxExpertTables) return node.Error(ErrorCode::kLimit, "more than 1024 MoE nodes");
+  if (Width(in) != weights.hidden) return node.Error(ErrorCode::kShape, "the input does not fit the experts");
   if (logits.rank != 2 || Width(logits) != weights.experts) {
     return node.Error(ErrorCode::kShape,
                       StrFormat("the router is %llu wide, but there are %llu experts: experts that were stripped "

@@ -1,0 +1,209 @@
+// A small ONNX decoder that tests change before it is written. Vocabulary 12, hidden 16, two query heads and one key head of
+// 8, two layers of three experts of 4 behind a router, tied head.
+#pragma once
+
+#include <onnx/onnx_pb.h>
+
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "base/env.h"
+
+namespace moepack {
+
+class TinyOnnx {
+ public:
+  struct Options {
+    bool packed_attention = false;  // query, key and value in one input
+    bool skip_norm = false;         // residual sums inside the norms
+    bool bookkeeping = true;        // sequence lengths computed from the mask
+  };
+
+  TinyOnnx() : TinyOnnx(Options()) {}
+  explicit TinyOnnx(const Options& options) : options_(options) {
+    model.set_ir_version(8);
+    auto* opset = model.add_opset_import();
+    opset->set_version(17);
+    Input("input_ids", onnx::TensorProto::INT64);
+    Input("attention_mask", onnx::TensorProto::INT64);
+    if (options.bookkeeping) Lengths();
+    Floats("embed", {12, 16});
+    Caches();
+    SetInt(Node("", "Gather", {"embed", "input_ids"}, {"x0"}), "axis", 0);
+    std::string x = "x0", pending;
+    for (int layer = 0; layer < 2; ++layer) Layer(layer, &x, &pending);
+    Norm("final", &x, &pending, "normed");
+    Node("", "Transpose", {"embed"}, {"embed_t"});
+    Node("", "MatMul", {"normed", "embed_t"}, {"logits"});
+    graph().add_output()->set_name("logits");
+  }
+
+  onnx::GraphProto& graph() { return *model.mutable_graph(); }
+
+  onnx::NodeProto* Node(const std::string& domain, const std::string& op, const std::vector<std::string>& inputs,
+                        const std::vector<std::string>& outputs) {
+    onnx::NodeProto* node = graph().add_node();
+    node->set_name(op + std::to_string(graph().node_size()));
+    node->set_domain(domain);
+    node->set_op_type(op);
+    for (const std::string& name : inputs) node->add_input(name);
+    for (const std::string& name : outputs) node->add_output(name);
+    return node;
+  }
+
+  // Deterministic values that differ.
+  onnx::TensorProto* Floats(const std::string& name, const std::vector<int64_t>& shape) {
+    onnx::TensorProto* tensor = graph().add_initializer();
+    tensor->set_name(name);
+    tensor->set_data_type(onnx::TensorProto::FLOAT);
+    int64_t count = 1;
+    for (const int64_t dim : shape) {
+      tensor->add_dims(dim);
+      count *= dim;
+    }
+    for (int64_t i = 0; i < count; ++i)
+      tensor->add_float_data(std::sin(static_cast<float>(i + 7 * graph().initializer_size())));
+    return tensor;
+  }
+
+  void Ints(const std::string& name, const std::vector<int64_t>& values) {
+    onnx::TensorProto* tensor = graph().add_initializer();
+    tensor->set_name(name);
+    tensor->set_data_type(onnx::TensorProto::INT64);
+    tensor->add_dims(static_cast<int64_t>(values.size()));
+    for (const int64_t value : values) tensor->add_int64_data(value);
+  }
+
+  // The first node of an operator, the constant of a name; they exist.
+  onnx::NodeProto& First(const std::string& op) {
+    for (onnx::NodeProto& node : *graph().mutable_node()) {
+      if (node.op_type() == op) return node;
+    }
+    return *graph().mutable_node(0);
+  }
+  onnx::TensorProto& Constant(const std::string& name) {
+    for (onnx::TensorProto& tensor : *graph().mutable_initializer()) {
+      if (tensor.name() == name) return tensor;
+    }
+    return *graph().mutable_initializer(0);
+  }
+  static void SetInt(onnx::NodeProto* node, const std::string& name, int64_t value) {
+    onnx::AttributeProto* attribute = Attribute(node, name, onnx::AttributeProto::INT);
+    attribute->set_i(value);
+  }
+  static void SetFloat(onnx::NodeProto* node, const std::string& name, float value) {
+    Attribute(node, name, onnx::AttributeProto::FLOAT)->set_f(value);
+  }
+  static void SetText(onnx::NodeProto* node, const std::string& name, const std::string& value) {
+    Attribute(node, name, onnx::AttributeProto::STRING)->set_s(value);
+  }
+
+  Bytes Serialize() const {
+    const std::string text = model.SerializeAsString();
+    return Bytes(text.begin(), text.end());
+  }
+
+  onnx::ModelProto model;
+
+ private:
+  static onnx::AttributeProto* Attribute(onnx::NodeProto* node, const std::string& name,
+                                         onnx::AttributeProto::AttributeType type) {
+    for (onnx::AttributeProto& attribute : *node->mutable_attribute()) {
+      if (attribute.name() == name) return &attribute;
+    }
+    onnx::AttributeProto* attribute = node->add_attribute();
+    attribute->set_name(name);
+    attribute->set_type(type);
+    return attribute;
+  }
+
+  void Input(const std::string& name, int32_t type) {
+    auto* input = graph().add_input();
+    input->set_name(name);
+    input->mutable_type()->mutable_tensor_type()->set_elem_type(type);
+  }
+
+  void Lengths() {
+    Ints("one", {1});
+    Node("", "ReduceSum", {"attention_mask", "one"}, {"sum"});
+    Node("", "Sub", {"sum", "one"}, {"less"});
+    SetInt(Node("", "Cast", {"less"}, {"seqlens"}), "to", onnx::TensorProto::INT32);
+    Node("", "Shape", {"attention_mask"}, {"mask_shape"});
+    Node("", "Gather", {"mask_shape", "one"}, {"total64"});
+    SetInt(Node("", "Cast", {"total64"}, {"total"}), "to", onnx::TensorProto::INT32);
+  }
+
+  void Caches() {
+    for (const bool cos : {true, false}) {
+      onnx::TensorProto* cache = Floats(cos ? "cos" : "sin", {32, 4});
+      for (int p = 0; p < 32; ++p) {
+        for (int i = 0; i < 4; ++i) {
+          const double angle = p * std::pow(100.0, -i / 4.0);
+          cache->set_float_data(p * 4 + i, static_cast<float>(cos ? std::cos(angle) : std::sin(angle)));
+        }
+      }
+    }
+  }
+
+  // out = norm(*x + *pending); *x becomes the sum.
+  void Norm(const std::string& name, std::string* x, std::string* pending, const std::string& out) {
+    Floats(name + ".weight", {16});
+    onnx::NodeProto* node = nullptr;
+    if (pending->empty()) {
+      node = Node("", "SimplifiedLayerNormalization", {*x, name + ".weight"}, {out});
+    } else if (options_.skip_norm) {
+      node = Node("com.microsoft", "SkipSimplifiedLayerNormalization", {*x, *pending, name + ".weight"},
+                  {out, "", "", name + ".sum"});
+      *x = name + ".sum";
+    } else {
+      Node("", "Add", {*x, *pending}, {name + ".sum"});
+      *x = name + ".sum";
+      node = Node("", "SimplifiedLayerNormalization", {*x, name + ".weight"}, {out});
+    }
+    SetFloat(node, "epsilon", 1e-6f);
+    pending->clear();
+  }
+
+  void MatMul(const std::string& in, const std::string& name, int64_t rows, int64_t cols) {
+    Floats(name + ".weight", {cols, rows});
+    Node("", "MatMul", {in, name + ".weight"}, {name});
+  }
+
+  void Layer(int layer, std::string* x, std::string* pending) {
+    const std::string p = "l" + std::to_string(layer) + ".";
+    Norm(p + "in", x, pending, p + "a");
+    std::vector<std::string> heads = {p + "q", p + "k", p + "v"};
+    if (options_.packed_attention) {
+      MatMul(p + "a", p + "qkv", 32, 16);
+      heads = {p + "qkv", "", ""};
+    } else {
+      MatMul(p + "a", p + "q", 16, 16);
+      MatMul(p + "a", p + "k", 8, 16);
+      MatMul(p + "a", p + "v", 8, 16);
+    }
+    const std::string seqlens = options_.bookkeeping ? "seqlens" : "", total = options_.bookkeeping ? "total" : "";
+    auto* attention = Node("com.microsoft", "GroupQueryAttention",
+                           {heads[0], heads[1], heads[2], "", "", seqlens, total, "cos", "sin"}, {p + "mixed"});
+    SetInt(attention, "num_heads", 2);
+    SetInt(attention, "kv_num_heads", 1);
+    SetInt(attention, "do_rotary", 1);
+    MatMul(p + "mixed", p + "o", 16, 16);
+    *pending = p + "o";
+    Norm(p + "post", x, pending, p + "f");
+    MatMul(p + "f", p + "router", 3, 16);
+    Ints(p + "flat", {-1, 3});
+    Node("", "Reshape", {p + "router", p + "flat"}, {p + "logits"});
+    Floats(p + "fc1", {3, 8, 16});
+    Floats(p + "fc2", {3, 16, 4});
+    auto* moe = Node("com.microsoft", "MoE", {p + "f", p + "logits", p + "fc1", "", p + "fc2"}, {p + "moe"});
+    SetInt(moe, "k", 2);
+    SetText(moe, "activation_type", "swiglu");
+    SetInt(moe, "swiglu_fusion", 1);
+    *pending = p + "moe";
+  }
+
+  Options options_;
+};
+
+}  // namespace moepack

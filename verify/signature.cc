@@ -6,8 +6,9 @@
 #include <sodium/crypto_hash_sha512.h>
 
 // In libsodium.a the verifier takes this one function from the object file that holds the signer, which would put the
-// signing code into every device program. Ours is found first, so the signer stays out (tests/nm_check.cmake). It starts
-// SHA-512, with RFC 8032's dom2 prefix for the prehashed variant. Weak: a program that does link the signer uses its own.
+// signing code into every device program. Ours is found first, so the signer stays out; tests/e2e/symbols_test.py looks.
+// It starts SHA-512, with RFC 8032's dom2 prefix for the prehashed variant. Weak: a program that does link the signer uses
+// that one's.
 extern "C" __attribute__((weak, visibility("hidden"))) void _crypto_sign_ed25519_ref10_hinit(crypto_hash_sha512_state* state,
                                                                                              int prehashed);
 extern "C" void _crypto_sign_ed25519_ref10_hinit(crypto_hash_sha512_state* state, int prehashed) {

@@ -4,20 +4,17 @@
 #include <cmath>
 #include <cstring>
 
+#include "runtime-min/lanes.h"
 #include "runtime-min/vector_math.h"
 
 namespace moepack::runtime {
 namespace {
 
-constexpr size_t kLanes = 8;
-using Lanes = float __attribute__((vector_size(kLanes * sizeof(float))));
-
 inline Lanes Load(const float* p) {
   Lanes v;
-  std::memcpy(&v, p, sizeof(v));
+  LoadLanes(p, &v);
   return v;
 }
-inline void Store(float* p, const Lanes& v) { std::memcpy(p, &v, sizeof(v)); }
 
 // scores[j] = sum over d of q[d] * keys[d][j].
 void BlockScores(const float* q, const float* keys, uint32_t head_dim, float* scores) {
@@ -26,7 +23,7 @@ void BlockScores(const float* q, const float* keys, uint32_t head_dim, float* sc
   for (uint32_t d = 0; d < head_dim; ++d, keys += KvCache::kKeyBlock) {
     for (size_t i = 0; i < kVectors; ++i) sums[i] += q[d] * Load(keys + i * kLanes);
   }
-  for (size_t i = 0; i < kVectors; ++i) Store(scores + i * kLanes, sums[i]);
+  for (size_t i = 0; i < kVectors; ++i) StoreLanes(scores + i * kLanes, sums[i]);
 }
 
 float Largest(const float* scores) {
@@ -39,10 +36,17 @@ float Largest(const float* scores) {
                   std::max(std::max(largest[4], largest[5]), std::max(largest[6], largest[7])));
 }
 
-float Sum(const float* p) {
+// p[j] -> e^(p[j] - largest) for positions [begin, end) of a block, 0 outside; returns their sum.
+float Exponentials(float largest, uint32_t begin, uint32_t end, float* p) {
+  MapLanes(p, KvCache::kKeyBlock, p, [largest](Lanes* v) {
+    *v -= largest;
+    ExpLanes(v);
+  });
+  std::fill(p, p + begin, 0.0f);
+  std::fill(p + end, p + KvCache::kKeyBlock, 0.0f);
   Lanes sum = Load(p);
   for (size_t i = kLanes; i < KvCache::kKeyBlock; i += kLanes) sum += Load(p + i);
-  return ((sum[0] + sum[4]) + (sum[2] + sum[6])) + ((sum[1] + sum[5]) + (sum[3] + sum[7]));
+  return SumLanes(sum);
 }
 
 // out[d] = out[d] * keep + sum over j of p[j] * values[j][d], j in [0, count), d in [0, kVectors * kLanes).
@@ -53,7 +57,7 @@ void AccumulateVectors(const float* p, const float* values, uint32_t count, uint
   for (uint32_t j = 0; j < count; ++j, values += head_dim) {
     for (size_t i = 0; i < kVectors; ++i) sums[i] += p[j] * Load(values + i * kLanes);
   }
-  for (size_t i = 0; i < kVectors; ++i) Store(out + i * kLanes, sums[i]);
+  for (size_t i = 0; i < kVectors; ++i) StoreLanes(out + i * kLanes, sums[i]);
 }
 
 // All head_dim columns; each is summed in the order of j.
@@ -121,10 +125,7 @@ void AttendHead(const AttentionNode& node, const KvCache& cache, uint32_t head, 
     const float block_largest = std::max(largest, Largest(scores));
     const float keep = largest == -INFINITY ? 0.0f : Exp(largest - block_largest);
     largest = block_largest;
-    for (float& score : scores) score = Exp(score - largest);
-    std::fill(scores, scores + begin, 0.0f);
-    std::fill(scores + end, scores + KvCache::kKeyBlock, 0.0f);
-    sum = sum * keep + Sum(scores);
+    sum = sum * keep + Exponentials(largest, begin, end, scores);
     Accumulate(scores + begin, values + (uint64_t{base} + begin) * node.head_dim, end - begin, node.head_dim, keep, out);
   }
   const float inverse = 1.0f / sum;

@@ -9,7 +9,8 @@ namespace {
 
 void Score(ScoreFunction function, std::span<float> values) {
   if (function == ScoreFunction::kSoftmax) return Softmax(values.data(), values.size());
-  for (float& v : values) v = Sigmoid(v);
+  const ElementwiseNode sigmoid{.op = ElementOp::kSigmoid};
+  ElementwiseRow(sigmoid, values.data(), nullptr, false, values.size(), values.data());
 }
 
 // The k largest of `scores` by insertion: k is small, and the order is total (larger first, then lower index).

@@ -12,28 +12,45 @@ constexpr float kGeluScale = 0.79788456080286536f, kGeluCubic = 0.044715f;  // s
 float Gelu(float x) { return 0.5f * x * (1.0f + std::erf(x * kSqrtHalf)); }
 float GeluTanh(float x) { return 0.5f * x * (1.0f + std::tanh(kGeluScale * (x + kGeluCubic * x * x * x))); }
 
-// Sums of f(x[i]) in eight interleaved partial sums, added pairwise: vectorizes without reassociation by the compiler.
-template <typename F>
-float LaneSum(const float* x, size_t n, F f) {
-  float lanes[8] = {};
-  size_t i = 0;
-  for (; i + 8 <= n; i += 8) {
-    for (size_t j = 0; j < 8; ++j) lanes[j] += f(x[i + j]);
-  }
-  for (size_t j = 0; i < n; ++i, ++j) lanes[j] += f(x[i]);
-  return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
+void SigmoidLanes(Lanes* v) {
+  *v = -*v;
+  ExpLanes(v);
+  *v = 1.0f / (1.0f + *v);
+}
+void SiluLanes(Lanes* v) {
+  Lanes sigmoid = *v;
+  SigmoidLanes(&sigmoid);
+  *v *= sigmoid;
+}
+void ReluLanes(Lanes* v) { *v = *v > 0.0f ? *v : Lanes{}; }
+template <float (*kFunction)(float)>
+void EachLane(Lanes* v) {
+  for (size_t i = 0; i < kLanes; ++i) (*v)[i] = kFunction((*v)[i]);
 }
 
+// Sum of f(x[i]), as eight interleaved sums.
 template <typename F>
-void Map(const float* x, size_t n, float* y, F f) {
-  for (size_t i = 0; i < n; ++i) y[i] = f(x[i]);
+float LaneSum(const float* x, size_t n, const F& f) {
+  Lanes sum = {}, v = {};
+  size_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    LoadLanes(x + i, &v);
+    f(&v);
+    sum += v;
+  }
+  for (size_t lane = 0; i < n; ++i, ++lane) {
+    Lanes last = x[i] - Lanes{};
+    f(&last);
+    sum[lane] += last[0];
+  }
+  return SumLanes(sum);
 }
 
 void NormGroup(const NormNode& node, const float* weight, const float* bias, const float* x, size_t n, float* y) {
   const float count = static_cast<float>(n);
   float mean = 0;
-  if (node.kind == NormKind::kLayer) mean = LaneSum(x, n, [](float v) { return v; }) / count;
-  const float variance = LaneSum(x, n, [mean](float v) { return (v - mean) * (v - mean); }) / count;
+  if (node.kind == NormKind::kLayer) mean = LaneSum(x, n, [](Lanes*) {}) / count;
+  const float variance = LaneSum(x, n, [mean](Lanes* v) { *v = (*v - mean) * (*v - mean); }) / count;
   const float scale = 1.0f / std::sqrt(variance + node.eps);
   const float offset = node.one_plus_weight ? 1.0f : 0.0f;
   if (weight == nullptr) {
@@ -50,36 +67,42 @@ void NormGroup(const NormNode& node, const float* weight, const float* bias, con
 void Activate(Activation function, const float* x, size_t n, float* y) {
   switch (function) {
     case Activation::kSilu:
-      return Map(x, n, y, [](float v) { return v * Sigmoid(v); });
+      return MapLanes(x, n, y, SiluLanes);
     case Activation::kGelu:
-      return Map(x, n, y, Gelu);
+      return MapLanes(x, n, y, EachLane<Gelu>);
     case Activation::kGeluTanh:
-      return Map(x, n, y, GeluTanh);
+      return MapLanes(x, n, y, EachLane<GeluTanh>);
     case Activation::kRelu:
-      return Map(x, n, y, [](float v) { return v > 0 ? v : 0.0f; });
+      return MapLanes(x, n, y, ReluLanes);
     case Activation::kIdentity:
-      return Map(x, n, y, [](float v) { return v; });
+      return MapLanes(x, n, y, [](Lanes*) {});
   }
 }
 
-// In pieces through the stack: y may be an operand, and the compiler vectorizes only what cannot overlap.
 void ActivateGated(Activation function, const float* gate, const float* up, size_t n, float* y) {
-  constexpr size_t kPiece = 64;
+  if (function == Activation::kSilu) {
+    return MapLanes2(gate, up, n, y, [](Lanes* g, const Lanes& u) {
+      SiluLanes(g);
+      *g *= u;
+    });
+  }
+  constexpr size_t kPiece = 64;  // through the stack, because y may be an operand
   float piece[kPiece];
   for (size_t begin = 0; begin < n; begin += kPiece) {
     const size_t count = std::min(kPiece, n - begin);
     Activate(function, gate + begin, count, piece);
-    for (size_t i = 0; i < count; ++i) piece[i] *= up[begin + i];
-    std::copy(piece, piece + count, y + begin);
+    MapLanes2(piece, up + begin, count, y + begin, [](Lanes* a, const Lanes& u) { *a *= u; });
   }
 }
 
 void Softmax(float* x, size_t n) {
-  float largest = x[0];
-  for (size_t i = 1; i < n; ++i) largest = std::max(largest, x[i]);
-  for (size_t i = 0; i < n; ++i) x[i] = Exp(x[i] - largest);
-  const float sum = LaneSum(x, n, [](float v) { return v; });
-  for (size_t i = 0; i < n; ++i) x[i] /= sum;
+  const float largest = *std::max_element(x, x + n);
+  MapLanes(x, n, x, [largest](Lanes* v) {
+    *v -= largest;
+    ExpLanes(v);
+  });
+  const float sum = LaneSum(x, n, [](Lanes*) {});
+  MapLanes(x, n, x, [sum](Lanes* v) { *v /= sum; });
 }
 
 void NormRow(const NormNode& node, const float* weight, const float* bias, const float* x, size_t width, float* y) {
@@ -112,17 +135,15 @@ void ElementwiseRow(const ElementwiseNode& node, const float* a, const float* b,
   const float alpha = node.alpha;
   switch (node.op) {
     case ElementOp::kAdd:
-      if (b_broadcast) return Map(a, n, y, [v = b[0]](float x) { return x + v; });
-      for (size_t i = 0; i < n; ++i) y[i] = a[i] + b[i];
-      return;
+      if (b_broadcast) return MapLanes(a, n, y, [s = b[0]](Lanes* v) { *v += s; });
+      return MapLanes2(a, b, n, y, [](Lanes* v, const Lanes& w) { *v += w; });
     case ElementOp::kMul:
-      if (b_broadcast) return Map(a, n, y, [v = b[0]](float x) { return x * v; });
-      for (size_t i = 0; i < n; ++i) y[i] = a[i] * b[i];
-      return;
+      if (b_broadcast) return MapLanes(a, n, y, [s = b[0]](Lanes* v) { *v *= s; });
+      return MapLanes2(a, b, n, y, [](Lanes* v, const Lanes& w) { *v *= w; });
     case ElementOp::kScale:
-      return Map(a, n, y, [alpha](float x) { return x * alpha; });
+      return MapLanes(a, n, y, [alpha](Lanes* v) { *v *= alpha; });
     case ElementOp::kSigmoid:
-      return Map(a, n, y, Sigmoid);
+      return MapLanes(a, n, y, SigmoidLanes);
     case ElementOp::kSilu:
       return Activate(Activation::kSilu, a, n, y);
     case ElementOp::kGelu:
@@ -132,7 +153,8 @@ void ElementwiseRow(const ElementwiseNode& node, const float* a, const float* b,
     case ElementOp::kRelu:
       return Activate(Activation::kRelu, a, n, y);
     case ElementOp::kClamp:
-      return Map(a, n, y, [alpha](float x) { return std::min(std::max(x, -alpha), alpha); });
+      for (size_t i = 0; i < n; ++i) y[i] = std::min(std::max(a[i], -alpha), alpha);
+      return;
   }
 }
 

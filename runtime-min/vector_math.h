@@ -2,37 +2,20 @@
 // a row's result is the same in any batch, on any number of threads and with any instruction set of one build.
 #pragma once
 
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 
 #include "format/program.h"
+#include "runtime-min/lanes.h"
 
 namespace moepack::runtime {
 
-// e^x with a relative error below 3e-7 for x in [-87, 88]; arguments outside are clamped to that range. Cody-Waite
-// reduction and a polynomial, so that loops over it vectorize (libm's expf does not).
+// ExpLanes of one number.
 inline float Exp(float x) {
-  constexpr float kLog2e = 1.44269504088896341f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
-  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low mantissa bits
-  x = x < -87.0f ? -87.0f : x;
-  x = x > 88.0f ? 88.0f : x;
-  const float shifted = x * kLog2e + kRound;
-  const float n = shifted - kRound;
-  float r = x - n * kLn2High;
-  r = r - n * kLn2Low;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  const int32_t exponent = std::bit_cast<int32_t>(shifted) - std::bit_cast<int32_t>(kRound);
-  return p * std::bit_cast<float>((exponent + 127) << 23);
+  Lanes v = x - Lanes{};
+  ExpLanes(&v);
+  return v[0];
 }
-
-inline float Sigmoid(float x) { return 1.0f / (1.0f + Exp(-x)); }
 
 // y[i] = f(x[i]); y may be x.
 void Activate(Activation function, const float* x, size_t n, float* y);

@@ -10,26 +10,20 @@
 namespace moepack::runtime {
 namespace {
 
-inline Lanes Load(const float* p) {
-  Lanes v;
-  LoadLanes(p, &v);
-  return v;
-}
-
 // scores[j] = sum over d of q[d] * keys[d][j].
 void BlockScores(const float* q, const float* keys, uint32_t head_dim, float* scores) {
   constexpr size_t kVectors = KvCache::kKeyBlock / kLanes;
   Lanes sums[kVectors] = {};
   for (uint32_t d = 0; d < head_dim; ++d, keys += KvCache::kKeyBlock) {
-    for (size_t i = 0; i < kVectors; ++i) sums[i] += q[d] * Load(keys + i * kLanes);
+    for (size_t i = 0; i < kVectors; ++i) sums[i] += q[d] * LanesAt(keys + i * kLanes);
   }
   for (size_t i = 0; i < kVectors; ++i) StoreLanes(scores + i * kLanes, sums[i]);
 }
 
 float Largest(const float* scores) {
-  Lanes largest = Load(scores);
+  Lanes largest = LanesAt(scores);
   for (size_t i = kLanes; i < KvCache::kKeyBlock; i += kLanes) {
-    const Lanes v = Load(scores + i);
+    const Lanes v = LanesAt(scores + i);
     largest = v > largest ? v : largest;
   }
   return std::max(std::max(std::max(largest[0], largest[1]), std::max(largest[2], largest[3])),
@@ -44,8 +38,8 @@ float Exponentials(float largest, uint32_t begin, uint32_t end, float* p) {
   });
   std::fill(p, p + begin, 0.0f);
   std::fill(p + end, p + KvCache::kKeyBlock, 0.0f);
-  Lanes sum = Load(p);
-  for (size_t i = kLanes; i < KvCache::kKeyBlock; i += kLanes) sum += Load(p + i);
+  Lanes sum = LanesAt(p);
+  for (size_t i = kLanes; i < KvCache::kKeyBlock; i += kLanes) sum += LanesAt(p + i);
   return SumLanes(sum);
 }
 
@@ -53,9 +47,9 @@ float Exponentials(float largest, uint32_t begin, uint32_t end, float* p) {
 template <size_t kVectors>
 void AccumulateVectors(const float* p, const float* values, uint32_t count, uint32_t head_dim, float keep, float* out) {
   Lanes sums[kVectors];
-  for (size_t i = 0; i < kVectors; ++i) sums[i] = Load(out + i * kLanes) * keep;
+  for (size_t i = 0; i < kVectors; ++i) sums[i] = LanesAt(out + i * kLanes) * keep;
   for (uint32_t j = 0; j < count; ++j, values += head_dim) {
-    for (size_t i = 0; i < kVectors; ++i) sums[i] += p[j] * Load(values + i * kLanes);
+    for (size_t i = 0; i < kVectors; ++i) sums[i] += p[j] * LanesAt(values + i * kLanes);
   }
   for (size_t i = 0; i < kVectors; ++i) StoreLanes(out + i * kLanes, sums[i]);
 }

@@ -13,8 +13,10 @@ inline constexpr size_t kLanes = 8;
 using Lanes = float __attribute__((vector_size(kLanes * sizeof(float))));
 using IntLanes = int32_t __attribute__((vector_size(kLanes * sizeof(int32_t))));
 
-// By pointer, unaligned.
-inline void LoadLanes(const float* p, Lanes* v) { std::memcpy(v, p, sizeof(*v)); }
+// Eight floats in memory, at any address. By reference: vectors wider than a build's registers have no stable calling
+// convention.
+using LanesInMemory = float __attribute__((vector_size(kLanes * sizeof(float)), aligned(alignof(float)), may_alias));
+inline const LanesInMemory& LanesAt(const float* p) { return *reinterpret_cast<const LanesInMemory*>(p); }
 inline void StoreLanes(float* p, const Lanes& v) { std::memcpy(p, &v, sizeof(v)); }
 
 // Pairwise, in one fixed order.
@@ -39,8 +41,12 @@ inline void ExpLanes(Lanes* x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  const IntLanes exponent = std::bit_cast<IntLanes>(shifted) - std::bit_cast<int32_t>(kRound) + 127;
-  *x = p * std::bit_cast<Lanes>(exponent << 23);
+  IntLanes exponent;
+  std::memcpy(&exponent, &shifted, sizeof(exponent));
+  exponent = (exponent - std::bit_cast<int32_t>(kRound) + 127) << 23;
+  Lanes power;
+  std::memcpy(&power, &exponent, sizeof(power));
+  *x = p * power;
 }
 
 // f(&lanes) over x[0, n) into y[0, n), lane by lane; y may be x.
@@ -49,7 +55,7 @@ inline void MapLanes(const float* x, size_t n, float* y, const F& f) {
   Lanes v = {};
   size_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
-    LoadLanes(x + i, &v);
+    v = LanesAt(x + i);
     f(&v);
     StoreLanes(y + i, v);
   }
@@ -66,8 +72,8 @@ inline void MapLanes2(const float* a, const float* b, size_t n, float* y, const 
   Lanes v = {}, w = {};
   size_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
-    LoadLanes(a + i, &v);
-    LoadLanes(b + i, &w);
+    v = LanesAt(a + i);
+    w = LanesAt(b + i);
     f(&v, w);
     StoreLanes(y + i, v);
   }

@@ -34,7 +34,7 @@ float LaneSum(const float* x, size_t n, const F& f) {
   Lanes sum = {}, v = {};
   size_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
-    LoadLanes(x + i, &v);
+    v = LanesAt(x + i);
     f(&v);
     sum += v;
   }

@@ -11,13 +11,13 @@ namespace moepack {
 // Which rows are scored: position p of a chunk predicts token p + 1, for p from ctx / 2 to ctx - 2. Tokens after the last
 // whole chunk are not used.
 struct EvalChunks {
-  uint64_t ctx = 0;     // tokens of a chunk, at least 4
+  uint64_t ctx = 0;  // tokens of a chunk, at least 4
   uint64_t chunks = 0;
   EvalChunks(uint64_t tokens, uint64_t ctx_tokens) : ctx(ctx_tokens), chunks(tokens / ctx_tokens) {}
-  uint64_t first_position() const { return ctx / 2; }                     // in a chunk
-  uint64_t rows() const { return ctx - 1 - first_position(); }            // scored rows of a chunk
+  uint64_t first_position() const { return ctx / 2; }           // in a chunk
+  uint64_t rows() const { return ctx - 1 - first_position(); }  // scored rows of a chunk
   uint64_t total_rows() const { return chunks * rows(); }
-  bool scored(uint64_t token) const {                                     // index over all chunks
+  bool scored(uint64_t token) const {  // index over all chunks
     return token < chunks * ctx && token % ctx >= first_position() && token % ctx + 1 < ctx;
   }
   // Token index of scored row r of chunk c; its target is the token after it.
@@ -31,9 +31,9 @@ double NegativeLogLikelihood(std::span<const float> logits, int32_t target);
 struct DivergenceReport {
   uint64_t tokens = 0;
   double ppl = 0, ppl_base = 0;
-  double ln_ratio_stderr = 0;   // standard error of ln(ppl / ppl_base)
+  double ln_ratio_stderr = 0;  // standard error of ln(ppl / ppl_base)
   double kld_mean = 0, kld_stderr = 0, kld_median = 0, kld_p90 = 0, kld_p95 = 0, kld_p99 = 0, kld_p999 = 0, kld_max = 0;
-  double same_top1 = 0;         // share 0..1
+  double same_top1 = 0;                      // share 0..1
   double delta_p_mean = 0, delta_p_rms = 0;  // of the target token's probability
 };
 

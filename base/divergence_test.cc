@@ -77,9 +77,9 @@ TEST(DivergenceTest, MatchesTheDefinition) {
   EXPECT_NEAR(report.delta_p_mean, mean(delta), 1e-12);
   EXPECT_NEAR(report.delta_p_rms, std::sqrt(mean(squares)), 1e-12);
   std::sort(kld.begin(), kld.end());
-  EXPECT_NEAR(report.kld_median, static_cast<double>(kld[28]), 1e-12);                           // 56 * 0.5
-  EXPECT_NEAR(report.kld_p90, static_cast<double>(kld[50] * 0.6L + kld[51] * 0.4L), 1e-9);      // 56 * 0.9 = 50.4
-  EXPECT_NEAR(report.kld_p99, static_cast<double>(kld[55] * 0.56L + kld[56] * 0.44L), 1e-9);    // 55.44
+  EXPECT_NEAR(report.kld_median, static_cast<double>(kld[28]), 1e-12);                        // 56 * 0.5
+  EXPECT_NEAR(report.kld_p90, static_cast<double>(kld[50] * 0.6L + kld[51] * 0.4L), 1e-9);    // 56 * 0.9 = 50.4
+  EXPECT_NEAR(report.kld_p99, static_cast<double>(kld[55] * 0.56L + kld[56] * 0.44L), 1e-9);  // 55.44
   EXPECT_NEAR(report.kld_max, static_cast<double>(kld[56]), 1e-12);
 }
 

@@ -102,9 +102,11 @@ class PosixMappedFile final : public MappedFile {
   ByteSpan bytes() const override { return {static_cast<const uint8_t*>(base_), size_}; }
 
   void Release(uint64_t offset, uint64_t size) const override {
-    const uint64_t page = static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
-    const uint64_t begin = (offset + page - 1) / page * page;
-    const uint64_t end = std::min<uint64_t>(offset + size, size_) / page * page;
+    // Outwards to the 64 KiB that the kernel maps around a fault: pages of a neighbour that is still wanted are mapped
+    // again from the page cache, while rounding inwards would leave a rest of every tensor behind.
+    constexpr uint64_t kFaultAround = uint64_t{64} << 10;
+    const uint64_t begin = offset / kFaultAround * kFaultAround;
+    const uint64_t end = std::min<uint64_t>((offset + size + kFaultAround - 1) / kFaultAround * kFaultAround, size_);
     if (begin < end) ::madvise(static_cast<uint8_t*>(base_) + begin, end - begin, MADV_DONTNEED);
   }
 

@@ -64,9 +64,9 @@ class AttributionProbe {
   const ResidualPlan plan_;
   const TokenBatch& batch_;
   const std::vector<uint64_t>& samples_;
-  Matrix state_, leaving_, routed_;     // [samples, hidden]; routed_: scaled MoE output
-  Matrix added_;                        // [samples * k, hidden]: scale * g * f(x), by slot
-  std::vector<uint32_t> expert_;        // [samples * k]
+  Matrix state_, leaving_, routed_;  // [samples, hidden]; routed_: scaled MoE output
+  Matrix added_;                     // [samples * k, hidden]: scale * g * f(x), by slot
+  std::vector<uint32_t> expert_;     // [samples * k]
 };
 
 }  // namespace moepack

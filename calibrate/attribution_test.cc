@@ -33,7 +33,8 @@ Program Layer(const Join& join) {
 }
 
 TEST(FindResidualTest, PlainSum) {
-  const Program program = Layer([](ToyProgram& p, ValueId x, ValueId m, ValueId) { return p.Element2(ElementOp::kAdd, x, m); });
+  const Program program =
+      Layer([](ToyProgram& p, ValueId x, ValueId m, ValueId) { return p.Element2(ElementOp::kAdd, x, m); });
   const auto plan = FindResidual(program, MoeOf(program));
   ASSERT_TRUE(plan.ok()) << plan.status().message();
   EXPECT_EQ(plan->state, program.nodes[0].output);
@@ -56,8 +57,10 @@ TEST(FindResidualTest, RefusesWhatIsNotASum) {
   const auto refused = [](const Program& program) {
     return FindResidual(program, MoeOf(program)).status().code() == ErrorCode::kUnsupported;
   };
-  EXPECT_TRUE(refused(Layer([](ToyProgram& p, ValueId x, ValueId m, ValueId) { return p.Element2(ElementOp::kAdd, x, p.Rms(m)); })));
-  EXPECT_TRUE(refused(Layer([](ToyProgram& p, ValueId x, ValueId m, ValueId) { return p.Element2(ElementOp::kMul, x, m); })));
+  EXPECT_TRUE(
+      refused(Layer([](ToyProgram& p, ValueId x, ValueId m, ValueId) { return p.Element2(ElementOp::kAdd, x, p.Rms(m)); })));
+  EXPECT_TRUE(
+      refused(Layer([](ToyProgram& p, ValueId x, ValueId m, ValueId) { return p.Element2(ElementOp::kMul, x, m); })));
   EXPECT_TRUE(refused(Layer([](ToyProgram&, ValueId, ValueId m, ValueId) { return m; })));
   EXPECT_TRUE(refused(Layer([](ToyProgram& p, ValueId x, ValueId m, ValueId) {
     return p.Element(ElementOp::kScale, p.Element2(ElementOp::kAdd, x, m), 0.5f);

@@ -81,8 +81,14 @@ class Calibration {
  public:
   Calibration(const Model& model, const std::vector<CalibrationText>& texts, const CalibrateOptions& options,
               CalibrationSample sample, ThreadPool& pool, Progress& progress)
-      : program_(model.program), source_(*model.tensors), texts_(texts), options_(options), sample_(std::move(sample)),
-        pool_(pool), progress_(progress), dense_(program_.tensors.size()) {
+      : program_(model.program),
+        source_(*model.tensors),
+        texts_(texts),
+        options_(options),
+        sample_(std::move(sample)),
+        pool_(pool),
+        progress_(progress),
+        dense_(program_.tensors.size()) {
     profile_.tables.resize(program_.expert_tables.size());
   }
 
@@ -183,10 +189,10 @@ class Calibration {
                         static_cast<ull>(thin.tokens));
     }
     for (const auto& [table, experts] : lines) {
-      progress_.Note(StrFormat("layer %d: experts that saw fewer than %llu tokens, with the number they saw: %s; "
-                               "raise --tokens or add text that uses them",
-                               program_.expert_tables[table].layer, static_cast<ull>(options_.min_tokens_per_expert),
-                               experts.c_str()));
+      progress_.Note(
+          StrFormat("layer %d: experts that saw fewer than %llu tokens, with the number they saw: %s; "
+                    "raise --tokens or add text that uses them",
+                    program_.expert_tables[table].layer, static_cast<ull>(options_.min_tokens_per_expert), experts.c_str()));
     }
   }
 

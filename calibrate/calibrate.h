@@ -21,9 +21,9 @@ struct CalibrationText {
 };
 
 struct CalibrateOptions {
-  uint64_t tokens = 0;                   // in all, taken evenly from the texts; rounded down to whole sequences
-  uint64_t ctx = 256;                    // tokens of a sequence
-  uint64_t min_tokens_per_expert = 64;   // below it a note names the expert
+  uint64_t tokens = 0;                  // in all, taken evenly from the texts; rounded down to whole sequences
+  uint64_t ctx = 256;                   // tokens of a sequence
+  uint64_t min_tokens_per_expert = 64;  // below it a note names the expert
   // At most this many tokens, and an eighth of all, are used for attribution (at least kMinAttributionTokens, if there are
   // that many): each costs one product with the head per chosen expert and layer.
   uint64_t attribution_tokens = 1024;

@@ -48,8 +48,9 @@ nlohmann::json Summary(const Profile& profile, const CalibrateOptions& options, 
 void DeclareOptions(cli::Command* command) {
   namespace po = boost::program_options;
   const CalibrateOptions defaults;
-  command->options().add_options()("data", po::value<std::vector<std::string>>()->multitoken(),
-                                   "[NAME=]FILE...: text of one domain each; NAME defaults to the file's name up to its first dot")(
+  command->options().add_options()(
+      "data", po::value<std::vector<std::string>>()->multitoken(),
+      "[NAME=]FILE...: text of one domain each; NAME defaults to the file's name up to its first dot")(
       "tokens", po::value<int64_t>(), "calibration tokens in all, taken evenly from the domains")(
       "ctx", po::value<int64_t>()->default_value(static_cast<int64_t>(defaults.ctx)), "tokens of a sequence")(
       "min-tokens", po::value<int64_t>()->default_value(static_cast<int64_t>(defaults.min_tokens_per_expert)),
@@ -87,7 +88,8 @@ Status CheckWritable(const cli::Command& command) {
 }
 
 // Both files or none.
-Status WriteOutputs(const cli::Command& command, const Program& program, const Profile& profile, const CalibrateOptions& options) {
+Status WriteOutputs(const cli::Command& command, const Program& program, const Profile& profile,
+                    const CalibrateOptions& options) {
   const std::string output = command.Get<std::string>("output");
   std::unique_ptr<AtomicFile> page;
   if (command.Has("report")) {

@@ -134,7 +134,8 @@ struct DirectAttribution {
   std::vector<double> LogLikelihood(const std::vector<int32_t>& sequence, const Rows& states) {
     const NaiveRun run = naive.Run(sequence, {{head_input, states}});
     std::vector<double> log_p;
-    for (size_t t = 0; t + 1 < sequence.size(); ++t) log_p.push_back(LogP(run.values.at(program.output)[t], sequence[t + 1]));
+    for (size_t t = 0; t + 1 < sequence.size(); ++t)
+      log_p.push_back(LogP(run.values.at(program.output)[t], sequence[t + 1]));
     return log_p;
   }
 
@@ -179,16 +180,19 @@ void CheckAgainstDirect(const std::string& family, bool shared_expert) {
     const NaiveRun run = naive.Run(tokens);
     for (const Node& node : program.nodes) {
       for (size_t t = 0; t < tokens.size(); ++t) {
-        if (node.kind == NodeKind::kLinear) Accumulate(&dense[node.linear.weight], run.values.at(node.inputs[0])[t], 1, true);
+        if (node.kind == NodeKind::kLinear)
+          Accumulate(&dense[node.linear.weight], run.values.at(node.inputs[0])[t], 1, true);
         if (node.kind == NodeKind::kMoe) {
-          direct[node.moe.table].Add(run.routed.at(node.moe.table)[t], run.values.at(node.inputs[0])[t], profile.sequence_domain[s]);
+          direct[node.moe.table].Add(run.routed.at(node.moe.table)[t], run.values.at(node.inputs[0])[t],
+                                     profile.sequence_domain[s]);
         }
       }
     }
     for (DirectAttribution& a : attribution) a.Add(tokens, run);
   }
   for (size_t t = 0; t < direct.size(); ++t) direct[t].Check(profile.tables[t], profile.domains.size());
-  for (TensorId id = 0; id < program.tensors.size(); ++id) ExpectClose(profile.dense_in_sq[id], dense[id], program.tensors[id].name);
+  for (TensorId id = 0; id < program.tensors.size(); ++id)
+    ExpectClose(profile.dense_in_sq[id], dense[id], program.tensors[id].name);
   for (const DirectAttribution& a : attribution) {
     const TableProfile& table = profile.tables[a.moe.moe.table];
     for (size_t e = 0; e < a.gain.size(); ++e) {
@@ -251,7 +255,8 @@ TEST(CalibrateTest, NamesExpertsThatSawTooFewTokens) {
   for (const ThinExpert& t : thin) EXPECT_LT(t.tokens, kOptions.min_tokens_per_expert);
   const std::string expected = std::to_string(thin[0].expert) + " (" + std::to_string(thin[0].tokens) + ")";
   ASSERT_FALSE(progress.notes.empty());
-  EXPECT_NE(progress.notes[0].find("layer " + std::to_string(model.program.expert_tables[thin[0].table].layer)), std::string::npos);
+  EXPECT_NE(progress.notes[0].find("layer " + std::to_string(model.program.expert_tables[thin[0].table].layer)),
+            std::string::npos);
   EXPECT_NE(progress.notes[0].find("fewer than 40 tokens"), std::string::npos);
   EXPECT_NE(progress.notes[0].find(expected), std::string::npos);
   EXPECT_TRUE(FindThinExperts(profile, 0).empty());
@@ -260,7 +265,8 @@ TEST(CalibrateTest, NamesExpertsThatSawTooFewTokens) {
 TEST(CalibrateTest, ReportShowsEveryCellAndEscapesNames) {
   const Model model = GoldenModel("olmoe");
   ThreadPool pool(1);
-  const auto profile = Calibrate(model, {{"<b>&co", ToyText(400, 1)}, {"second", ToyText(300, 2)}}, kOptions, pool, NoProgress());
+  const auto profile =
+      Calibrate(model, {{"<b>&co", ToyText(400, 1)}, {"second", ToyText(300, 2)}}, kOptions, pool, NoProgress());
   ASSERT_TRUE(profile.ok());
   const std::string html = HtmlReport(model.program, *profile, kOptions);
   EXPECT_EQ(html.find("<b>&co"), std::string::npos);

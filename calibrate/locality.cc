@@ -23,8 +23,12 @@ std::vector<Range> Sequences(const RoutingTrace& trace) {
 class OracleCache {
  public:
   OracleCache(const RoutingTrace& trace, uint32_t window, uint32_t rho)
-      : trace_(trace), window_(window), capacity_(std::min<uint64_t>(uint64_t{rho} * trace.k, trace.experts)),
-        ahead_(trace.experts), resident_(trace.experts), needed_(trace.experts) {}
+      : trace_(trace),
+        window_(window),
+        capacity_(std::min<uint64_t>(uint64_t{rho} * trace.k, trace.experts)),
+        ahead_(trace.experts),
+        resident_(trace.experts),
+        needed_(trace.experts) {}
 
   // Hits of the sequence.
   uint64_t Run(const Range& sequence) {

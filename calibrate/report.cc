@@ -24,11 +24,20 @@ std::string Escape(const std::string& text) {
   std::string out;
   for (char c : text) {
     switch (c) {
-      case '&': out += "&amp;"; break;
-      case '<': out += "&lt;"; break;
-      case '>': out += "&gt;"; break;
-      case '"': out += "&quot;"; break;
-      default: out += c;
+      case '&':
+        out += "&amp;";
+        break;
+      case '<':
+        out += "&lt;";
+        break;
+      case '>':
+        out += "&gt;";
+        break;
+      case '"':
+        out += "&quot;";
+        break;
+      default:
+        out += c;
     }
   }
   return out;
@@ -48,22 +57,25 @@ class HeatMap {
  public:
   explicit HeatMap(size_t columns) : columns_(columns) {}
   void Row(const std::string& label) {
-    body_ += StrFormat("<text x=\"%d\" y=\"%zu\" text-anchor=\"end\">", kLeft - 6, y_ + kCell - 3) + Escape(label) + "</text>\n";
+    body_ +=
+        StrFormat("<text x=\"%d\" y=\"%zu\" text-anchor=\"end\">", kLeft - 6, y_ + kCell - 3) + Escape(label) + "</text>\n";
     x_ = kLeft;
     y_ += kCell;
   }
   void Cell(double value, const std::string& title) {
     body_ += StrFormat("<rect x=\"%d\" y=\"%zu\" width=\"%d\" height=\"%d\" fill=\"%s\"><title>", x_, y_ - kCell, kCell - 1,
-                       kCell - 1, Colour(value).c_str()) + Escape(title) + "</title></rect>\n";
+                       kCell - 1, Colour(value).c_str()) +
+             Escape(title) + "</title></rect>\n";
     x_ += kCell;
   }
   void Gap() { y_ += 6; }
   std::string Svg() const {
     std::string axis;
-    for (size_t e = 0; e < columns_; e += columns_ > 32 ? 8 : 1) {
+    for (size_t e = 0; e<columns_; e += columns_> 32 ? 8 : 1) {
       axis += StrFormat("<text x=\"%zu\" y=\"12\" text-anchor=\"middle\">%zu</text>\n", kLeft + e * kCell + kCell / 2, e);
     }
-    return StrFormat("<div class=\"wide\"><svg width=\"%zu\" height=\"%zu\" role=\"img\">\n", kLeft + columns_ * kCell + 8, y_ + 4) +
+    return StrFormat("<div class=\"wide\"><svg width=\"%zu\" height=\"%zu\" role=\"img\">\n", kLeft + columns_ * kCell + 8,
+                     y_ + 4) +
            axis + body_ + "</svg></div>\n";
   }
 
@@ -99,7 +111,8 @@ struct Page {
   std::string Overview() const {
     std::string out = "<h2>What was read</h2>\n<table><tr><th>domain</th><th>tokens</th><th>SHA-256 of the text</th></tr>\n";
     for (size_t d = 0; d < profile.domains.size(); ++d) {
-      out += "<tr><td>" + Escape(profile.domains[d]) + StrFormat("</td><td>%llu</td><td>", static_cast<ull>(DomainTokens(d))) +
+      out += "<tr><td>" + Escape(profile.domains[d]) +
+             StrFormat("</td><td>%llu</td><td>", static_cast<ull>(DomainTokens(d))) +
              profile.inputs[d].second.substr(0, 16) + "&hellip;</td></tr>\n";
     }
     return out + StrFormat("<tr><td>all</td><td>%zu</td><td></td></tr></table>\n", profile.tokens.size());
@@ -116,18 +129,21 @@ struct Page {
       }
       out += StrFormat("%s%u (%llu)", starts ? "" : ", ", program.expert_tables[thin[i].table].original[thin[i].expert],
                        static_cast<ull>(thin[i].tokens));
-      if (i + 1 == thin.size() || thin[i + 1].table != thin[i].table) out += ". Calibrate on more tokens or other text.</p>\n";
+      if (i + 1 == thin.size() || thin[i + 1].table != thin[i].table)
+        out += ". Calibrate on more tokens or other text.</p>\n";
     }
     for (size_t d = 0; d < profile.domains.size(); ++d) {
       if (DomainTokens(d) == 0) out += "<p class=\"warn\">Domain " + Escape(profile.domains[d]) + " got no tokens.</p>\n";
     }
-    if (out.find("<p") == std::string::npos) out += "<p>Nothing: every expert saw enough tokens, every domain was reached.</p>\n";
+    if (out.find("<p") == std::string::npos)
+      out += "<p>Nothing: every expert saw enough tokens, every domain was reached.</p>\n";
     return out;
   }
 
   std::string Use() const {
-    std::string out = "<h2>Use of experts by layer and domain</h2>\n<p class=\"note\">Columns are experts. White: no token of the "
-                      "domain; the darkest blue: four times an even share, or more.</p>\n";
+    std::string out =
+        "<h2>Use of experts by layer and domain</h2>\n<p class=\"note\">Columns are experts. White: no token of the "
+        "domain; the darkest blue: four times an even share, or more.</p>\n";
     HeatMap map(Columns());
     for (size_t t = 0; t < profile.tables.size(); ++t) {
       const TableProfile& table = profile.tables[t];
@@ -163,11 +179,13 @@ struct Page {
   }
 
   std::string Saliency() const {
-    std::string out = "<h2>Saliency</h2>\n<p class=\"note\">Mean of router weight times output norm over an expert's tokens "
-                      "(REAP). The darkest of a row is the layer's largest.</p>\n";
+    std::string out =
+        "<h2>Saliency</h2>\n<p class=\"note\">Mean of router weight times output norm over an expert's tokens "
+        "(REAP). The darkest of a row is the layer's largest.</p>\n";
     out += ByLayer("saliency", [](const TableProfile& t) -> const std::vector<double>& { return t.reap; });
-    out += "<h2>Attribution</h2>\n<p class=\"note\">Mean gain in log-probability of the next token when the expert's output is "
-           "added to the state after attention. Blue helps, orange hurts.</p>\n";
+    out +=
+        "<h2>Attribution</h2>\n<p class=\"note\">Mean gain in log-probability of the next token when the expert's output is "
+        "added to the state after attention. Blue helps, orange hurts.</p>\n";
     out += ByLayer("attribution", [](const TableProfile& t) -> const std::vector<double>& { return t.attribution; });
     for (size_t t = 0; t < profile.tables.size(); ++t) out += SaliencyTable(t);
     return out;
@@ -175,10 +193,11 @@ struct Page {
 
   std::string SaliencyTable(size_t t) const {
     const TableProfile& table = profile.tables[t];
-    std::string out = StrFormat("<details><summary>Layer %d, expert by expert (what stands beside the experts: attribution %.4f)"
-                                "</summary>\n<table><tr><th>expert</th><th>tokens</th><th>mean weight</th><th>saliency</th>"
-                                "<th>output norm</th><th>attribution</th></tr>\n",
-                                Layer(t), table.shared_attribution);
+    std::string out = StrFormat(
+        "<details><summary>Layer %d, expert by expert (what stands beside the experts: attribution %.4f)"
+        "</summary>\n<table><tr><th>expert</th><th>tokens</th><th>mean weight</th><th>saliency</th>"
+        "<th>output norm</th><th>attribution</th></tr>\n",
+        Layer(t), table.shared_attribution);
     for (size_t e = 0; e < table.experts; ++e) {
       double gate = 0;
       for (size_t d = 0; d < profile.domains.size(); ++d) gate += table.gate_sum[d * table.experts + e];
@@ -193,9 +212,11 @@ struct Page {
 
   std::string Locality() const {
     std::string out = StrFormat(
-        "<h2>Locality</h2>\n<p class=\"note\">SRP: how well a fixed set of experts serves a window of %u tokens, in percent. SCH: "
+        "<h2>Locality</h2>\n<p class=\"note\">SRP: how well a fixed set of experts serves a window of %u tokens, in "
+        "percent. SCH: "
         "hit rate of a cache of 1, 2 and 3 times the experts of a token, under an eviction that knows the next window.</p>\n"
-        "<table><tr><th>layer</th><th>SRP %%</th><th>SCH 1x</th><th>SCH 2x</th><th>SCH 3x</th></tr>\n", kLocalityWindow);
+        "<table><tr><th>layer</th><th>SRP %%</th><th>SCH 1x</th><th>SCH 2x</th><th>SCH 3x</th></tr>\n",
+        kLocalityWindow);
     for (size_t t = 0; t < profile.tables.size(); ++t) {
       out += StrFormat("<tr><td>%d</td><td>%.1f</td>", Layer(t), profile.tables[t].srp);
       for (double rate : profile.tables[t].sch) out += StrFormat("<td>%.3f</td>", rate);
@@ -210,8 +231,8 @@ struct Page {
 std::string HtmlReport(const Program& program, const Profile& profile, const CalibrateOptions& options) {
   const Page page{program, profile, options};
   return "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>Calibration report</title>\n" +
-         std::string(kStyle) + "</head><body>\n<h1>Calibration report</h1>\n" + page.Overview() + page.Warnings() + page.Use() +
-         page.Saliency() + page.Locality() + "</body></html>\n";
+         std::string(kStyle) + "</head><body>\n<h1>Calibration report</h1>\n" + page.Overview() + page.Warnings() +
+         page.Use() + page.Saliency() + page.Locality() + "</body></html>\n";
 }
 
 }  // namespace moepack

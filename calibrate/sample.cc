@@ -41,9 +41,10 @@ void NoteShares(const std::vector<CalibrationText>& texts, const std::vector<uin
   for (size_t d = 0; d < texts.size(); ++d) {
     taken += shares[d];
     if (shares[d] == 0) {
-      progress.Note(StrFormat("domain '%s' is not reached: %llu sequences of %llu tokens are fewer than the %zu domains; "
-                              "raise the number of tokens",
-                              texts[d].domain.c_str(), static_cast<ull>(wanted), static_cast<ull>(options.ctx), texts.size()));
+      progress.Note(
+          StrFormat("domain '%s' is not reached: %llu sequences of %llu tokens are fewer than the %zu domains; "
+                    "raise the number of tokens",
+                    texts[d].domain.c_str(), static_cast<ull>(wanted), static_cast<ull>(options.ctx), texts.size()));
     }
   }
   if (taken < wanted) {
@@ -59,9 +60,8 @@ std::vector<uint64_t> ShareEvenly(uint64_t wanted, std::span<const uint64_t> ava
   for (size_t d = 0; d < order.size(); ++d) order[d] = d;
   // The poorest first: what it cannot give falls to the others. Among equals the last first, so that a rest that does not
   // divide goes to the first domains.
-  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) {
-    return available[a] != available[b] ? available[a] < available[b] : a > b;
-  });
+  std::stable_sort(order.begin(), order.end(),
+                   [&](size_t a, size_t b) { return available[a] != available[b] ? available[a] < available[b] : a > b; });
   std::vector<uint64_t> shares(available.size());
   uint64_t left = wanted;
   for (size_t i = 0; i < order.size(); ++i) {
@@ -81,9 +81,10 @@ Result<CalibrationSample> SampleTexts(const Model& model, const std::vector<Cali
     tokens.push_back(tokenizer->Encode(text.text));
     available.push_back(tokens.back().size() / options.ctx);
     if (available.back() == 0) {
-      return Status(ErrorCode::kBadInput,
-                    StrFormat("domain '%s': %zu tokens, fewer than one sequence of %llu; give a longer text or a smaller ctx",
-                              text.domain.c_str(), tokens.back().size(), static_cast<ull>(options.ctx)));
+      return Status(
+          ErrorCode::kBadInput,
+          StrFormat("domain '%s': %zu tokens, fewer than one sequence of %llu; give a longer text or a smaller ctx",
+                    text.domain.c_str(), tokens.back().size(), static_cast<ull>(options.ctx)));
     }
   }
   const uint64_t wanted = options.tokens / options.ctx;

@@ -8,8 +8,8 @@ namespace moepack {
 namespace {
 
 using testing::NotingProgress;
-using testing::ToyText;
 using ::testing::Test;
+using testing::ToyText;
 
 TEST(ShareEvenlyTest, PoorDomainsGiveWhatTheyHave) {
   using V = std::vector<uint64_t>;

@@ -51,7 +51,8 @@ TableCollector::TableCollector(const ExpertTableDecl& table, uint32_t k, size_t 
   }
 }
 
-void TableCollector::AddExpert(const MoeCapture& capture, const ExpertCapture& expert, std::span<const uint32_t> token_domain) {
+void TableCollector::AddExpert(const MoeCapture& capture, const ExpertCapture& expert,
+                               std::span<const uint32_t> token_domain) {
   ExpertSums& sums = sums_[expert.expert];
   for (size_t i = 0; i < expert.rows.size(); ++i) {
     const double gate = expert.gates[i];

@@ -49,13 +49,14 @@ std::vector<Tile> CutIntoTiles(const Program& program, int32_t block, const Toke
 }
 
 Status CheckBatch(const Program& program, const TokenBatch& batch) {
-  if (batch.sequences() == 0 || batch.begin(0) != 0) return Status(ErrorCode::kInternal, "batch does not start a sequence at 0");
+  if (batch.sequences() == 0 || batch.begin(0) != 0)
+    return Status(ErrorCode::kInternal, "batch does not start a sequence at 0");
   for (uint64_t s = 0; s < batch.sequences(); ++s) {
     if (batch.end(s) <= batch.begin(s)) return Status(ErrorCode::kInternal, "batch has a sequence without tokens");
     if (batch.end(s) - batch.begin(s) > program.max_positions) {
-      return Status(ErrorCode::kBadInput, StrFormat("a sequence has %llu tokens; the model takes at most %u",
-                                                    static_cast<unsigned long long>(batch.end(s) - batch.begin(s)),
-                                                    program.max_positions));
+      return Status(ErrorCode::kBadInput,
+                    StrFormat("a sequence has %llu tokens; the model takes at most %u",
+                              static_cast<unsigned long long>(batch.end(s) - batch.begin(s)), program.max_positions));
     }
   }
   return Status::Ok();
@@ -82,8 +83,15 @@ class BlockRunner {
  public:
   BlockRunner(const Program& program, int32_t block, const std::vector<int32_t>& last_use, const BlockWeights& weights,
               const TokenBatch& batch, ThreadPool& pool, Observer* observer)
-      : program_(program), block_(block), last_use_(last_use), weights_(weights), batch_(batch), pool_(pool),
-        observer_(observer), values_(program.values.size()), last_reader_(program.values.size(), nullptr) {
+      : program_(program),
+        block_(block),
+        last_use_(last_use),
+        weights_(weights),
+        batch_(batch),
+        pool_(pool),
+        observer_(observer),
+        values_(program.values.size()),
+        last_reader_(program.values.size(), nullptr) {
     for (const Node& node : program.nodes) {
       if (node.block != block) continue;
       for (ValueId id : node.inputs) last_reader_[id] = &node;
@@ -135,15 +143,27 @@ class BlockRunner {
         RunLinear(in, weights_.dense(node.linear.weight), Dense(node.linear.bias), pool_, out);
         if (observer_ != nullptr && observer_->wants_linear()) observer_->OnLinear(node, tile.begin, in, *out);
         break;
-      case NodeKind::kNorm: RunNorm(node.norm, in, Dense(node.norm.weight), Dense(node.norm.bias), pool_, out); break;
-      case NodeKind::kRotary: RunRotary(node.rotary, layout.positions, in, pool_, out); break;
+      case NodeKind::kNorm:
+        RunNorm(node.norm, in, Dense(node.norm.weight), Dense(node.norm.bias), pool_, out);
+        break;
+      case NodeKind::kRotary:
+        RunRotary(node.rotary, layout.positions, in, pool_, out);
+        break;
       case NodeKind::kAttention:
         RunAttention(node.attention, layout.sequences, in, *second, values_[node.inputs[2]], pool_, out);
         break;
-      case NodeKind::kMoe: RunMoeNode(node, tile, in, *second, out); break;
-      case NodeKind::kElementwise: RunElementwise(node.elementwise, in, second, pool_, out); break;
-      case NodeKind::kSlice: *out = in.middleCols(node.slice.begin, program_.values[node.output].width); break;
-      case NodeKind::kConcat: RunConcat(node, out); break;
+      case NodeKind::kMoe:
+        RunMoeNode(node, tile, in, *second, out);
+        break;
+      case NodeKind::kElementwise:
+        RunElementwise(node.elementwise, in, second, pool_, out);
+        break;
+      case NodeKind::kSlice:
+        *out = in.middleCols(node.slice.begin, program_.values[node.output].width);
+        break;
+      case NodeKind::kConcat:
+        RunConcat(node, out);
+        break;
     }
     return Status::Ok();
   }
@@ -172,8 +192,8 @@ class BlockRunner {
   const TokenBatch& batch_;
   ThreadPool& pool_;
   Observer* observer_;
-  std::vector<Matrix> values_;             // of the tile, by ValueId
-  std::vector<const Node*> last_reader_;   // in this block, by ValueId
+  std::vector<Matrix> values_;            // of the tile, by ValueId
+  std::vector<const Node*> last_reader_;  // in this block, by ValueId
 };
 
 }  // namespace
@@ -213,7 +233,8 @@ Status Forward::RunBlock(int32_t block, const BlockWeights& weights, const Token
   for (const Node& node : program_.nodes) {
     if (node.block != block || last_use_[node.output] <= block) continue;
     const uint64_t width = program_.values[node.output].width;
-    const auto taken = std::find_if(free.begin(), free.end(), [&](ValueId id) { return program_.values[id].width == width; });
+    const auto taken =
+        std::find_if(free.begin(), free.end(), [&](ValueId id) { return program_.values[id].width == width; });
     storage[node.output] = taken != free.end() ? *taken : node.output;
     if (taken != free.end()) {
       free.erase(taken);

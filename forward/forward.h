@@ -35,7 +35,9 @@ class BlockWeights {
   // [rows, cols]; ids that do not belong to the block are a fault of the caller (asserted).
   const Matrix& dense(TensorId id) const { return dense_.at(id); }
   Matrix& dense(TensorId id) { return dense_.at(id); }
-  const Matrix& expert(uint32_t table, uint32_t e, ExpertMatrix m) const { return experts_.at({table, e, static_cast<uint8_t>(m)}); }
+  const Matrix& expert(uint32_t table, uint32_t e, ExpertMatrix m) const {
+    return experts_.at({table, e, static_cast<uint8_t>(m)});
+  }
   Matrix& expert(uint32_t table, uint32_t e, ExpertMatrix m) { return experts_.at({table, e, static_cast<uint8_t>(m)}); }
   const std::map<TensorId, Matrix>& all_dense() const { return dense_; }
 
@@ -65,20 +67,20 @@ struct Stream {
 // What one expert saw in one tile: rows of the tile that were routed to it, in order.
 struct ExpertCapture {
   uint32_t expert = 0;
-  std::vector<uint32_t> rows;      // row in the tile
-  std::vector<float> gates;        // routing weight g of each row
-  Matrix input;                    // [n, hidden]
-  Matrix down_input;               // [n, intermediate]: act(gate) * up
-  Matrix output;                   // [n, hidden], not yet times g
+  std::vector<uint32_t> rows;  // row in the tile
+  std::vector<float> gates;    // routing weight g of each row
+  Matrix input;                // [n, hidden]
+  Matrix down_input;           // [n, intermediate]: act(gate) * up
+  Matrix output;               // [n, hidden], not yet times g
 };
 
 struct MoeCapture {
   const Node* node = nullptr;
-  uint64_t first_token = 0;         // of the tile, in the batch
-  const Matrix* input = nullptr;    // [tile, hidden]
-  const Matrix* logits = nullptr;   // [tile, experts]
-  std::vector<uint32_t> ids;        // [tile, k] chosen experts, largest weight first
-  std::vector<float> weights;       // [tile, k]
+  uint64_t first_token = 0;            // of the tile, in the batch
+  const Matrix* input = nullptr;       // [tile, hidden]
+  const Matrix* logits = nullptr;      // [tile, experts]
+  std::vector<uint32_t> ids;           // [tile, k] chosen experts, largest weight first
+  std::vector<float> weights;          // [tile, k]
   std::vector<ExpertCapture> experts;  // those that got at least one row, by index
 };
 
@@ -93,7 +95,9 @@ class Observer {
   }
   virtual void OnMoe(const MoeCapture& capture) { (void)capture; }
   // Any value that a node of the block produced.
-  virtual void OnValue(const Node& node, uint64_t first_token, const Matrix& value) { (void)node, (void)first_token, (void)value; }
+  virtual void OnValue(const Node& node, uint64_t first_token, const Matrix& value) {
+    (void)node, (void)first_token, (void)value;
+  }
   // Which of the above are wanted (captures cost memory and copies).
   virtual bool wants_linear() const { return false; }
   virtual bool wants_moe() const { return false; }
@@ -108,7 +112,8 @@ class Forward {
   // Runs the nodes of one block over the whole batch. `stream` holds the live values before and, on return, after it
   // (values that no later block reads are dropped). Sequences are grouped into tiles of about 2,048 tokens (whole
   // sequences), so temporaries stay bounded.
-  Status RunBlock(int32_t block, const BlockWeights& weights, const TokenBatch& batch, Stream* stream, Observer* observer = nullptr);
+  Status RunBlock(int32_t block, const BlockWeights& weights, const TokenBatch& batch, Stream* stream,
+                  Observer* observer = nullptr);
 
   // All blocks, weights loaded one block at a time; `sink` gets logits rows in token order: (first_token, [n, vocab]).
   // The last block is run tile by tile, so logits of all tokens are never held.

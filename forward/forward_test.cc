@@ -31,13 +31,15 @@ Program EveryNode() {
                               p.Element(ElementOp::kSigmoid, p.Linear(h, 1)));
   x = p.Element2(ElementOp::kAdd, p.Element2(ElementOp::kAdd, x, m), shared);
   p.block = 2;
-  a = p.Attention(p.Linear(x, 24), p.Linear(x, 24), p.Linear(x, 24), {.heads = 3, .kv_heads = 3, .head_dim = 8, .scale = 0.35f});
+  a = p.Attention(p.Linear(x, 24), p.Linear(x, 24), p.Linear(x, 24),
+                  {.heads = 3, .kv_heads = 3, .head_dim = 8, .scale = 0.35f});
   x = p.Element2(ElementOp::kAdd, x, p.Element(ElementOp::kScale, a, 0.5f));
   m = p.Moe(p.Norm(x, {.group = 24, .eps = 1e-6f}, false), {.score = ScoreFunction::kSigmoid, .k = 3},
             {.function = Activation::kGeluTanh, .gated = false}, {6, 6, 6, 6});
   p.block = 3;
   ValueId n = p.Moe(x, {.score_before_topk = false, .k = 2}, {.function = Activation::kRelu}, {8, 8, 8});
-  ValueId parts = p.Concat({p.Element(ElementOp::kSilu, m), p.Element(ElementOp::kGeluTanh, n), p.Element(ElementOp::kRelu, x)});
+  ValueId parts =
+      p.Concat({p.Element(ElementOp::kSilu, m), p.Element(ElementOp::kGeluTanh, n), p.Element(ElementOp::kRelu, x)});
   x = p.Element2(ElementOp::kAdd, p.Element(ElementOp::kClamp, p.Linear(parts, 24), 0.8f), p.Linear(x, 1));
   p.block = 4;
   p.program.output = p.Linear(p.Rms(x), 37);
@@ -62,10 +64,13 @@ Matrix RunAll(const Program& program, const TokenBatch& batch, int threads, Obse
   Forward forward(program, pool);
   const ToySource source(program);
   Matrix all(batch.size(), program.values[program.output].width);
-  const Status status = forward.Run(source, batch, [&](uint64_t first, const Matrix& logits) {
-    all.middleRows(first, logits.rows()) = logits;
-    return Status::Ok();
-  }, NoProgress(), observer);
+  const Status status = forward.Run(
+      source, batch,
+      [&](uint64_t first, const Matrix& logits) {
+        all.middleRows(first, logits.rows()) = logits;
+        return Status::Ok();
+      },
+      NoProgress(), observer);
   EXPECT_TRUE(status.ok()) << status.message();
   return all;
 }
@@ -82,7 +87,8 @@ TEST(ForwardTest, EveryNodeKindMatchesAPlainDoubleForward) {
     const auto expected = naive.Run(tokens).values.at(program.output);
     for (size_t t = 0; t < tokens.size(); ++t) {
       for (size_t c = 0; c < expected[t].size(); ++c) {
-        ASSERT_NEAR(logits(batch.begin(s) + t, c), expected[t][c], 2e-5) << "sequence " << s << " token " << t << " column " << c;
+        ASSERT_NEAR(logits(batch.begin(s) + t, c), expected[t][c], 2e-5)
+            << "sequence " << s << " token " << t << " column " << c;
       }
     }
   }
@@ -157,8 +163,8 @@ TEST(ForwardTest, ObserversSeeEveryTokenOnceInOrder) {
   recorder.program = &program;
   const Matrix observed = RunAll(program, batch, 2, &recorder);
   EXPECT_TRUE((observed.array() == RunAll(program, batch, 1).array()).all()) << "observing must not change results";
-  const uint64_t linears = std::count_if(program.nodes.begin(), program.nodes.end(),
-                                         [](const Node& n) { return n.kind == NodeKind::kLinear; });
+  const uint64_t linears =
+      std::count_if(program.nodes.begin(), program.nodes.end(), [](const Node& n) { return n.kind == NodeKind::kLinear; });
   EXPECT_EQ(recorder.linear_rows, linears * batch.size());
   EXPECT_EQ(recorder.moe_tokens, program.expert_tables.size() * batch.size());
   EXPECT_GE(recorder.values, program.nodes.size());
@@ -185,7 +191,9 @@ TEST(ForwardTest, RefusesTokensAndSequencesTheModelCannotTake) {
   ThreadPool pool(1);
   const ToySource source(program);
   const auto run = [&](const TokenBatch& batch) {
-    return Forward(program, pool).Run(source, batch, [](uint64_t, const Matrix&) { return Status::Ok(); }, NoProgress());
+    return Forward(program, pool)
+        .Run(
+            source, batch, [](uint64_t, const Matrix&) { return Status::Ok(); }, NoProgress());
   };
   TokenBatch batch = Sequences({5}, 37);
   batch.tokens[3] = 37;

@@ -45,11 +45,15 @@ Matrix RunModel(const Model& model, const std::vector<int32_t>& tokens, int thre
   ThreadPool pool(threads);
   TokenBatch batch{tokens, {0}};
   Matrix logits;
-  const Status status = Forward(model.program, pool).Run(*model.tensors, batch, [&](uint64_t first, const Matrix& rows) {
-    EXPECT_EQ(first, 0u);
-    logits = rows;
-    return Status::Ok();
-  }, NoProgress(), choices);
+  const Status status = Forward(model.program, pool)
+                            .Run(
+                                *model.tensors, batch,
+                                [&](uint64_t first, const Matrix& rows) {
+                                  EXPECT_EQ(first, 0u);
+                                  logits = rows;
+                                  return Status::Ok();
+                                },
+                                NoProgress(), choices);
   EXPECT_TRUE(status.ok()) << status.message();
   return logits;
 }
@@ -88,8 +92,8 @@ TEST(GoldenTest, WrenGerman) { CheckGolden(Wren("german")); }
 TEST(GoldenTest, WrenPython) { CheckGolden(Wren("python")); }
 
 TEST(LayeringTest, NothingThatExecutesProgramsNamesAFamily) {
-  static const char* const kFamilies[] = {"mixtral", "qwen",  "olmoe", "llama4",  "deepseek", "granite",
-                                          "gpt_oss", "gpt-oss", "phimoe", "ernie", "glm4",     "lfm2", "gemma"};
+  static const char* const kFamilies[] = {"mixtral", "qwen",   "olmoe", "llama4", "deepseek", "granite", "gpt_oss",
+                                          "gpt-oss", "phimoe", "ernie", "glm4",   "lfm2",     "gemma"};
   size_t files = 0;
   for (const char* folder : {"forward", "runtime-min"}) {
     for (const auto& entry : std::filesystem::recursive_directory_iterator(kSource + "/" + folder)) {

@@ -44,8 +44,9 @@ Result<TokenBatch> ParseTokens(const std::string& text) {
 Result<Job> TextJob(const Model& model, const std::string& path, int64_t ctx_option, int64_t most_chunks) {
   const uint64_t ctx = static_cast<uint64_t>(std::max<int64_t>(ctx_option, 0));
   if (ctx < kMinEvalContext || ctx > model.program.max_positions) {
-    return Status(ErrorCode::kUsage, StrFormat("--ctx: expected %llu to %u, the longest sequence of this model",
-                                               static_cast<unsigned long long>(kMinEvalContext), model.program.max_positions));
+    return Status(ErrorCode::kUsage,
+                  StrFormat("--ctx: expected %llu to %u, the longest sequence of this model",
+                            static_cast<unsigned long long>(kMinEvalContext), model.program.max_positions));
   }
   if (most_chunks < 1) return Status(ErrorCode::kUsage, "--chunks: expected at least 1");
   if (model.tokenizer.empty()) {
@@ -119,13 +120,15 @@ Status CheckOptions(const cli::Command& command) {
 
 Status Run(int argc, char** argv) {
   namespace po = boost::program_options;
-  cli::Command command({"moepack logits",
-                        "Float32 logits of a model, or of a compressed folder dequantized, little endian, row after row.\n"
-                        "--data writes the scored half of each chunk: positions ctx/2 to ctx-2.",
-                        "MODEL|DIR (--tokens 1,2,3 | --data FILE --ctx N) -o L.f32",
-                        {"moepack logits examples/wren/model --tokens 54,287,2061 -o l.f32",
-                         "moepack logits examples/wren/model --data examples/wren/text/mixed.eval.txt --ctx 256 -o base.f32"}});
-  command.options().add_options()("tokens", po::value<std::string>(), "token ids, separated by commas; all rows are written")(
+  cli::Command command(
+      {"moepack logits",
+       "Float32 logits of a model, or of a compressed folder dequantized, little endian, row after row.\n"
+       "--data writes the scored half of each chunk: positions ctx/2 to ctx-2.",
+       "MODEL|DIR (--tokens 1,2,3 | --data FILE --ctx N) -o L.f32",
+       {"moepack logits examples/wren/model --tokens 54,287,2061 -o l.f32",
+        "moepack logits examples/wren/model --data examples/wren/text/mixed.eval.txt --ctx 256 -o base.f32"}});
+  command.options().add_options()("tokens", po::value<std::string>(),
+                                  "token ids, separated by commas; all rows are written")(
       "data", po::value<std::string>(), "text file, cut into chunks of --ctx tokens")(
       "ctx", po::value<int64_t>(), "tokens of a chunk")("chunks", po::value<int64_t>(), "at most this many chunks")(
       "output,o", po::value<std::string>(), "file to write");

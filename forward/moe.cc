@@ -8,12 +8,12 @@ namespace {
 // Which rows of the tile go to which expert. Rows of all experts are numbered through: expert by expert, each in token
 // order, so that outputs fit one matrix [tokens * k, hidden].
 struct Dispatch {
-  std::vector<uint32_t> ids;          // [tokens, k]
-  std::vector<float> weights;         // [tokens, k]
-  std::vector<uint32_t> routed;       // [tokens, k]: row of (token, slot) in that order
-  std::vector<uint32_t> token;        // [tokens * k]: its inverse, token only
-  std::vector<float> gate;            // [tokens * k]
-  std::vector<uint32_t> first;        // [experts + 1]
+  std::vector<uint32_t> ids;     // [tokens, k]
+  std::vector<float> weights;    // [tokens, k]
+  std::vector<uint32_t> routed;  // [tokens, k]: row of (token, slot) in that order
+  std::vector<uint32_t> token;   // [tokens * k]: its inverse, token only
+  std::vector<float> gate;       // [tokens * k]
+  std::vector<uint32_t> first;   // [experts + 1]
 };
 
 Dispatch RouteTile(const RoutingRecord& routing, const Matrix& logits, ThreadPool& pool) {
@@ -95,7 +95,8 @@ struct ExpertRun {
 };
 
 // Captures with their matrices allocated; capture_of[e] is the place of expert e, if it got rows.
-std::vector<ExpertCapture> AllocateCaptures(const ExpertTableDecl& table, const Dispatch& d, std::vector<uint32_t>* capture_of) {
+std::vector<ExpertCapture> AllocateCaptures(const ExpertTableDecl& table, const Dispatch& d,
+                                            std::vector<uint32_t>* capture_of) {
   std::vector<ExpertCapture> captures;
   capture_of->assign(table.experts(), kNone);
   for (uint32_t e = 0; e < table.experts(); ++e) {

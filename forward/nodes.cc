@@ -90,14 +90,29 @@ void Transform(const ElementwiseNode& node, Eigen::Ref<Matrix> values) {
   auto x = values.array();
   switch (node.op) {
     case ElementOp::kAdd:
-    case ElementOp::kMul: break;  // two inputs: Combine
-    case ElementOp::kScale: x *= node.alpha; break;
-    case ElementOp::kSigmoid: x = 1 / (1 + (-x).exp()); break;
-    case ElementOp::kSilu: Activate(Activation::kSilu, values); break;
-    case ElementOp::kGelu: Activate(Activation::kGelu, values); break;
-    case ElementOp::kGeluTanh: Activate(Activation::kGeluTanh, values); break;
-    case ElementOp::kRelu: Activate(Activation::kRelu, values); break;
-    case ElementOp::kClamp: x = x.max(-node.alpha).min(node.alpha); break;
+    case ElementOp::kMul:
+      break;  // two inputs: Combine
+    case ElementOp::kScale:
+      x *= node.alpha;
+      break;
+    case ElementOp::kSigmoid:
+      x = 1 / (1 + (-x).exp());
+      break;
+    case ElementOp::kSilu:
+      Activate(Activation::kSilu, values);
+      break;
+    case ElementOp::kGelu:
+      Activate(Activation::kGelu, values);
+      break;
+    case ElementOp::kGeluTanh:
+      Activate(Activation::kGeluTanh, values);
+      break;
+    case ElementOp::kRelu:
+      Activate(Activation::kRelu, values);
+      break;
+    case ElementOp::kClamp:
+      x = x.max(-node.alpha).min(node.alpha);
+      break;
   }
 }
 
@@ -107,11 +122,20 @@ void Activate(Activation function, Eigen::Ref<Matrix> values) {
   constexpr float kSqrtHalf = 0.70710678118654752f, kSqrt2OverPi = 0.79788456080286536f;
   auto x = values.array();
   switch (function) {
-    case Activation::kSilu: x = x / (1 + (-x).exp()); break;
-    case Activation::kGelu: x = x.unaryExpr([](float v) { return 0.5f * v * (1 + std::erf(v * kSqrtHalf)); }); break;
-    case Activation::kGeluTanh: x = 0.5f * x * (1 + (kSqrt2OverPi * (x + 0.044715f * x * x * x)).tanh()); break;
-    case Activation::kRelu: x = x.max(0.0f); break;
-    case Activation::kIdentity: break;
+    case Activation::kSilu:
+      x = x / (1 + (-x).exp());
+      break;
+    case Activation::kGelu:
+      x = x.unaryExpr([](float v) { return 0.5f * v * (1 + std::erf(v * kSqrtHalf)); });
+      break;
+    case Activation::kGeluTanh:
+      x = 0.5f * x * (1 + (kSqrt2OverPi * (x + 0.044715f * x * x * x)).tanh());
+      break;
+    case Activation::kRelu:
+      x = x.max(0.0f);
+      break;
+    case Activation::kIdentity:
+      break;
   }
 }
 
@@ -143,18 +167,21 @@ void RunLinear(const Matrix& in, const Matrix& weight, const Matrix* bias, Threa
   });
 }
 
-void RunNorm(const NormNode& node, const Matrix& in, const Matrix* weight, const Matrix* bias, ThreadPool& pool, Matrix* out) {
+void RunNorm(const NormNode& node, const Matrix& in, const Matrix* weight, const Matrix* bias, ThreadPool& pool,
+             Matrix* out) {
   out->resize(in.rows(), in.cols());
   const float* w = weight ? weight->data() : nullptr;
   const float* b = bias ? bias->data() : nullptr;
   ForRows(pool, in.rows(), [&](size_t first, size_t rows) {
     for (size_t t = first; t < first + rows; ++t) {
-      for (size_t c = 0; c < static_cast<size_t>(in.cols()); c += node.group) NormGroup(node, &in(t, c), w, b, &(*out)(t, c));
+      for (size_t c = 0; c < static_cast<size_t>(in.cols()); c += node.group)
+        NormGroup(node, &in(t, c), w, b, &(*out)(t, c));
     }
   });
 }
 
-void RunRotary(const RotaryNode& node, std::span<const uint32_t> positions, const Matrix& in, ThreadPool& pool, Matrix* out) {
+void RunRotary(const RotaryNode& node, std::span<const uint32_t> positions, const Matrix& in, ThreadPool& pool,
+               Matrix* out) {
   out->resize(in.rows(), in.cols());
   if (positions.empty()) return;
   const RotaryTable table(node, *std::max_element(positions.begin(), positions.end()) + 1);

@@ -22,7 +22,8 @@ Status RunEmbedding(const Matrix& table, std::span<const int32_t> tokens, Matrix
 void RunLinear(const Matrix& in, const Matrix& weight, const Matrix* bias, ThreadPool& pool, Matrix* out);
 
 // weight, bias [1, group] or null.
-void RunNorm(const NormNode& node, const Matrix& in, const Matrix* weight, const Matrix* bias, ThreadPool& pool, Matrix* out);
+void RunNorm(const NormNode& node, const Matrix& in, const Matrix* weight, const Matrix* bias, ThreadPool& pool,
+             Matrix* out);
 
 // positions: one a row.
 void RunRotary(const RotaryNode& node, std::span<const uint32_t> positions, const Matrix& in, ThreadPool& pool, Matrix* out);

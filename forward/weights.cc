@@ -32,8 +32,8 @@ Status LoadItem(const Program& program, const TensorSource& source, const Item& 
     const std::string name = item.dense != kNone
                                  ? program.tensors[item.dense].name
                                  : ExpertTensorName(program.expert_tables[item.table], item.expert, item.matrix);
-    return Status(ErrorCode::kShape, StrFormat("%s: the program declares %llu x %llu, the source gave %zu values", name.c_str(),
-                                               static_cast<unsigned long long>(item.rows),
+    return Status(ErrorCode::kShape, StrFormat("%s: the program declares %llu x %llu, the source gave %zu values",
+                                               name.c_str(), static_cast<unsigned long long>(item.rows),
                                                static_cast<unsigned long long>(item.cols), loaded->size()));
   }
   *item.destination = Eigen::Map<const Matrix>(loaded->data(), item.rows, item.cols);
@@ -42,7 +42,8 @@ Status LoadItem(const Program& program, const TensorSource& source, const Item& 
 
 }  // namespace
 
-Result<BlockWeights> BlockWeights::Load(const Program& program, const TensorSource& source, int32_t block, ThreadPool& pool) {
+Result<BlockWeights> BlockWeights::Load(const Program& program, const TensorSource& source, int32_t block,
+                                        ThreadPool& pool) {
   BlockWeights weights;
   std::vector<Item> items;
   for (TensorId id : DenseTensors(program, block)) {
@@ -58,7 +59,10 @@ Result<BlockWeights> BlockWeights::Load(const Program& program, const TensorSour
         if (m == ExpertMatrix::kGate && !table.gated) continue;
         const uint64_t width = table.intermediate[e];
         const bool down = m == ExpertMatrix::kDown;
-        items.push_back({.table = t, .expert = e, .matrix = m, .rows = down ? table.hidden : width,
+        items.push_back({.table = t,
+                         .expert = e,
+                         .matrix = m,
+                         .rows = down ? table.hidden : width,
                          .cols = down ? width : table.hidden,
                          .destination = &weights.experts_[{t, e, static_cast<uint8_t>(m)}]});
       }

@@ -17,23 +17,28 @@ using Rows = std::vector<std::vector<double>>;  // [tokens][width]
 
 // What a MoE node did at one token.
 struct NaiveRouted {
-  std::vector<uint32_t> ids;                        // largest weight first
+  std::vector<uint32_t> ids;  // largest weight first
   std::vector<double> gates;
   std::vector<std::vector<double>> hidden, output;  // by slot: input of down, f(x)
 };
 
 struct NaiveRun {
-  std::map<ValueId, Rows> values;                            // every value of the program
-  std::map<uint32_t, std::vector<NaiveRouted>> routed;       // by expert table, by token
+  std::map<ValueId, Rows> values;                       // every value of the program
+  std::map<uint32_t, std::vector<NaiveRouted>> routed;  // by expert table, by token
 };
 
 inline double NaiveActivate(Activation f, double x) {
   switch (f) {
-    case Activation::kSilu: return x / (1 + std::exp(-x));
-    case Activation::kGelu: return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0)));
-    case Activation::kGeluTanh: return 0.5 * x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
-    case Activation::kRelu: return std::max(x, 0.0);
-    case Activation::kIdentity: return x;
+    case Activation::kSilu:
+      return x / (1 + std::exp(-x));
+    case Activation::kGelu:
+      return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0)));
+    case Activation::kGeluTanh:
+      return 0.5 * x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
+    case Activation::kRelu:
+      return std::max(x, 0.0);
+    case Activation::kIdentity:
+      return x;
   }
   return 0;
 }
@@ -91,10 +96,18 @@ class NaiveForward {
           for (size_t c = 0; c < out[t].size(); ++c) out[t][c] += bias[c];
           break;
         }
-        case NodeKind::kNorm: out[t] = Norm(node.norm, in(0)[t]); break;
-        case NodeKind::kRotary: out[t] = Rotate(node.rotary, in(0)[t], t); break;
-        case NodeKind::kAttention: out[t] = Attend(node.attention, in(0)[t], in(1), in(2), t); break;
-        case NodeKind::kMoe: out[t] = Moe(node.moe, in(0)[t], in(1)[t], run); break;
+        case NodeKind::kNorm:
+          out[t] = Norm(node.norm, in(0)[t]);
+          break;
+        case NodeKind::kRotary:
+          out[t] = Rotate(node.rotary, in(0)[t], t);
+          break;
+        case NodeKind::kAttention:
+          out[t] = Attend(node.attention, in(0)[t], in(1), in(2), t);
+          break;
+        case NodeKind::kMoe:
+          out[t] = Moe(node.moe, in(0)[t], in(1)[t], run);
+          break;
         case NodeKind::kElementwise:
           for (size_t c = 0; c < out[t].size(); ++c) {
             const bool two = node.inputs.size() > 1;
@@ -142,7 +155,8 @@ class NaiveForward {
     return y;
   }
 
-  static std::vector<double> Attend(const AttentionNode& node, const std::vector<double>& q, const Rows& k, const Rows& v, size_t t) {
+  static std::vector<double> Attend(const AttentionNode& node, const std::vector<double>& q, const Rows& k, const Rows& v,
+                                    size_t t) {
     std::vector<double> y(q.size(), 0.0);
     for (size_t h = 0; h < node.heads; ++h) {
       const size_t kv = h / (node.heads / node.kv_heads) * node.head_dim, d = node.head_dim;
@@ -164,7 +178,8 @@ class NaiveForward {
     return y;
   }
 
-  std::vector<double> Moe(const MoeNode& node, const std::vector<double>& x, const std::vector<double>& logits, NaiveRun* run) {
+  std::vector<double> Moe(const MoeNode& node, const std::vector<double>& x, const std::vector<double>& logits,
+                          NaiveRun* run) {
     const RoutingRecord& r = node.routing;
     std::vector<uint32_t> order(logits.size());
     std::iota(order.begin(), order.end(), 0u);
@@ -174,7 +189,8 @@ class NaiveForward {
     double sum = 0, chosen = 0;
     for (size_t i = 0; i < (r.score_before_topk ? order.size() : r.k); ++i) sum += std::exp(logits[order[i]]);
     for (uint32_t id : routed.ids) {
-      routed.gates.push_back(r.score == ScoreFunction::kSoftmax ? std::exp(logits[id]) / sum : 1 / (1 + std::exp(-logits[id])));
+      routed.gates.push_back(r.score == ScoreFunction::kSoftmax ? std::exp(logits[id]) / sum
+                                                                : 1 / (1 + std::exp(-logits[id])));
       chosen += routed.gates.back();
     }
     std::vector<double> y(x.size(), 0.0);
@@ -195,15 +211,24 @@ class NaiveForward {
 
   static double Element(const ElementwiseNode& node, double a, double b) {
     switch (node.op) {
-      case ElementOp::kAdd: return a + b;
-      case ElementOp::kMul: return a * b;
-      case ElementOp::kScale: return a * node.alpha;
-      case ElementOp::kSigmoid: return 1 / (1 + std::exp(-a));
-      case ElementOp::kSilu: return NaiveActivate(Activation::kSilu, a);
-      case ElementOp::kGelu: return NaiveActivate(Activation::kGelu, a);
-      case ElementOp::kGeluTanh: return NaiveActivate(Activation::kGeluTanh, a);
-      case ElementOp::kRelu: return std::max(a, 0.0);
-      case ElementOp::kClamp: return std::clamp<double>(a, -node.alpha, node.alpha);
+      case ElementOp::kAdd:
+        return a + b;
+      case ElementOp::kMul:
+        return a * b;
+      case ElementOp::kScale:
+        return a * node.alpha;
+      case ElementOp::kSigmoid:
+        return 1 / (1 + std::exp(-a));
+      case ElementOp::kSilu:
+        return NaiveActivate(Activation::kSilu, a);
+      case ElementOp::kGelu:
+        return NaiveActivate(Activation::kGelu, a);
+      case ElementOp::kGeluTanh:
+        return NaiveActivate(Activation::kGeluTanh, a);
+      case ElementOp::kRelu:
+        return std::max(a, 0.0);
+      case ElementOp::kClamp:
+        return std::clamp<double>(a, -node.alpha, node.alpha);
     }
     return 0;
   }

@@ -103,7 +103,8 @@ class ToyProgram {
     return Add({.kind = NodeKind::kConcat}, parts, width);
   }
   ValueId Moe(ValueId in, RoutingRecord routing, ActivationRecord activation, std::vector<uint64_t> intermediate) {
-    ExpertTableDecl table{.layer = block - 1, .hidden = Width(in), .intermediate = std::move(intermediate), .gated = activation.gated};
+    ExpertTableDecl table{
+        .layer = block - 1, .hidden = Width(in), .intermediate = std::move(intermediate), .gated = activation.gated};
     for (uint32_t e = 0; e < table.experts(); ++e) table.original.push_back(e);
     const ValueId logits = Linear(in, table.experts());
     const MoeNode moe{routing, activation, static_cast<uint32_t>(program.expert_tables.size())};

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "format/manifest/model_folder.h"
+#include "model/export/gguf.h"
 #include "model/frontend/huggingface.h"
 #include "model/model_testing.h"
 
@@ -115,6 +116,15 @@ TEST_F(CompressedFolder, GivesTheWeightsThatWereStored) {
       }
     }
   }
+}
+
+TEST_F(CompressedFolder, ExportsAsTheModelItHolds) {
+  Write("c", true);
+  const Result<Model> model = OpenModel(PosixEnv(), folder_.At("c"));
+  ASSERT_TRUE(model.ok()) << model.status().message();
+  ASSERT_TRUE(ExportGguf(PosixEnv(), *model, folder_.At("c.gguf"), GgufType::kF32, NoProgress()).ok());
+  ASSERT_TRUE(ExportGguf(PosixEnv(), original_, folder_.At("o.gguf"), GgufType::kF32, NoProgress()).ok());
+  EXPECT_EQ(ReadAll(folder_.At("c.gguf")), ReadAll(folder_.At("o.gguf")));
 }
 
 TEST_F(CompressedFolder, UnfinishedIsRefusedWithTheWayOn) {

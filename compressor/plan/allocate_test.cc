@@ -51,7 +51,9 @@ TEST(Allocate, DualBoundNeverExceedsTheOptimum) {
   for (uint32_t seed = 0; seed < 200; ++seed) {
     const Units units = RandomUnits(seed, 5, 5);
     const double best = BruteForce(units, 0, 60);
-    if (best < 1e9) EXPECT_LE(DualBound(units, 60), best + 1e-9) << seed;
+    if (best < 1e9) {
+      EXPECT_LE(DualBound(units, 60), best + 1e-9) << seed;
+    }
   }
 }
 
@@ -93,7 +95,9 @@ TEST(Combine, KeepsEveryUndominatedSum) {
   }
   for (size_t i = 0; i < combined.options.size(); ++i) {
     EXPECT_EQ(combined.options[i].cost, tensors[0][combined.picks[i][0]].cost + tensors[1][combined.picks[i][1]].cost);
-    if (i > 0) EXPECT_LT(combined.options[i].loss, combined.options[i - 1].loss);
+    if (i > 0) {
+      EXPECT_LT(combined.options[i].loss, combined.options[i - 1].loss);
+    }
   }
 }
 

@@ -1,0 +1,267 @@
+#include "compressor/compressor.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "base/testing/fault_env.h"
+#include "compressor/calibration.h"
+#include "compressor/compress_testing.h"
+#include "compressor/plan/error_table.h"
+#include "compressor/plan/planner.h"
+#include "format/manifest/model_folder.h"
+#include "model/model_testing.h"
+
+namespace moepack {
+namespace {
+
+using ::testing::HasSubstr;
+
+class CompressTest : public ::testing::Test {
+ protected:
+  CompressTest() : model_path_(SourcePath("tests/golden/qwen2_moe")), model_(*OpenModel(PosixEnv(), model_path_)) {
+    EXPECT_TRUE(WriteProfile(PosixEnv(), folder_.At("p.mprof"), MakeTestProfile(model_, 16, 16)).ok());
+  }
+
+  CompressRequest Request(const std::string& recipe, const std::string& output) const {
+    CompressRequest request;
+    request.model_path = model_path_;
+    request.profile_path = folder_.At("p.mprof");
+    auto parsed = ParseRecipe("version: 1\n" + recipe, "test.yaml");
+    EXPECT_TRUE(parsed.ok()) << parsed.status().message();
+    request.recipe = *parsed;
+    request.output = folder_.At(output);
+    request.tool_version = "test";
+    return request;
+  }
+  Result<CompressReport> Run(const CompressRequest& request, int threads = 2, Env& env = PosixEnv()) const {
+    ThreadPool pool(threads);
+    return Compress(env, request, pool, NoProgress());
+  }
+  CompressReport MustRun(const CompressRequest& request, int threads = 2) const {
+    auto report = Run(request, threads);
+    EXPECT_TRUE(report.ok()) << report.status().message();
+    return report.ok() ? *report : CompressReport();
+  }
+  void ExpectSameFolders(const std::string& a, const std::string& b) const {
+    const auto names = *PosixEnv().List(folder_.At(a));
+    EXPECT_EQ(names, *PosixEnv().List(folder_.At(b)));
+    for (const std::string& name : names) EXPECT_EQ(ReadAll(folder_.At(a + "/" + name)), ReadAll(folder_.At(b + "/" + name))) << name;
+  }
+  // Plain bytes of all units as the folder has them.
+  uint64_t PlainBytesOf(const std::string& name) const {
+    const auto folder = ModelFolder::Open(PosixEnv(), folder_.At(name));
+    EXPECT_TRUE(folder.ok()) << folder.status().message();
+    uint64_t bytes = 0;
+    for (const auto& unit : (*folder)->units()) bytes += unit.plain_bytes;
+    return bytes;
+  }
+
+  TempFolder folder_;
+  const std::string model_path_;
+  const Model model_;
+};
+
+const char kBudget[] = "target_bpw: 7\nprobes: true\n";
+
+TEST_F(CompressTest, LosslessKeepsEveryWeight) {
+  CompressRequest request = Request("", "f32");
+  request.recipe = *RecipeForCodec("f32");
+  request.profile_path.clear();
+  MustRun(request);
+  const auto compressed = OpenModel(PosixEnv(), request.output);
+  ASSERT_TRUE(compressed.ok()) << compressed.status().message();
+  EXPECT_EQ(compressed->program, model_.program);
+  for (TensorId id = 0; id < model_.program.tensors.size(); ++id) EXPECT_EQ(*compressed->tensors->Load(id), *model_.tensors->Load(id));
+  EXPECT_EQ(*compressed->tensors->LoadExpert(1, 2, ExpertMatrix::kDown), *model_.tensors->LoadExpert(1, 2, ExpertMatrix::kDown));
+}
+
+TEST_F(CompressTest, SameBytesOnOneAndTwoThreads) {
+  MustRun(Request(kBudget, "a"), 1);
+  MustRun(Request(kBudget, "b"), 2);
+  ExpectSameFolders("a", "b");
+}
+
+TEST_F(CompressTest, DryRunTellsTheSizesOfTheRealRun) {
+  CompressRequest request = Request(kBudget, "d");
+  const Plan real = MustRun(request).plan;
+  request.dry_run = true;
+  request.output = folder_.At("nothing");
+  const Plan dry = MustRun(request).plan;
+  EXPECT_EQ(SerializePlan(dry), SerializePlan(real));
+  EXPECT_FALSE(*PosixEnv().Exists(folder_.At("nothing")));
+  EXPECT_EQ(PlainBytesOf("d"), dry.plain_bytes);
+  EXPECT_LE(dry.bundle_bytes, dry.target_bytes);
+}
+
+TEST_F(CompressTest, DryRunFromAConfigurationAlone) {
+  CompressRequest request = Request("", "c");
+  request.recipe = *RecipeForCodec("i4g64");
+  request.profile_path.clear();
+  const uint64_t real = MustRun(request).plan.plain_bytes;
+  request.model_path = model_path_ + "/config.json";
+  request.dry_run = true;
+  EXPECT_EQ(MustRun(request).plan.plain_bytes, real);
+  request.dry_run = false;
+  EXPECT_EQ(Run(request).status().code(), ErrorCode::kBadInput);
+}
+
+TEST_F(CompressTest, AnyInterruptionResumesToTheSameBytes) {
+  MustRun(Request(kBudget, "whole"));
+  for (uint64_t writes : {3, 14, 25, 36}) {
+    const std::string name = "killed" + std::to_string(writes);
+    CompressRequest request = Request(kBudget, name);
+    ::moepack::testing::FaultEnv env(PosixEnv(), ::moepack::testing::FaultEnv::Count::kWrites);
+    env.FailAt(writes, ErrorCode::kNoSpace, ::moepack::testing::FaultEnv::Duration::kFromThenOn);
+    const auto killed = Run(request, 2, env);
+    if (!killed.ok()) {
+      EXPECT_EQ(killed.status().exit_status(), 7);
+      EXPECT_FALSE(*PosixEnv().Exists(request.output));
+      request.resume = true;
+      MustRun(request);
+    }
+    ExpectSameFolders("whole", name);
+  }
+}
+
+TEST_F(CompressTest, ResumeRefusesBlocksOfAnotherRequest) {
+  CompressRequest request = Request(kBudget, "r");
+  ::moepack::testing::FaultEnv env(PosixEnv(), ::moepack::testing::FaultEnv::Count::kWrites);
+  env.FailAt(25, ErrorCode::kNoSpace, ::moepack::testing::FaultEnv::Duration::kFromThenOn);
+  ASSERT_FALSE(Run(request, 2, env).ok());
+  request = Request("target_bpw: 6\n", "r");
+  request.resume = true;
+  EXPECT_EQ(Run(request).status().code(), ErrorCode::kUsage);
+}
+
+TEST_F(CompressTest, SmallerBudgetsLoseMore) {
+  const CompressReport small = MustRun(Request("target_bpw: 5.5\n", "s")), large = MustRun(Request("target_bpw: 9\n", "l"));
+  EXPECT_LT(small.plan.bundle_bytes, large.plan.bundle_bytes);
+  EXPECT_GT(small.plan.predicted_kld, large.plan.predicted_kld);
+  ASSERT_TRUE(small.kld && large.kld);
+  EXPECT_GT(*small.kld, *large.kld);
+}
+
+TEST_F(CompressTest, AnImpossibleTargetNamesTheSmallestSize) {
+  const auto report = Run(Request("target_size: 10KB\n", "x"));
+  EXPECT_EQ(report.status().code(), ErrorCode::kGate);
+  EXPECT_THAT(report.status().message(), HasSubstr("smallest"));
+  EXPECT_FALSE(*PosixEnv().Exists(folder_.At("x")));
+}
+
+TEST_F(CompressTest, MaxKldHoldsOnHeldBackText) {
+  const double loose = *MustRun(Request("target_bpw: 6\n", "loose")).kld;
+  const CompressReport report = MustRun(Request(StrFormat("max_kld: %g\n", loose), "k"));
+  ASSERT_TRUE(report.kld.has_value());
+  EXPECT_LE(*report.kld, loose);
+  EXPECT_EQ(Run(Request("max_kld: 1e-12\n", "never")).status().code(), ErrorCode::kGate);
+}
+
+TEST_F(CompressTest, LikeKeepsThePlanAndReusedErrorsPlanAlike) {
+  CompressRequest request = Request(kBudget, "first");
+  request.error_table_path = folder_.At("errors.json");
+  MustRun(request);
+  request.output = folder_.At("second");
+  request.like_path = folder_.At("first/plan.json");
+  MustRun(request);
+  ExpectSameFolders("first", "second");
+  request.recipe.gptq = false;
+  EXPECT_EQ(Run(request).status().code(), ErrorCode::kBadInput);
+}
+
+TEST_F(CompressTest, LikeLeavesMostTensorsAloneWhenTheBudgetMoves) {
+  const auto changes = [](const Plan& a, const Plan& b) {
+    size_t count = 0;
+    for (size_t i = 0; i < a.tensors.size(); ++i) count += a.tensors[i].codec != b.tensors[i].codec;
+    return count;
+  };
+  const Plan before = MustRun(Request("target_bpw: 7\n", "before")).plan;
+  CompressRequest request = Request("target_bpw: 7.1\n", "after");
+  request.dry_run = true;
+  const Plan fresh = MustRun(request).plan;
+  request.like_path = folder_.At("before/plan.json");
+  EXPECT_LE(changes(before, MustRun(request).plan), changes(before, fresh));
+}
+
+TEST_F(CompressTest, DroppedExpertsAndChannelsMakeASmallerProgram) {
+  const CompressReport report = MustRun(Request("defaults: {codec: i8g64}\ndrop_experts: {count: 2}\n", "dropped"));
+  const auto compressed = OpenModel(PosixEnv(), folder_.At("dropped"));
+  ASSERT_TRUE(compressed.ok()) << compressed.status().message();
+  const ExpertTableDecl& before = model_.program.expert_tables[0];
+  const ExpertTableDecl& after = compressed->program.expert_tables[0];
+  ASSERT_EQ(after.experts(), before.experts() - 2);
+  // Saliency grows with (e * 5) % experts: experts with ranks 0 and 1 go.
+  for (uint32_t original : after.original) EXPECT_GE((original * 5) % before.experts(), 2u);
+  EXPECT_EQ(compressed->program.original_parameters, model_.program.original_parameters);
+  EXPECT_EQ(report.original_parameters, model_.program.original_parameters);
+  const auto router = [](const Model& m) {
+    for (TensorId id = 0; id < m.program.tensors.size(); ++id) {
+      if (m.program.tensors[id].name == "layers.0.router") return *m.tensors->Load(id);
+    }
+    return std::vector<float>();
+  };
+  const std::vector<float> full = router(model_), sliced = router(*compressed);
+  for (uint32_t e = 0; e < after.experts(); ++e) {
+    for (size_t c = 0; c < before.hidden; ++c) EXPECT_EQ(sliced[e * before.hidden + c], full[after.original[e] * before.hidden + c]);
+  }
+  EXPECT_EQ(Run(Request(StrFormat("defaults: {codec: i8g64}\ndrop_experts: {count: %u}\n", before.experts()), "none")).status().code(), ErrorCode::kRecipe);
+}
+
+TEST_F(CompressTest, DomainsMustBeTheProfiles) {
+  const auto report = Run(Request("defaults: {codec: i8g64}\ndomains: {klingon: 2}\n", "x"));
+  EXPECT_EQ(report.status().code(), ErrorCode::kRecipe);
+  EXPECT_THAT(report.status().message(), HasSubstr("klingon"));
+}
+
+TEST_F(CompressTest, PruningLeavesTheWantedShareAndMoePrunerBeatsMagnitude) {
+  const auto kld = [&](const char* method) {
+    const CompressReport report = MustRun(Request(StrFormat("defaults: {codec: bf16}\ngptq: false\nprune: {method: %s, sparsity: 0.5}\n", method), method));
+    return report.kld.value_or(-1);
+  };
+  EXPECT_LT(kld("moe-pruner"), kld("magnitude"));
+  const auto compressed = OpenModel(PosixEnv(), folder_.At("moe-pruner"));
+  ASSERT_TRUE(compressed.ok());
+  const std::vector<float> w = *compressed->tensors->LoadExpert(0, 0, ExpertMatrix::kUp);
+  EXPECT_EQ(static_cast<size_t>(std::count(w.begin(), w.end(), 0.0f)), w.size() / 2);
+}
+
+TEST_F(CompressTest, AProfileOfAnotherModelIsRefused) {
+  CompressRequest request = Request("defaults: {codec: i8g64}\n", "x");
+  request.model_path = SourcePath("tests/golden/mixtral");
+  const auto report = Run(request);
+  EXPECT_EQ(report.status().code(), ErrorCode::kBadInput);
+  EXPECT_THAT(report.status().message(), HasSubstr("profile"));
+}
+
+TEST_F(CompressTest, SomethingElseUnderTheOutputNameIsLeftAlone) {
+  ASSERT_TRUE(PosixEnv().MakeDirectory(folder_.At("mine")).ok());
+  folder_.Write("mine/notes.txt", std::string("keep"));
+  EXPECT_EQ(Run(Request("defaults: {codec: i8g64}\n", "mine")).status().code(), ErrorCode::kBadInput);
+  EXPECT_EQ(ReadAll(folder_.At("mine/notes.txt")).size(), 4u);
+}
+
+TEST_F(CompressTest, EveryFamilyCompresses) {
+  for (const char* family : {"mixtral", "olmoe", "qwen3_moe"}) {
+    CompressRequest request = Request("target_bpw: 8\nprobes: false\n", family);
+    request.model_path = SourcePath(std::string("tests/golden/") + family);
+    const Model model = *OpenModel(PosixEnv(), request.model_path);
+    ASSERT_TRUE(WriteProfile(PosixEnv(), request.profile_path, MakeTestProfile(model, 16, 16)).ok());
+    const CompressReport report = MustRun(request);
+    EXPECT_LT(report.kld.value_or(1), 0.5) << family;
+    EXPECT_EQ(report.plan.measured_by, "energy");
+  }
+}
+
+TEST(ErrorTableJson, ComesBackAsItWasWritten) {
+  ErrorTable table{"abc", "probes", {{"b", "g", 2, {{"i4g64", 0.1}, {"i8g64", 1e-9}}}, {"a", "g", 1.0 / 3, {{"i4g64", 0.7}}}}, {{"g", 1e-7 / 3}}};
+  const std::string text = SerializeErrorTable(table);
+  const auto read = ParseErrorTable(AsBytes(text), "e.json");
+  ASSERT_TRUE(read.ok()) << read.status().message();
+  EXPECT_EQ(SerializeErrorTable(*read), text);
+  EXPECT_EQ(read->tensors[0].name, "b");
+  for (const char* bad : {"", "{}", "[1]", "{\"version\": 1}", "{\"version\":1,\"made_from\":\"\",\"measured_by\":\"\",\"sensitivity\":{\"g\":\"x\"},\"tensors\":{}}"}) {
+    EXPECT_EQ(ParseErrorTable(AsBytes(bad), "e.json").status().code(), ErrorCode::kBadInput) << bad;
+  }
+}
+
+}  // namespace
+}  // namespace moepack

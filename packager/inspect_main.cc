@@ -192,13 +192,14 @@ Result<Inspection> InspectBundle(const std::string& path, const std::string& tru
   MOEPACK_ASSIGN_OR_RETURN(const verify::SignedManifest head, verify::ReadSignedManifest(*file, size));
   const bool verified = !trust_path.empty();
   if (!verified) progress.Note("inspect: " + path + " is shown unverified; give --trust T.json to check who signed it");
-  MOEPACK_ASSIGN_OR_RETURN(const verify::TrustPolicy policy,
-                           verified ? verify::ReadTrustJson(PosixEnv(), trust_path) : verify::TrustItsSigners(head));
-  MOEPACK_ASSIGN_OR_RETURN(const auto bundle, verify::VerifiedBundle::Open(std::move(file), policy));
+  const Result<verify::TrustPolicy> policy =
+      verified ? verify::ReadTrustJson(PosixEnv(), trust_path) : verify::TrustItsSigners(head);
+  if (!policy.ok()) return verified ? policy.status() : policy.status().With(path);
+  MOEPACK_ASSIGN_OR_RETURN(const auto bundle, verify::VerifiedBundle::Open(std::move(file), *policy));
   Inspection out("bundle", bundle->program());
   out.extra()["source"] = "bundle";
   out.extra()["verified"] = verified;
-  out.extra()["signatures"] = SignaturesJson(head.envelope, verified ? &policy : nullptr);
+  out.extra()["signatures"] = SignaturesJson(head.envelope, verified ? &*policy : nullptr);
   MOEPACK_RETURN_IF_ERROR(DescribeBundle(*bundle, &out));
   return out;
 }

@@ -41,7 +41,10 @@ class Inspection {
   // Further members of the JSON object.
   nlohmann::json& extra() { return extra_; }
 
-  // The documented, stable JSON object (docs: `moepack inspect --help`).
+  // One object with stable keys: kind, parameters (of the original model), parameters_now, bytes_stored, bits_per_weight
+  // (bytes_stored * 8 / parameters), bytes_resident, expert_bytes_resident, layers, experts, max_positions, expert_tables
+  // (layer, experts, top_k, hidden, intermediate_min, intermediate_max), codecs and roles (name -> tensors, parameters,
+  // bytes_plain, bytes_resident), and what extra() holds. A value that is not known is null.
   nlohmann::json ToJson() const;
   // A compact table for people.
   std::string ToText() const;

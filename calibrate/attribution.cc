@@ -133,7 +133,7 @@ Result<std::vector<double>> HeadEvaluator::LogLikelihood(Matrix states, std::spa
 
 AttributionProbe::AttributionProbe(const Program& program, const Node& moe, const ResidualPlan& plan,
                                    const TokenBatch& batch, const std::vector<uint64_t>& samples, const Stream& stream)
-    : program_(program), moe_(moe), plan_(plan), batch_(batch), samples_(samples) {
+    : moe_(moe), plan_(plan), batch_(batch), samples_(samples) {
   const Eigen::Index rows = static_cast<Eigen::Index>(samples.size());
   const Eigen::Index width = static_cast<Eigen::Index>(program.values[moe.output].width);
   const Eigen::Index k = moe.moe.routing.k;

@@ -59,7 +59,6 @@ class AttributionProbe {
   // Samples in tile rows [first, first + rows), as indices of samples_.
   std::pair<size_t, size_t> InTile(uint64_t first, uint64_t rows) const;
 
-  const Program& program_;
   const Node& moe_;
   const ResidualPlan plan_;
   const TokenBatch& batch_;

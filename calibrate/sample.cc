@@ -37,7 +37,7 @@ Status CheckRequest(const Model& model, const std::vector<CalibrationText>& text
 // Tells of texts that are too short for their share.
 void NoteShares(const std::vector<CalibrationText>& texts, const std::vector<uint64_t>& shares, uint64_t wanted,
                 const CalibrateOptions& options, Progress& progress) {
-  uint64_t taken = 0;
+  ull taken = 0;
   for (size_t d = 0; d < texts.size(); ++d) {
     taken += shares[d];
     if (shares[d] == 0) {
@@ -49,7 +49,7 @@ void NoteShares(const std::vector<CalibrationText>& texts, const std::vector<uin
   }
   if (taken < wanted) {
     progress.Note(StrFormat("the texts hold only %llu of the %llu tokens asked for; all of them are used",
-                            static_cast<ull>(taken * options.ctx), static_cast<ull>(wanted * options.ctx)));
+                            taken * static_cast<ull>(options.ctx), wanted * static_cast<ull>(options.ctx)));
   }
 }
 

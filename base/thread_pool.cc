@@ -19,21 +19,25 @@ int AvailableCores() {
 
 // Workers spin briefly before they sleep: a decode step issues a loop every few tens of microseconds, and waking a
 // sleeping thread costs as much.
+//
+// A worker joins a loop while it is open; the caller closes the loop when no block is left and waits for those that joined
+// only. A worker that the system did not run in time so costs nothing, which matters where other processes use the cores.
 struct ThreadPool::State {
   struct Job {
     BlockFunction function = nullptr;
     const void* context = nullptr;
     size_t count = 0, block = 1, blocks = 0;
   };
+  // One word, so that joining and closing exclude each other: workers inside, whether the loop is open, its number.
+  static constexpr uint64_t kInside = 0xffff, kOpen = 1 << 16, kNumber = ~uint64_t{0} << 17, kNextNumber = 1 << 17;
 
   std::vector<std::thread> workers;
   std::mutex mutex;
   std::condition_variable wake;
-  std::atomic<uint64_t> generation{0};
+  std::atomic<uint64_t> gate{0};
   std::atomic<bool> stop{false};
   std::atomic<size_t> next{0};
-  std::atomic<int> active{0};
-  Job job;
+  Job job;  // changed by the caller only, while nobody is inside
 
   void RunBlocks() {
     for (size_t i = next.fetch_add(1, std::memory_order_relaxed); i < job.blocks;
@@ -43,26 +47,48 @@ struct ThreadPool::State {
     }
   }
 
-  void WaitFor(uint64_t seen) {
+  // The gate of a loop other than `seen`.
+  uint64_t WaitForOther(uint64_t seen) {
     static constexpr int kSpins = 4000;
-    for (int i = 0; i < kSpins; ++i) {
-      if (generation.load(std::memory_order_acquire) != seen || stop.load(std::memory_order_relaxed)) return;
+    const auto ready = [&] { return (gate.load(std::memory_order_acquire) & kNumber) != seen || stop.load(); };
+    for (int i = 0; i < kSpins && !ready(); ++i) {
 #if defined(__x86_64__)
       __builtin_ia32_pause();
 #endif
     }
-    std::unique_lock lock(mutex);
-    wake.wait(lock, [&] { return generation.load(std::memory_order_acquire) != seen || stop.load(); });
+    if (!ready()) {
+      std::unique_lock lock(mutex);
+      wake.wait(lock, ready);
+    }
+    return gate.load(std::memory_order_acquire);
   }
 
   void Work() {
     uint64_t seen = 0;
     for (;;) {
-      WaitFor(seen);
+      uint64_t now = WaitForOther(seen);
       if (stop.load()) return;
-      seen = generation.load(std::memory_order_acquire);
+      while ((now & kOpen) != 0 && !gate.compare_exchange_weak(now, now + 1, std::memory_order_acq_rel)) {
+      }
+      seen = now & kNumber;
+      if ((now & kOpen) == 0) continue;
       RunBlocks();
-      active.fetch_sub(1, std::memory_order_release);
+      gate.fetch_sub(1, std::memory_order_release);
+    }
+  }
+
+  void Open() {
+    std::lock_guard lock(mutex);
+    gate.store((gate.load(std::memory_order_relaxed) & kNumber) + kNextNumber + kOpen, std::memory_order_release);
+  }
+
+  void CloseAndWait() {
+    gate.fetch_and(~kOpen, std::memory_order_acq_rel);
+    for (int spins = 0; (gate.load(std::memory_order_acquire) & kInside) != 0; ++spins) {
+      if (spins > 4000) std::this_thread::yield();
+#if defined(__x86_64__)
+      __builtin_ia32_pause();
+#endif
     }
   }
 };
@@ -94,19 +120,10 @@ void ThreadPool::Run(size_t count, size_t block, BlockFunction function, const v
   }
   s.job = {function, context, count, block, blocks};
   s.next.store(0, std::memory_order_relaxed);
-  s.active.store(static_cast<int>(s.workers.size()), std::memory_order_relaxed);
-  {
-    std::lock_guard lock(s.mutex);
-    s.generation.fetch_add(1, std::memory_order_release);
-  }
+  s.Open();
   s.wake.notify_all();
   s.RunBlocks();
-  for (int spins = 0; s.active.load(std::memory_order_acquire) != 0; ++spins) {
-    if (spins > 4000) std::this_thread::yield();
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#endif
-  }
+  s.CloseAndWait();
 }
 
 }  // namespace moepack

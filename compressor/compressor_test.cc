@@ -128,13 +128,13 @@ TEST_F(CompressTest, ResumeRefusesBlocksOfAnotherRequest) {
   ::moepack::testing::FaultEnv env(PosixEnv(), ::moepack::testing::FaultEnv::Count::kWrites);
   env.FailAt(25, ErrorCode::kNoSpace, ::moepack::testing::FaultEnv::Duration::kFromThenOn);
   ASSERT_FALSE(Run(request, 2, env).ok());
-  request = Request("target_bpw: 6\n", "r");
+  request = Request("target_bpw: 7.5\n", "r");
   request.resume = true;
   EXPECT_EQ(Run(request).status().code(), ErrorCode::kUsage);
 }
 
 TEST_F(CompressTest, SmallerBudgetsLoseMore) {
-  const CompressReport small = MustRun(Request("target_bpw: 5.5\n", "s")), large = MustRun(Request("target_bpw: 9\n", "l"));
+  const CompressReport small = MustRun(Request("target_bpw: 7\n", "s")), large = MustRun(Request("target_bpw: 10\n", "l"));
   EXPECT_LT(small.plan.bundle_bytes, large.plan.bundle_bytes);
   EXPECT_GT(small.plan.predicted_kld, large.plan.predicted_kld);
   ASSERT_TRUE(small.kld && large.kld);
@@ -149,7 +149,7 @@ TEST_F(CompressTest, AnImpossibleTargetNamesTheSmallestSize) {
 }
 
 TEST_F(CompressTest, MaxKldHoldsOnHeldBackText) {
-  const double loose = *MustRun(Request("target_bpw: 6\n", "loose")).kld;
+  const double loose = *MustRun(Request("target_bpw: 7\n", "loose")).kld;
   const CompressReport report = MustRun(Request(StrFormat("max_kld: %g\n", loose), "k"));
   ASSERT_TRUE(report.kld.has_value());
   EXPECT_LE(*report.kld, loose);
@@ -241,7 +241,7 @@ TEST_F(CompressTest, SomethingElseUnderTheOutputNameIsLeftAlone) {
 
 TEST_F(CompressTest, EveryFamilyCompresses) {
   for (const char* family : {"mixtral", "olmoe", "qwen3_moe"}) {
-    CompressRequest request = Request("target_bpw: 8\nprobes: false\n", family);
+    CompressRequest request = Request("target_bpw: 12\nprobes: false\n", family);
     request.model_path = SourcePath(std::string("tests/golden/") + family);
     const Model model = *OpenModel(PosixEnv(), request.model_path);
     ASSERT_TRUE(WriteProfile(PosixEnv(), request.profile_path, MakeTestProfile(model, 16, 16)).ok());

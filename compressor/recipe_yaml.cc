@@ -39,7 +39,7 @@ class Reader {
     using Handler = std::function<void(const YAML::Node&)>;
     bool version = false;
     Map(root, "the recipe", std::map<std::string, Handler>{
-      {"version", [&](const auto& n) { version = true; if (Number(n, 1, 1) != 1) Fail(n, "version must be 1"); }},
+      {"version", [&](const auto& n) { version = true; if (Text(n) != "1") Fail(n, "version must be 1"); }},
       {"defaults", [&](const auto& n) { out->defaults = ReadChoice(n); }},
       {"rules", [&](const auto& n) { ReadRules(n, out); }},
       {"prune", [&](const auto& n) { out->prune = ReadPrune(n); }},

@@ -152,7 +152,7 @@ TEST(Gptq, MaskedWeightsStayZeroAndTheOthersMakeUpForThem) {
   QuantizeRowsNearest(w, {}, 0, 16, &masked);
   const Matrix updated = Weights(with), zeroed = Weights(masked);
   for (Eigen::Index i = 0; i < updated.size(); i += 2) ASSERT_EQ(updated.data()[i], 0.0f);
-  EXPECT_LT(OutputError(x, w, updated), 0.7 * OutputError(x, w, zeroed));
+  EXPECT_LT(OutputError(x, w, updated), 0.75 * OutputError(x, w, zeroed));
 }
 
 TEST(Gptq, RankDeficientAndEmptyHessiansWork) {

@@ -38,7 +38,7 @@ struct ErrorTableInput {
   const Calibration* calibration = nullptr;
   std::vector<TensorRef> tensors;   // ListTensors of the program
   std::vector<Choice> choices;      // one a tensor
-  uint64_t max_tokens = 16384;      // calibration tokens to measure with
+  uint64_t max_tokens = 32768;      // calibration tokens to measure with
   uint64_t probe_tokens = 2048;
   size_t sample_rows = 64;          // rows of every matrix that are encoded to measure an error
 };

@@ -20,7 +20,7 @@ start=$(date +%s)
 say "Calibrating on eight domains"
 data=()
 for domain in scripture speech novel python german french admin dictionary; do data+=("$domain=$text/$domain.calib.txt"); done
-moepack calibrate "$model" --data "${data[@]}" --tokens 65536 -o "$out/wren.mprof" --report "$out/calibration.html"
+moepack calibrate "$model" --data "${data[@]}" --tokens 32768 -o "$out/wren.mprof" --report "$out/calibration.html"
 
 say "Logits of the full model on held-out text"
 moepack logits "$model" --data "$text/mixed.eval.txt" --ctx 256 -o "$out/base.f32" --json >"$out/base.json"

@@ -1,6 +1,7 @@
 // Files in memory for fuzz targets: folder "m" with the files given; nothing can be written.
 #pragma once
 
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <string>

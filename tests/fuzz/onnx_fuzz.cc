@@ -5,6 +5,7 @@
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   moepack::fuzz::MemoryEnv env;
   env.files["m/m.onnx"] = moepack::Bytes(data, data + size);
+  env.files["m/m.onnx.data"] = moepack::Bytes(1 << 16);
   const auto model = moepack::OpenModel(env, "m/m.onnx");
   if (!model.ok()) return 0;
   if (!moepack::ValidateProgram(model->program).ok()) __builtin_trap();

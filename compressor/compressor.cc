@@ -29,7 +29,13 @@ class Compressor {
     report.plan = plan_;
     report.original_parameters = program_.original_parameters;
     if (request_.dry_run) return report;
-    MOEPACK_ASSIGN_OR_RETURN(const double kld, Write());
+    const Result<double> written = Write();
+    if (!written.ok()) {
+      // A kill leaves the finished blocks for --resume; an error leaves nothing, unless the user works with --resume.
+      if (!request_.resume) (void)env_.RemoveTree(request_.output + ".partial");
+      return written.status();
+    }
+    const double kld = *written;
     if (kld >= 0) report.kld = kld;
     return report;
   }
@@ -46,7 +52,7 @@ class Compressor {
     if (profile_->model_digest != ProgramDigest(model_.program)) {
       return Status(ErrorCode::kBadInput, request_.profile_path + ": this profile was made from another model than " + request_.model_path);
     }
-    MOEPACK_ASSIGN_OR_RETURN(calibration_, MakeCalibration(*profile_, recipe_.domains));
+    MOEPACK_ASSIGN_OR_RETURN(calibration_, MakeCalibration(*profile_, EnoughTokens(model_.program), recipe_.domains));
     return Status::Ok();
   }
 

@@ -32,7 +32,8 @@ names=(8bit q4-size q3-size)
 for i in 0 1 2; do
   name="${names[$i]}"
   say "Compressing to at most ${sizes[$i]} bytes, packing, verifying, evaluating: $name"
-  moepack compress "$model" --profile "$out/wren.mprof" --target-size "${sizes[$i]}" -o "$out/$name"
+  moepack compress "$model" --profile "$out/wren.mprof" --error-table "$out/errors.json" \
+    --target-size "${sizes[$i]}" -o "$out/$name"
   moepack pack "$out/$name" --key "$out/key.pem" --product wren --version "1.0-$name" --counter 1 -o "$out/wren-$name.moeb"
   moepack verify "$out/wren-$name.moeb" --trust "$out/trust.json" --json >"$out/$name.verify.json"
   moepack inspect "$out/wren-$name.moeb" --trust "$out/trust.json" --json >"$out/$name.inspect.json"

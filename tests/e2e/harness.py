@@ -87,7 +87,7 @@ class Case(unittest.TestCase):
     def assert_refused(self, *args, status, says, output=None):
         """The command fails with `status`, its message has each of `says`, and nothing is left at `output`."""
         before = set(self.dir.iterdir())
-        outcome = run(*args, expect=status)
+        outcome = run(*args, "--quiet", expect=status)
         for word in says if isinstance(says, (list, tuple)) else [says]:
             self.assertIn(word, outcome.err)
         self.assertEqual(outcome.out, "")

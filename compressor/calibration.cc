@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "base/checked.h"
+
 namespace moepack {
 namespace {
 
@@ -23,23 +25,56 @@ Result<Matrix> Logits(const LastBlock& model, const TokenBatch& batch, const Tok
 
 }  // namespace
 
-Result<Calibration> MakeCalibration(const Profile& profile, const std::map<std::string, double>& domain_weights) {
-  Calibration out;
-  out.batch = {profile.tokens, profile.sequence_start};
+uint64_t EnoughTokens(const Program& program) {
+  static constexpr uint64_t kTokensADimension = 16;
+  uint64_t most = 0;
+  for (const TensorDecl& tensor : program.tensors) most = std::max(most, tensor.rows > 1 ? tensor.cols : 0);
+  for (const Node& node : program.nodes) {
+    if (node.kind != NodeKind::kMoe) continue;
+    const ExpertTableDecl& table = program.expert_tables[node.moe.table];
+    uint64_t widest = table.hidden;
+    for (uint64_t width : table.intermediate) widest = std::max(widest, width);
+    most = std::max(most, widest * CeilDiv(table.experts(), node.moe.routing.k));
+  }
+  return most * kTokensADimension;
+}
+
+std::vector<uint64_t> SpreadEvenly(const TokenBatch& batch, const std::vector<uint64_t>& sequences, uint64_t max_tokens) {
+  uint64_t tokens = 0;
+  for (uint64_t s : sequences) tokens += batch.end(s) - batch.begin(s);
+  if (tokens <= max_tokens || sequences.empty()) return sequences;
+  const double share = static_cast<double>(max_tokens) / static_cast<double>(tokens);
+  const auto wanted = std::max<size_t>(1, static_cast<size_t>(static_cast<double>(sequences.size()) * share));
+  std::vector<uint64_t> out;
+  for (size_t i = 0; i < wanted; ++i) out.push_back(sequences[i * sequences.size() / wanted]);
+  return out;
+}
+
+Result<Calibration> MakeCalibration(const Profile& profile, uint64_t max_tokens, const std::map<std::string, double>& domain_weights) {
   for (const auto& [name, weight] : domain_weights) {
     if (std::find(profile.domains.begin(), profile.domains.end(), name) == profile.domains.end()) {
       return Status(ErrorCode::kRecipe, "domains: the profile has no domain '" + name + "'");
     }
   }
-  const bool hold_back = out.batch.sequences() >= kHoldBackEvery;
-  out.weights.resize(out.batch.size());
-  for (uint64_t s = 0; s < out.batch.sequences(); ++s) {
-    const bool held = hold_back && s % kHoldBackEvery == kHoldBackEvery - 1;
-    if (held) out.held_back.push_back(s);
+  const TokenBatch all = {profile.tokens, profile.sequence_start};
+  const bool hold_back = all.sequences() >= kHoldBackEvery;
+  std::vector<uint64_t> used, held;
+  for (uint64_t s = 0; s < all.sequences(); ++s) {
+    (hold_back && s % kHoldBackEvery == kHoldBackEvery - 1 ? held : used).push_back(s);
+  }
+  used = SpreadEvenly(all, used, max_tokens);
+  held = SpreadEvenly(all, held, kMaxHeldBackTokens);
+  std::vector<uint64_t> sequences(used.size() + held.size());
+  std::merge(used.begin(), used.end(), held.begin(), held.end(), sequences.begin());
+  Calibration out;
+  out.batch = SelectSequences(all, sequences);
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    const uint64_t s = sequences[i];
+    const bool is_held = std::binary_search(held.begin(), held.end(), s);
+    if (is_held) out.held_back.push_back(i);
     const auto weight = domain_weights.find(profile.domains[profile.sequence_domain[s]]);
-    const double value = held ? 0 : weight == domain_weights.end() ? 1 : weight->second;
-    std::fill(out.weights.begin() + static_cast<ptrdiff_t>(out.batch.begin(s)), out.weights.begin() + static_cast<ptrdiff_t>(out.batch.end(s)),
-              static_cast<float>(value));
+    const double value = is_held ? 0 : weight == domain_weights.end() ? 1 : weight->second;
+    out.weights.insert(out.weights.end(), all.end(s) - all.begin(s), static_cast<float>(value));
   }
   return out;
 }

@@ -1,4 +1,4 @@
-// The profile's tokens as compress uses them: most to learn from, a few sequences held back to judge by.
+// The profile's tokens as compress uses them: enough of them to learn from, some sequences held back to judge by.
 #pragma once
 
 #include <map>
@@ -11,14 +11,23 @@
 namespace moepack {
 
 struct Calibration {
-  TokenBatch batch;                     // all sequences of the profile
+  TokenBatch batch;                     // sequences of the profile, in its order
   std::vector<float> weights;           // one a token: weight of its domain; 0 in held-back sequences
   std::vector<uint64_t> held_back;      // indices of sequences that no statistic uses, increasing
 };
 
-// Holds back every eighth sequence (none when there are fewer than eight). kRecipe when `domain_weights` names a domain
-// the profile does not have.
-Result<Calibration> MakeCalibration(const Profile& profile, const std::map<std::string, double>& domain_weights);
+// Tokens after which second moments hardly change: sixteen for each input dimension of the widest expert or dense matrix,
+// at each expert when routing is even.
+uint64_t EnoughTokens(const Program& program);
+
+// Holds back every eighth sequence (none when there are fewer than eight), and takes sequences spread evenly over what is
+// left, up to `max_tokens`; of those held back, up to kMaxHeldBackTokens. kRecipe when `domain_weights` names a domain the
+// profile does not have.
+inline constexpr uint64_t kMaxHeldBackTokens = 8192;
+Result<Calibration> MakeCalibration(const Profile& profile, uint64_t max_tokens, const std::map<std::string, double>& domain_weights);
+
+// Some of `sequences`, spread evenly, with at most `max_tokens` tokens but at least one sequence.
+std::vector<uint64_t> SpreadEvenly(const TokenBatch& batch, const std::vector<uint64_t>& sequences, uint64_t max_tokens);
 
 // The chosen sequences alone, and a stream restricted to their rows.
 TokenBatch SelectSequences(const TokenBatch& batch, const std::vector<uint64_t>& sequences);

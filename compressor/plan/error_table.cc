@@ -11,8 +11,8 @@
 namespace moepack {
 namespace {
 
-// Weights that all probes together may have to load: beyond that sensitivities come from energies.
-constexpr double kMaxProbeWeights = 2e11;
+// Weights that all probes together may go through, with a group for each kind of matrix and with one for each role.
+constexpr double kMaxKindProbes = 1e9, kMaxRoleProbes = 5e10;
 constexpr uint64_t kMaxBaseLogits = uint64_t{1} << 26;
 // The codec that probes disturb a group with: errors small enough that KLD grows in proportion to them.
 Codec ProbeCodec() {
@@ -23,10 +23,16 @@ Codec ProbeCodec() {
   return codec;
 }
 
-// "layers.3.experts.5.gate_proj" -> "layers.3.experts.gate_proj": all experts of a layer share a sensitivity.
-std::string GroupOf(const TensorRef& tensor) {
+// "layers.3.experts.5.gate_proj" -> "layers.3.experts.gate_proj": the experts of a layer are one kind.
+std::string KindOf(const TensorRef& tensor) {
   if (!tensor.is_expert()) return tensor.name;
   return StrFormat("layers.%d.experts.%s", tensor.layer, ExpertMatrixName(tensor.matrix));
+}
+
+// "layers.3.experts", "layers.3.attention".
+std::string RoleOf(const TensorRef& tensor) {
+  if (tensor.layer < 0) return tensor.name;
+  return StrFormat("layers.%d.%s", tensor.layer, tensor.is_expert() ? "experts" : TensorRoleName(tensor.role));
 }
 
 // Sequences spread evenly over the calibration text, about `tokens` tokens, none of them held back.
@@ -35,11 +41,7 @@ std::vector<uint64_t> SpreadSequences(const Calibration& calibration, uint64_t t
   for (uint64_t s = 0; s < calibration.batch.sequences(); ++s) {
     if (calibration.weights[calibration.batch.begin(s)] > 0) usable.push_back(s);
   }
-  const uint64_t mean = std::max<uint64_t>(1, calibration.batch.size() / calibration.batch.sequences());
-  const size_t wanted = std::clamp<size_t>(tokens / mean, 1, std::max<size_t>(1, usable.size()));
-  std::vector<uint64_t> out;
-  for (size_t i = 0; i < wanted && !usable.empty(); ++i) out.push_back(usable[i * usable.size() / wanted]);
-  return out;
+  return SpreadEvenly(calibration.batch, usable, tokens);
 }
 
 class Measurer {
@@ -48,19 +50,19 @@ class Measurer {
       : in_(in), pool_(pool), progress_(progress), forward_(*in.program, pool) {}
 
   Result<ErrorTable> Run() {
-    const std::vector<uint64_t> sequences = SpreadSequences(*in_.calibration, in_.max_tokens);
+    const std::vector<uint64_t> sequences = SpreadSequences(*in_.calibration, in_.calibration->batch.size());
+    if (sequences.empty()) return Status(ErrorCode::kRecipe, "domains: no calibration token has a weight above 0");
     batch_ = SelectSequences(in_.calibration->batch, sequences);
     for (uint64_t s : sequences) {
       const TokenBatch& all = in_.calibration->batch;
       token_weights_.insert(token_weights_.end(), in_.calibration->weights.begin() + static_cast<ptrdiff_t>(all.begin(s)),
                             in_.calibration->weights.begin() + static_cast<ptrdiff_t>(all.end(s)));
     }
-    for (float w : token_weights_) total_weight_ += static_cast<double>(w);
     // The full model's logits of half of the probe tokens stay in memory.
     const uint64_t vocabulary = in_.program->values[in_.program->output].width;
     const uint64_t probe_tokens = std::min(in_.probe_tokens, std::max<uint64_t>(1, kMaxBaseLogits / vocabulary * 2));
     probe_batch_ = SelectSequences(in_.calibration->batch, SpreadSequences(*in_.calibration, probe_tokens));
-    table_.measured_by = ProbesPay() ? "probes" : "energy";
+    ChooseGroups();
     if (table_.measured_by == "probes") MOEPACK_RETURN_IF_ERROR(KeepBaseLogits());
     progress_.Begin("measure errors", in_.tensors.size(), "tensors");
     for (int32_t block = 0; block < in_.program->blocks(); ++block) MOEPACK_RETURN_IF_ERROR(MeasureBlock(block));
@@ -72,16 +74,22 @@ class Measurer {
   bool last(int32_t block) const { return block + 1 == in_.program->blocks(); }
   bool Open(size_t i) const { return in_.choices[i].candidates.size() > 1; }
 
-  bool ProbesPay() const {
-    if (!in_.recipe->probes) return false;
+  // Weights that probes of these groups go through: every block from a group's own on.
+  double ProbeWork(std::string (*group_of)(const TensorRef&)) const {
     std::map<std::string, int32_t> groups;
     for (size_t i = 0; i < in_.tensors.size(); ++i) {
-      if (Open(i)) groups.emplace(GroupOf(in_.tensors[i]), in_.tensors[i].block);
+      if (Open(i)) groups.emplace(group_of(in_.tensors[i]), in_.tensors[i].block);
     }
     const double per_block = static_cast<double>(CountParameters(*in_.program)) / in_.program->blocks();
     double weights = 0;
     for (const auto& [group, block] : groups) weights += per_block * (in_.program->blocks() - block);
-    return weights <= kMaxProbeWeights;
+    return weights;
+  }
+
+  void ChooseGroups() {
+    const bool kinds = ProbeWork(&KindOf) <= kMaxKindProbes;
+    group_of_ = kinds ? &KindOf : &RoleOf;
+    table_.measured_by = in_.recipe->probes && (kinds || ProbeWork(&RoleOf) <= kMaxRoleProbes) ? "probes" : "energy";
   }
 
   Status MeasureBlock(int32_t block) {
@@ -112,18 +120,21 @@ class Measurer {
     }
     MOEPACK_ASSIGN_OR_RETURN(const MomentFactors factors, FactorMoments(wanted, in_.recipe->gptq, &moments, pool_));
     for (size_t i : open) {
-      table_.tensors.push_back({in_.tensors[i].name, GroupOf(in_.tensors[i]), 0, {}});
+      table_.tensors.push_back({in_.tensors[i].name, group_of_(in_.tensors[i]), {}});
     }
-    MOEPACK_RETURN_IF_ERROR(MeasureCandidates(open, weights, &moments, factors));
-    return MeasureSensitivities(block, open, weights, &moments);
+    MOEPACK_ASSIGN_OR_RETURN(const Energies energies, MeasureCandidates(open, weights, &moments, factors));
+    return MeasureSensitivities(block, open, energies, weights, &moments);
   }
 
   TensorErrors& EntryOf(const std::vector<size_t>& open, size_t position) {
     return table_.tensors[table_.tensors.size() - open.size() + position];
   }
 
+  // Output energy by kind.
+  using Energies = std::map<std::string, double>;
+
   // Every candidate of every tensor, on a sample of its rows.
-  Status MeasureCandidates(const std::vector<size_t>& open, BlockWeights& weights, HessianCollector* moments, const MomentFactors& factors) {
+  Result<Energies> MeasureCandidates(const std::vector<size_t>& open, BlockWeights& weights, HessianCollector* moments, const MomentFactors& factors) {
     std::vector<Matrix> samples;
     std::vector<std::vector<float>> row_weights;
     for (size_t i : open) {
@@ -138,6 +149,7 @@ class Measurer {
         if (!counts.empty()) row_weights.back()[r] *= counts[row];
       }
     }
+    std::vector<double> energy(open.size(), 0);
     size_t most = 0;
     for (size_t i : open) most = std::max(most, in_.choices[i].candidates.size());
     for (size_t c = 0; c < most; ++c) {
@@ -152,12 +164,17 @@ class Measurer {
       }
       RunJobs(jobs, kSweeps, pool_);
       for (size_t j = 0; j < jobs.size(); ++j) {
-        TensorErrors& entry = EntryOf(open, owners[j]);
-        entry.errors[jobs[j].codec.Name()] = jobs[j].error / total_weight_;
-        entry.energy = jobs[j].energy / total_weight_;
+        EntryOf(open, owners[j]).errors[jobs[j].codec.Name()] = std::max(0.0, jobs[j].error);
+        energy[owners[j]] = jobs[j].energy;
       }
     }
-    return Status::Ok();
+    Energies energies;
+    for (size_t p = 0; p < open.size(); ++p) energies[KindOf(in_.tensors[open[p]])] += energy[p];
+    for (size_t p = 0; p < open.size(); ++p) {
+      const double whole = energies.at(KindOf(in_.tensors[open[p]]));
+      for (auto& [codec, error] : EntryOf(open, p).errors) error = whole > 0 ? error / whole : 0;
+    }
+    return energies;
   }
 
   // How often each row of an embedding table is used; empty for other tensors. Every token counts once on top, so that
@@ -169,26 +186,21 @@ class Measurer {
     return counts;
   }
 
-  Status MeasureSensitivities(int32_t block, const std::vector<size_t>& open, BlockWeights& weights, HessianCollector* moments) {
+  Status MeasureSensitivities(int32_t block, const std::vector<size_t>& open, const Energies& energies, BlockWeights& weights,
+                              HessianCollector* moments) {
     std::map<std::string, std::vector<size_t>> groups;
-    std::map<std::string, double> energies;
-    for (size_t p = 0; p < open.size(); ++p) {
-      const TensorErrors& entry = EntryOf(open, p);
-      groups[entry.group].push_back(open[p]);
-      energies[entry.group] += entry.energy;
-    }
+    for (size_t i : open) groups[group_of_(in_.tensors[i])].push_back(i);
     for (const auto& [group, members] : groups) {
-      if (table_.measured_by != "probes") {
-        table_.sensitivity[group] = energies[group] > 0 ? 1 / energies[group] : 0;
-        continue;
-      }
-      MOEPACK_ASSIGN_OR_RETURN(table_.sensitivity[group], Probe(block, members, weights, moments));
+      table_.sensitivity[group] = 1;
+      if (table_.measured_by != "probes") continue;
+      MOEPACK_ASSIGN_OR_RETURN(table_.sensitivity[group], Probe(block, members, energies, weights, moments));
     }
     return Status::Ok();
   }
 
   // Mean KLD that rounding these tensors causes, by unit of error.
-  Result<double> Probe(int32_t block, const std::vector<size_t>& members, BlockWeights& weights, HessianCollector* moments) {
+  Result<double> Probe(int32_t block, const std::vector<size_t>& members, const Energies& energies, BlockWeights& weights,
+                       HessianCollector* moments) {
     std::vector<MatrixJob> jobs(members.size());
     for (size_t j = 0; j < members.size(); ++j) {
       const TensorRef& tensor = in_.tensors[members[j]];
@@ -202,7 +214,8 @@ class Measurer {
       Matrix& target = WeightsOf(in_.tensors[members[j]], weights);
       saved.push_back(target);
       Dequantize(jobs[j].out, {target.data(), static_cast<size_t>(target.size())});
-      error += jobs[j].error / total_weight_;
+      const double energy = energies.at(KindOf(in_.tensors[members[j]]));
+      error += energy > 0 ? jobs[j].error / energy : 0;
     }
     auto kld = RunProbe(block, weights);
     for (size_t j = 0; j < members.size(); ++j) WeightsOf(in_.tensors[members[j]], weights) = std::move(saved[j]);
@@ -224,7 +237,7 @@ class Measurer {
     return Status(ErrorCode::kInternal, "a program without a last block");
   }
 
-  // Runs `sink` rows that count, in order: row i of the scored rows.
+  // Rows of a tile that count.
   std::vector<uint64_t> ScoredRows(uint64_t first, uint64_t count) const {
     std::vector<uint64_t> rows;
     for (uint64_t s = 0; s < probe_batch_.sequences(); ++s) {
@@ -271,9 +284,9 @@ class Measurer {
   Forward forward_;
   TokenBatch batch_, probe_batch_;
   std::vector<float> token_weights_;  // of batch_
-  double total_weight_ = 0;
   Stream stream_, probe_stream_;      // of the full model, before the current block
   std::vector<Matrix> base_logits_;   // scored rows of the probe batch, tile by tile
+  std::string (*group_of_)(const TensorRef&) = &KindOf;
   ErrorTable table_;
 };
 

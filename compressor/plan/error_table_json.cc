@@ -7,10 +7,6 @@ namespace {
 
 std::string Quoted(const std::string& text) { return nlohmann::json(text).dump(); }
 
-bool IsNumber(const nlohmann::json& object, const char* key) {
-  const auto found = object.find(key);
-  return found != object.end() && found->is_number() && found->get<double>() >= 0;
-}
 bool IsText(const nlohmann::json& object, const char* key) {
   const auto found = object.find(key);
   return found != object.end() && found->is_string();
@@ -29,7 +25,7 @@ std::string SerializeErrorTable(const ErrorTable& table) {
   out += "},\n\"tensors\": {\n";
   for (i = 0; i < table.tensors.size(); ++i) {
     const TensorErrors& tensor = table.tensors[i];
-    out += StrFormat("%s: {\"group\": %s, \"energy\": %.17g, \"errors\": {", Quoted(tensor.name).c_str(), Quoted(tensor.group).c_str(), tensor.energy);
+    out += StrFormat("%s: {\"group\": %s, \"errors\": {", Quoted(tensor.name).c_str(), Quoted(tensor.group).c_str());
     size_t j = 0;
     for (const auto& [codec, error] : tensor.errors) {
       out += StrFormat("\"%s\": %.17g%s", codec.c_str(), error, ++j < tensor.errors.size() ? ", " : "");
@@ -57,10 +53,10 @@ Result<ErrorTable> ParseErrorTable(ByteSpan json, const std::string& file_name) 
   }
   for (const auto& [name, entry] : root["tensors"].items()) {
     const nlohmann::json tensor = entry;
-    if (!tensor.is_object() || !IsText(tensor, "group") || !IsNumber(tensor, "energy") || !tensor.contains("errors") || !tensor["errors"].is_object()) {
-      return refuse("tensor '" + name + "' needs group, energy and errors");
+    if (!tensor.is_object() || !IsText(tensor, "group") || !tensor.contains("errors") || !tensor["errors"].is_object()) {
+      return refuse("tensor '" + name + "' needs group and errors");
     }
-    TensorErrors errors{name, tensor["group"], tensor["energy"], {}};
+    TensorErrors errors{name, tensor["group"], {}};
     if (!out.sensitivity.contains(errors.group)) return refuse("tensor '" + name + "': group '" + errors.group + "' has no sensitivity");
     for (const auto& [codec, value] : tensor["errors"].items()) {
       if (!value.is_number() || value.get<double>() < 0) return refuse("tensor '" + name + "': error of '" + codec + "' must be a number, not negative");

@@ -11,7 +11,8 @@ namespace {
 constexpr uint64_t kHoldBackEvery = 8;
 constexpr uint64_t kTokensAtOnce = 1024;  // logits held at a time
 
-Result<Matrix> Logits(const LastBlock& model, const TokenBatch& batch, const TokenBatch& part, const std::vector<uint64_t>& sequences) {
+Result<Matrix> Logits(const LastBlock& model, const TokenBatch& batch, const TokenBatch& part,
+                      const std::vector<uint64_t>& sequences) {
   Matrix out;
   const Stream stream = SelectRows(*model.stream, batch, sequences);
   const auto sink = [&](uint64_t first, const Matrix& logits) {
@@ -50,7 +51,8 @@ std::vector<uint64_t> SpreadEvenly(const TokenBatch& batch, const std::vector<ui
   return out;
 }
 
-Result<Calibration> MakeCalibration(const Profile& profile, uint64_t max_tokens, const std::map<std::string, double>& domain_weights) {
+Result<Calibration> MakeCalibration(const Profile& profile, uint64_t max_tokens,
+                                    const std::map<std::string, double>& domain_weights) {
   for (const auto& [name, weight] : domain_weights) {
     if (std::find(profile.domains.begin(), profile.domains.end(), name) == profile.domains.end()) {
       return Status(ErrorCode::kRecipe, "domains: the profile has no domain '" + name + "'");
@@ -126,7 +128,8 @@ Result<double> MeanKld(const LastBlock& base, const LastBlock& other, const Toke
   uint64_t rows = 0;
   for (uint64_t s = 0; s < batch.sequences();) {
     std::vector<uint64_t> sequences;
-    for (uint64_t tokens = 0; s < batch.sequences() && (sequences.empty() || tokens + batch.end(s) - batch.begin(s) <= kTokensAtOnce); ++s) {
+    for (uint64_t tokens = 0;
+         s < batch.sequences() && (sequences.empty() || tokens + batch.end(s) - batch.begin(s) <= kTokensAtOnce); ++s) {
       sequences.push_back(s);
       tokens += batch.end(s) - batch.begin(s);
     }

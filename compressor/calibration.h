@@ -11,9 +11,9 @@
 namespace moepack {
 
 struct Calibration {
-  TokenBatch batch;                     // sequences of the profile, in its order
-  std::vector<float> weights;           // one a token: weight of its domain; 0 in held-back sequences
-  std::vector<uint64_t> held_back;      // indices of sequences that no statistic uses, increasing
+  TokenBatch batch;                 // sequences of the profile, in its order
+  std::vector<float> weights;       // one a token: weight of its domain; 0 in held-back sequences
+  std::vector<uint64_t> held_back;  // indices of sequences that no statistic uses, increasing
 };
 
 // Tokens after which second moments hardly change: sixteen for each input dimension of the widest expert or dense matrix,
@@ -24,7 +24,8 @@ uint64_t EnoughTokens(const Program& program);
 // left, up to `max_tokens`; of those held back, up to kMaxHeldBackTokens. kRecipe when `domain_weights` names a domain the
 // profile does not have.
 inline constexpr uint64_t kMaxHeldBackTokens = 8192;
-Result<Calibration> MakeCalibration(const Profile& profile, uint64_t max_tokens, const std::map<std::string, double>& domain_weights);
+Result<Calibration> MakeCalibration(const Profile& profile, uint64_t max_tokens,
+                                    const std::map<std::string, double>& domain_weights);
 
 // Some of `sequences`, spread evenly, with at most `max_tokens` tokens but at least one sequence.
 std::vector<uint64_t> SpreadEvenly(const TokenBatch& batch, const std::vector<uint64_t>& sequences, uint64_t max_tokens);

@@ -15,7 +15,8 @@ Status CheckOptions(const cli::Command& command) {
   const int budgets = command.Has("target-size") + command.Has("target-bpw") + command.Has("max-kld");
   if (budgets > 1) return Status(ErrorCode::kUsage, "give one of --target-size, --target-bpw and --max-kld");
   if (!command.Has("codec") && !command.Has("profile")) {
-    return Status(ErrorCode::kUsage, "needs --profile P.mprof (made by moepack calibrate), or --codec NAME to encode without one");
+    return Status(ErrorCode::kUsage,
+                  "needs --profile P.mprof (made by moepack calibrate), or --codec NAME to encode without one");
   }
   if (ways + budgets == 0) {
     return Status(ErrorCode::kUsage, "say what to aim for: --target-size, --target-bpw, --max-kld, --recipe or --codec");
@@ -38,7 +39,8 @@ Result<Recipe> ReadRecipe(const cli::Command& command) {
   }
   if (command.Has("target-bpw")) recipe.budget = {.target_bpw = command.Get<double>("target-bpw")};
   if (command.Has("max-kld")) recipe.budget = {.max_kld = command.Get<double>("max-kld")};
-  if (recipe.budget.target_bpw && !(*recipe.budget.target_bpw > 0)) return Status(ErrorCode::kUsage, "--target-bpw must be above 0");
+  if (recipe.budget.target_bpw && !(*recipe.budget.target_bpw > 0))
+    return Status(ErrorCode::kUsage, "--target-bpw must be above 0");
   if (recipe.budget.max_kld && !(*recipe.budget.max_kld > 0)) return Status(ErrorCode::kUsage, "--max-kld must be above 0");
   return recipe;
 }
@@ -46,7 +48,9 @@ Result<Recipe> ReadRecipe(const cli::Command& command) {
 nlohmann::json Summary(const CompressReport& report) {
   const Plan& plan = report.plan;
   nlohmann::json json;
-  const auto bpw = [&](uint64_t bytes) { return static_cast<double>(bytes) * 8 / static_cast<double>(report.original_parameters); };
+  const auto bpw = [&](uint64_t bytes) {
+    return static_cast<double>(bytes) * 8 / static_cast<double>(report.original_parameters);
+  };
   json["bundle_bytes"] = plan.bundle_bytes;
   json["bytes_plain"] = plan.plain_bytes;
   json["bytes_resident"] = plan.resident_bytes;
@@ -78,10 +82,12 @@ void PrintSummary(const CompressReport& report, bool dry_run, const std::string&
   for (const auto& [name, entry] : codecs) {
     std::printf("%-16s %8zu %14llu\n", name.c_str(), entry.first, static_cast<unsigned long long>(entry.second));
   }
-  std::printf("bundle at most %llu bytes (%.3f bits per weight), resident %llu bytes\n", static_cast<unsigned long long>(plan.bundle_bytes),
+  std::printf("bundle at most %llu bytes (%.3f bits per weight), resident %llu bytes\n",
+              static_cast<unsigned long long>(plan.bundle_bytes),
               static_cast<double>(plan.bundle_bytes) * 8 / static_cast<double>(report.original_parameters),
               static_cast<unsigned long long>(plan.resident_bytes));
-  if (plan.measured_by != "none") std::printf("predicted mean KLD %.6f (within %.2f %% of the best plan)\n", plan.predicted_kld, 100 * plan.gap);
+  if (plan.measured_by != "none")
+    std::printf("predicted mean KLD %.6f (within %.2f %% of the best plan)\n", plan.predicted_kld, 100 * plan.gap);
   if (report.kld) std::printf("mean KLD on held-back calibration text %.6f\n", *report.kld);
   if (!dry_run) std::printf("wrote %s\n", output.c_str());
 }

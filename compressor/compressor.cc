@@ -45,12 +45,14 @@ class Compressor {
     if (!request_.dry_run) MOEPACK_RETURN_IF_ERROR(CheckOutput());
     MOEPACK_ASSIGN_OR_RETURN(model_, OpenModel(env_, request_.model_path, {.digests = true}));
     if (model_.tensors == nullptr && !request_.dry_run) {
-      return Status(ErrorCode::kBadInput, request_.model_path + ": a configuration without weights can only be planned: add --dry-run");
+      return Status(ErrorCode::kBadInput,
+                    request_.model_path + ": a configuration without weights can only be planned: add --dry-run");
     }
     if (request_.profile_path.empty()) return Status::Ok();
     MOEPACK_ASSIGN_OR_RETURN(profile_, ReadProfile(env_, request_.profile_path));
     if (profile_->model_digest != ProgramDigest(model_.program)) {
-      return Status(ErrorCode::kBadInput, request_.profile_path + ": this profile was made from another model than " + request_.model_path);
+      return Status(ErrorCode::kBadInput,
+                    request_.profile_path + ": this profile was made from another model than " + request_.model_path);
     }
     MOEPACK_ASSIGN_OR_RETURN(calibration_, MakeCalibration(*profile_, EnoughTokens(model_.program), recipe_.domains));
     return Status::Ok();
@@ -62,7 +64,8 @@ class Compressor {
     if (!exists) return Status::Ok();
     MOEPACK_ASSIGN_OR_RETURN(const bool model_folder, env_.Exists(JoinPath(request_.output, "complete")));
     if (model_folder) return Status::Ok();
-    return Status(ErrorCode::kBadInput, request_.output + ": already there and not a compressed model; choose another -o or remove it");
+    return Status(ErrorCode::kBadInput,
+                  request_.output + ": already there and not a compressed model; choose another -o or remove it");
   }
 
   Status Choose() {
@@ -71,7 +74,7 @@ class Compressor {
     if (model_.tensors != nullptr) source_ = CutSource(model_.program, structure_, model_.tensors);
     tensors_ = ListTensors(program_);
     for (const TensorRef& tensor : tensors_) {
-      const Codec stored = source_ == nullptr ? Codec{.element = Element::kBf16}
+      const Codec stored = source_ == nullptr   ? Codec{.element = Element::kBf16}
                            : tensor.is_expert() ? source_->StoredExpertCodec(tensor.table, tensor.expert, tensor.matrix)
                                                 : source_->StoredCodec(tensor.dense);
       MOEPACK_ASSIGN_OR_RETURN(Choice choice, ChoiceFor(recipe_, tensor, stored));
@@ -114,7 +117,8 @@ class Compressor {
   // until the smallest plan that holds is bracketed.
   Status SearchKld(const Planner& planner, double most) {
     if (calibration_->held_back.empty()) {
-      return Status(ErrorCode::kUsage, "--max-kld is checked on calibration text that was held back; calibrate on at least eight sequences");
+      return Status(ErrorCode::kUsage,
+                    "--max-kld is checked on calibration text that was held back; calibrate on at least eight sequences");
     }
     static constexpr int kTrials = 5;
     double aim = most;
@@ -125,7 +129,8 @@ class Compressor {
       if (held && plan_.bundle_bytes >= held->bundle_bytes) break;
       if (request_.dry_run) return Status::Ok();
       MOEPACK_ASSIGN_OR_RETURN(const ReplayReport report, Replay(ReplayOf(nullptr), pool_, progress_));
-      progress_.Note(StrFormat("%llu bytes: mean KLD %.6f on held-back text", static_cast<unsigned long long>(plan_.bundle_bytes), report.kld));
+      progress_.Note(StrFormat("%llu bytes: mean KLD %.6f on held-back text",
+                               static_cast<unsigned long long>(plan_.bundle_bytes), report.kld));
       best_kld = report.kld;
       const bool largest = plan_.predicted_kld > aim;
       if (report.kld <= most) held = plan_;
@@ -137,8 +142,9 @@ class Compressor {
       aim = plan_.predicted_kld * (report.kld <= most ? ratio : ratio * kCloseEnough);
     }
     if (!held) {
-      return Status(ErrorCode::kGate, StrFormat("a mean KLD of %g cannot be reached: %llu bytes, the most this recipe allows, give %.6g", most,
-                                                static_cast<unsigned long long>(plan_.bundle_bytes), best_kld));
+      return Status(ErrorCode::kGate,
+                    StrFormat("a mean KLD of %g cannot be reached: %llu bytes, the most this recipe allows, give %.6g", most,
+                              static_cast<unsigned long long>(plan_.bundle_bytes), best_kld));
     }
     plan_ = *held;
     return Status::Ok();
@@ -160,7 +166,8 @@ class Compressor {
         MOEPACK_ASSIGN_OR_RETURN(const Bytes text, ReadFile(env_, path, kMaxTableBytes));
         MOEPACK_ASSIGN_OR_RETURN(errors_, ParseErrorTable(text, path));
         if (errors_->made_from == made_from) return Status::Ok();
-        return Status(ErrorCode::kBadInput, path + ": made from another model, profile or recipe; remove it to measure anew");
+        return Status(ErrorCode::kBadInput,
+                      path + ": made from another model, profile or recipe; remove it to measure anew");
       }
     }
     ErrorTableInput in{&program_, source_.get(), &recipe_, &*calibration_, tensors_, choices_};
@@ -182,7 +189,8 @@ class Compressor {
     MOEPACK_ASSIGN_OR_RETURN(const ReplayReport report, Replay(ReplayOf(writer.get()), pool_, progress_));
     MOEPACK_RETURN_IF_ERROR(writer->WriteFile("errors.json", AsBytes(SerializeErrors(plan_, report.relative_errors))));
     if (recipe_.budget.max_kld && report.kld > *recipe_.budget.max_kld) {
-      return Status(ErrorCode::kGate, StrFormat("mean KLD %.6g on held-back text exceeds %g", report.kld, *recipe_.budget.max_kld));
+      return Status(ErrorCode::kGate,
+                    StrFormat("mean KLD %.6g on held-back text exceeds %g", report.kld, *recipe_.budget.max_kld));
     }
     MOEPACK_RETURN_IF_ERROR(writer->Finish(program_));
     return report.kld;
@@ -205,7 +213,9 @@ class Compressor {
   Status CheckResumed(const ModelFolderWriter& writer, const std::string& provenance) const {
     MOEPACK_ASSIGN_OR_RETURN(const Bytes earlier, writer.ReadFileIfPresent("provenance.json"));
     if (earlier.empty() || AsText(earlier) == provenance) return Status::Ok();
-    return Status(ErrorCode::kUsage, request_.output + ".partial was begun with another model, profile, recipe or budget; run without --resume");
+    return Status(
+        ErrorCode::kUsage,
+        request_.output + ".partial was begun with another model, profile, recipe or budget; run without --resume");
   }
 
   Result<std::string> Provenance(const std::string& plan_text) const {
@@ -235,7 +245,8 @@ class Compressor {
       const TableProfile& seen = profile_->tables[t];
       for (uint32_t e = 0; e < program_.expert_tables[t].experts(); ++e) {
         uint64_t tokens = 0;
-        for (size_t d = 0; d < profile_->domains.size(); ++d) tokens += seen.tokens[d * seen.experts + structure_.tables[t].experts[e]];
+        for (size_t d = 0; d < profile_->domains.size(); ++d)
+          tokens += seen.tokens[d * seen.experts + structure_.tables[t].experts[e]];
         if (tokens > 0) entries.push_back({tokens, t, e});
       }
     }

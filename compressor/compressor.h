@@ -29,7 +29,7 @@ struct CompressRequest {
 struct CompressReport {
   Plan plan;
   uint64_t original_parameters = 0;
-  std::optional<double> kld;     // mean on held-back calibration tokens, when the model was run
+  std::optional<double> kld;  // mean on held-back calibration tokens, when the model was run
 };
 
 // Errors: kUsage (budget without a profile), kRecipe, kGate (target cannot be met; the message has the smallest size that

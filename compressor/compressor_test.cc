@@ -45,7 +45,8 @@ class CompressTest : public ::testing::Test {
   void ExpectSameFolders(const std::string& a, const std::string& b) const {
     const auto names = *PosixEnv().List(folder_.At(a));
     EXPECT_EQ(names, *PosixEnv().List(folder_.At(b)));
-    for (const std::string& name : names) EXPECT_EQ(ReadAll(folder_.At(a + "/" + name)), ReadAll(folder_.At(b + "/" + name))) << name;
+    for (const std::string& name : names)
+      EXPECT_EQ(ReadAll(folder_.At(a + "/" + name)), ReadAll(folder_.At(b + "/" + name))) << name;
   }
   // Plain bytes of all units as the folder has them.
   uint64_t PlainBytesOf(const std::string& name) const {
@@ -71,8 +72,10 @@ TEST_F(CompressTest, LosslessKeepsEveryWeight) {
   const auto compressed = OpenModel(PosixEnv(), request.output);
   ASSERT_TRUE(compressed.ok()) << compressed.status().message();
   EXPECT_EQ(compressed->program, model_.program);
-  for (TensorId id = 0; id < model_.program.tensors.size(); ++id) EXPECT_EQ(*compressed->tensors->Load(id), *model_.tensors->Load(id));
-  EXPECT_EQ(*compressed->tensors->LoadExpert(1, 2, ExpertMatrix::kDown), *model_.tensors->LoadExpert(1, 2, ExpertMatrix::kDown));
+  for (TensorId id = 0; id < model_.program.tensors.size(); ++id)
+    EXPECT_EQ(*compressed->tensors->Load(id), *model_.tensors->Load(id));
+  EXPECT_EQ(*compressed->tensors->LoadExpert(1, 2, ExpertMatrix::kDown),
+            *model_.tensors->LoadExpert(1, 2, ExpertMatrix::kDown));
 }
 
 TEST_F(CompressTest, SameBytesOnOneAndTwoThreads) {
@@ -191,7 +194,7 @@ TEST_F(CompressTest, LikeLeavesMostTensorsAloneWhenTheBudgetMoves) {
   EXPECT_LE(changes(before, MustRun(request).plan), changes(before, fresh));
 }
 
-TEST_F(CompressTest, DroppedExpertsAndChannelsMakeASmallerProgram) {
+TEST_F(CompressTest, DroppedExpertsMakeASmallerProgram) {
   const CompressReport report = MustRun(Request("defaults: {codec: i8g64}\ndrop_experts: {count: 2}\n", "dropped"));
   const auto compressed = OpenModel(PosixEnv(), folder_.At("dropped"));
   ASSERT_TRUE(compressed.ok()) << compressed.status().message();
@@ -210,9 +213,41 @@ TEST_F(CompressTest, DroppedExpertsAndChannelsMakeASmallerProgram) {
   };
   const std::vector<float> full = router(model_), sliced = router(*compressed);
   for (uint32_t e = 0; e < after.experts(); ++e) {
-    for (size_t c = 0; c < before.hidden; ++c) EXPECT_EQ(sliced[e * before.hidden + c], full[after.original[e] * before.hidden + c]);
+    for (size_t c = 0; c < before.hidden; ++c)
+      EXPECT_EQ(sliced[e * before.hidden + c], full[after.original[e] * before.hidden + c]);
   }
-  EXPECT_EQ(Run(Request(StrFormat("defaults: {codec: i8g64}\ndrop_experts: {count: %u}\n", before.experts()), "none")).status().code(), ErrorCode::kRecipe);
+  EXPECT_EQ(Run(Request(StrFormat("defaults: {codec: i8g64}\ndrop_experts: {count: %u}\n", before.experts()), "none"))
+                .status()
+                .code(),
+            ErrorCode::kRecipe);
+}
+
+TEST_F(CompressTest, PrunedChannelsLeaveTheOnesThatMatter) {
+  CompressRequest request = Request("defaults: {codec: f32}\nprune_channels: {share: 0.5}\n", "narrow");
+  request.model_path = SourcePath("tests/golden/mixtral");
+  const Model model = *OpenModel(PosixEnv(), request.model_path);
+  ASSERT_TRUE(WriteProfile(PosixEnv(), request.profile_path, MakeTestProfile(model, 16, 16)).ok());
+  MustRun(request);
+  const auto narrow = OpenModel(PosixEnv(), request.output);
+  ASSERT_TRUE(narrow.ok()) << narrow.status().message();
+  const uint64_t width = model.program.expert_tables[0].intermediate[0],
+                 kept = narrow->program.expert_tables[0].intermediate[0];
+  ASSERT_LT(kept, width);
+  EXPECT_EQ(kept % 32, 0u);
+  const uint64_t hidden = model.program.expert_tables[0].hidden;
+  const std::vector<float> before = *model.tensors->LoadExpert(0, 0, ExpertMatrix::kUp);
+  const std::vector<float> after = *narrow->tensors->LoadExpert(0, 0, ExpertMatrix::kUp);
+  // Second moments of the test profile grow steeply with the channel: about the last ones stay, in order, rows unchanged.
+  size_t from = 0;
+  for (uint64_t c = 0; c < kept; ++c, ++from) {
+    while (from < width && !std::equal(after.begin() + static_cast<ptrdiff_t>(c * hidden),
+                                       after.begin() + static_cast<ptrdiff_t>((c + 1) * hidden),
+                                       before.begin() + static_cast<ptrdiff_t>(from * hidden))) {
+      ++from;
+    }
+    ASSERT_LT(from, width) << "row " << c << " is no row of the original in order";
+  }
+  EXPECT_GT(from, width - 4);
 }
 
 TEST_F(CompressTest, DomainsMustBeTheProfiles) {
@@ -223,7 +258,8 @@ TEST_F(CompressTest, DomainsMustBeTheProfiles) {
 
 TEST_F(CompressTest, PruningLeavesTheWantedShareAndMoePrunerBeatsMagnitude) {
   const auto kld = [&](const char* method) {
-    const CompressReport report = MustRun(Request(StrFormat("defaults: {codec: bf16}\ngptq: false\nprune: {method: %s, sparsity: 0.5}\n", method), method));
+    const CompressReport report = MustRun(
+        Request(StrFormat("defaults: {codec: bf16}\ngptq: false\nprune: {method: %s, sparsity: 0.5}\n", method), method));
     return report.kld.value_or(-1);
   };
   EXPECT_LT(kld("moe-pruner"), kld("magnitude"));
@@ -261,13 +297,16 @@ TEST_F(CompressTest, EveryFamilyCompresses) {
 }
 
 TEST(ErrorTableJson, ComesBackAsItWasWritten) {
-  ErrorTable table{"abc", "probes", {{"b", "g", {{"i4g64", 0.1}, {"i8g64", 1e-9}}}, {"a", "g", {{"i4g64", 1.0 / 3}}}}, {{"g", 1e-7 / 3}}};
+  ErrorTable table{
+      "abc", "probes", {{"b", "g", {{"i4g64", 0.1}, {"i8g64", 1e-9}}}, {"a", "g", {{"i4g64", 1.0 / 3}}}}, {{"g", 1e-7 / 3}}};
   const std::string text = SerializeErrorTable(table);
   const auto read = ParseErrorTable(AsBytes(text), "e.json");
   ASSERT_TRUE(read.ok()) << read.status().message();
   EXPECT_EQ(SerializeErrorTable(*read), text);
   EXPECT_EQ(read->tensors[0].name, "b");
-  for (const char* bad : {"", "{}", "[1]", "{\"version\": 1}", "{\"version\":1,\"made_from\":\"\",\"measured_by\":\"\",\"sensitivity\":{\"g\":\"x\"},\"tensors\":{}}"}) {
+  for (const char* bad :
+       {"", "{}", "[1]", "{\"version\": 1}",
+        "{\"version\":1,\"made_from\":\"\",\"measured_by\":\"\",\"sensitivity\":{\"g\":\"x\"},\"tensors\":{}}"}) {
     EXPECT_EQ(ParseErrorTable(AsBytes(bad), "e.json").status().code(), ErrorCode::kBadInput) << bad;
   }
 }

@@ -20,9 +20,9 @@ Codec GroupInt(uint8_t bits, uint16_t group, bool has_min = false) {
 // less than the same bytes spent on codes, and a minimum pays at 2 bits only.
 std::vector<Codec> BuiltInCandidates(int floor) {
   std::vector<Codec> out;
-  for (const Codec& codec : {GroupInt(2, 128), GroupInt(2, 128, true), GroupInt(2, 64, true), GroupInt(3, 128), GroupInt(3, 64),
-                             GroupInt(4, 128), GroupInt(4, 64), GroupInt(4, 32), GroupInt(5, 128), GroupInt(5, 64),
-                             GroupInt(6, 128), GroupInt(6, 64), GroupInt(8, 128), GroupInt(8, 64)}) {
+  for (const Codec& codec : {GroupInt(2, 128), GroupInt(2, 128, true), GroupInt(2, 64, true), GroupInt(3, 128),
+                             GroupInt(3, 64), GroupInt(4, 128), GroupInt(4, 64), GroupInt(4, 32), GroupInt(5, 128),
+                             GroupInt(5, 64), GroupInt(6, 128), GroupInt(6, 64), GroupInt(8, 128), GroupInt(8, 64)}) {
     if (codec.bits >= floor) out.push_back(codec);
   }
   return out;
@@ -57,7 +57,8 @@ Result<Codec> Sparse(const PruneRecipe& prune, const TensorRef& tensor, Codec co
   }
   const auto cols = static_cast<double>(tensor.shape.cols);
   codec.sparsity = Sparsity::kBitmask;
-  codec.kept_per_row = static_cast<uint32_t>(std::max(1.0, cols - static_cast<double>(static_cast<uint64_t>(cols * prune.sparsity))));
+  codec.kept_per_row =
+      static_cast<uint32_t>(std::max(1.0, cols - static_cast<double>(static_cast<uint64_t>(cols * prune.sparsity))));
   return codec;
 }
 
@@ -70,9 +71,12 @@ std::string ChoiceText(const Choice& choice) {
 
 const char* MethodName(PruneMethod method) {
   switch (method) {
-    case PruneMethod::kMoePruner: return "moe-pruner";
-    case PruneMethod::kWanda: return "wanda";
-    case PruneMethod::kMagnitude: return "magnitude";
+    case PruneMethod::kMoePruner:
+      return "moe-pruner";
+    case PruneMethod::kWanda:
+      return "wanda";
+    case PruneMethod::kMagnitude:
+      return "magnitude";
   }
   return "";
 }
@@ -83,7 +87,8 @@ std::string Recipe::Canonical() const {
   std::string out = "defaults " + (defaults ? ChoiceText(*defaults) : "built-in") + "\n";
   for (const RecipeRule& rule : rules) out += "rule " + rule.match + " " + ChoiceText(rule.choice) + "\n";
   if (prune) {
-    out += StrFormat("prune %s %.9g %u:%u %s\n", MethodName(prune->method), prune->sparsity, prune->n, prune->m, prune->match.c_str());
+    out += StrFormat("prune %s %.9g %u:%u %s\n", MethodName(prune->method), prune->sparsity, prune->n, prune->m,
+                     prune->match.c_str());
   }
   if (drop_experts) {
     out += StrFormat("drop %u %.9g", drop_experts->count, drop_experts->share);

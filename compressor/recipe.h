@@ -30,34 +30,34 @@ struct RecipeRule {
 
 struct PruneRecipe {
   PruneMethod method = PruneMethod::kMoePruner;
-  double sparsity = 0;      // share of every row that is removed, 0 < sparsity < 1; or
-  uint8_t n = 0, m = 0;     // n of every m consecutive weights kept
-  std::string match;        // tensors to prune; routed experts when empty
+  double sparsity = 0;   // share of every row that is removed, 0 < sparsity < 1; or
+  uint8_t n = 0, m = 0;  // n of every m consecutive weights kept
+  std::string match;     // tensors to prune; routed experts when empty
   std::regex pattern;
 };
 
 struct DropRecipe {
-  uint32_t count = 0;                // experts to drop in every layer
-  double share = 0;                  // or this share of them, rounded down
-  std::vector<uint32_t> per_layer;   // or one number an expert table
+  uint32_t count = 0;               // experts to drop in every layer
+  double share = 0;                 // or this share of them, rounded down
+  std::vector<uint32_t> per_layer;  // or one number an expert table
 };
 
 // Sources of the size gate: at most one is set.
 struct Budget {
-  std::optional<uint64_t> target_bytes;   // of the bundle file
-  std::optional<double> target_bpw;       // bundle bytes * 8 / parameters of the original model
-  std::optional<double> max_kld;          // mean KLD on held-back calibration tokens
+  std::optional<uint64_t> target_bytes;  // of the bundle file
+  std::optional<double> target_bpw;      // bundle bytes * 8 / parameters of the original model
+  std::optional<double> max_kld;         // mean KLD on held-back calibration tokens
   bool set() const { return target_bytes || target_bpw || max_kld; }
 };
 
 struct Recipe {
-  std::optional<Choice> defaults;     // for matrices without a rule; the built-in choice when absent
-  std::vector<RecipeRule> rules;      // the last rule that matches a tensor wins
+  std::optional<Choice> defaults;  // for matrices without a rule; the built-in choice when absent
+  std::vector<RecipeRule> rules;   // the last rule that matches a tensor wins
   std::optional<PruneRecipe> prune;
   std::optional<DropRecipe> drop_experts;
-  double prune_channels = 0;          // share of every expert's intermediate channels to remove
+  double prune_channels = 0;  // share of every expert's intermediate channels to remove
   bool gptq = true;
-  bool probes = true;                 // measure sensitivities by KLD (compressor/plan/probe.h)
+  bool probes = true;                     // measure sensitivities by KLD (compressor/plan/probe.h)
   std::map<std::string, double> domains;  // weight of each calibration domain; 1 when absent
   Budget budget;
 
@@ -67,7 +67,8 @@ struct Recipe {
 
 // kRecipe with line, column, the key and the nearest valid one for anything that is not in the reference.
 Result<Recipe> ParseRecipe(std::string_view yaml, const std::string& file_name);
-// The recipe of `--codec NAME`: every matrix that is not kept by default in one codec. f32, bf16 and f16 apply to all tensors.
+// The recipe of `--codec NAME`: every matrix that is not kept by default in one codec. f32, bf16 and f16 apply to all
+// tensors.
 Result<Recipe> RecipeForCodec(const std::string& codec_name);
 
 // What may become of a tensor: the last matching rule, else the defaults, else the built-in choice. `stored`: the tensor's

@@ -28,7 +28,8 @@ TEST(Recipe, AnErrorNamesLineColumnKeyAndTheNearestValidOne) {
     std::vector<const char*> says;
   };
   for (const Case& c : std::vector<Case>{
-           {"version: 1\nrules:\n  - match: '.*'\n    codecc: i4g64\n", {"r.yaml", "line 4", "column 5", "'codecc'", "'codec'"}},
+           {"version: 1\nrules:\n  - match: '.*'\n    codecc: i4g64\n",
+            {"r.yaml", "line 4", "column 5", "'codecc'", "'codec'"}},
            {"version: 1\ntarget_sise: 8MiB\n", {"line 2", "'target_sise'", "'target_size'"}},
            {"version: 2\n", {"version must be 1"}},
            {"gptq: true\n", {"version: 1"}},
@@ -60,7 +61,8 @@ TEST(Recipe, EveryKeyIsRead) {
       "defaults: {candidates: [i4g64, i5g64]}\n"
       "rules:\n  - {match: 'layers\\.\\d+\\.q_proj', codec: i8g64}\n"
       "prune: {method: magnitude, nm: '2:4', targets: '.*down_proj'}\n"
-      "drop_experts: {per_layer: [1, 2], by: reap}\nprune_channels: {share: 0.25}\ndomains: {german: 2}\n", "r.yaml");
+      "drop_experts: {per_layer: [1, 2], by: reap}\nprune_channels: {share: 0.25}\ndomains: {german: 2}\n",
+      "r.yaml");
   ASSERT_TRUE(recipe.ok()) << recipe.status().message();
   EXPECT_EQ(recipe->budget.target_bytes, 1536u * 1024);
   EXPECT_FALSE(recipe->gptq);
@@ -75,7 +77,10 @@ TEST(Recipe, EveryKeyIsRead) {
 }
 
 TEST(Recipe, TheLastMatchingRuleWinsAndMatchesWholeNames) {
-  const auto recipe = ParseRecipe("version: 1\nrules:\n  - {match: '.*_proj', codec: i4g64}\n  - {match: 'layers\\.0\\..*', keep: true}\n  - {match: 'q', codec: i2g32}\n", "r");
+  const auto recipe = ParseRecipe(
+      "version: 1\nrules:\n  - {match: '.*_proj', codec: i4g64}\n  - {match: 'layers\\.0\\..*', keep: true}\n  - {match: "
+      "'q', codec: i2g32}\n",
+      "r");
   ASSERT_TRUE(recipe.ok());
   EXPECT_EQ(ChoiceFor(*recipe, Tensor("layers.0.q_proj", 64, 64), kStored)->candidates.front().Name(), "bf16");
   EXPECT_EQ(ChoiceFor(*recipe, Tensor("layers.1.q_proj", 64, 64), kStored)->candidates.front().Name(), "i4g64");
@@ -84,7 +89,8 @@ TEST(Recipe, TheLastMatchingRuleWinsAndMatchesWholeNames) {
 TEST(Recipe, NormsRoutersAndSmallTensorsAreNeverStarvedByDefault) {
   const Recipe recipe = *RecipeForCodec("i2g32");
   EXPECT_EQ(ChoiceFor(recipe, Tensor("norm", 1, 256, TensorRole::kNorm), kStored)->candidates.front().Name(), "f32");
-  EXPECT_EQ(ChoiceFor(recipe, Tensor("layers.0.router", 64, 256, TensorRole::kRouter), kStored)->candidates.front().Name(), "bf16");
+  EXPECT_EQ(ChoiceFor(recipe, Tensor("layers.0.router", 64, 256, TensorRole::kRouter), kStored)->candidates.front().Name(),
+            "bf16");
   EXPECT_EQ(ChoiceFor(recipe, Tensor("layers.0.q_proj", 8, 8), kStored)->candidates.front().Name(), "bf16");
   EXPECT_EQ(ChoiceFor(recipe, ExpertTensor("layers.0.experts.0.up_proj"), kStored)->candidates.front().Name(), "i2g32");
   for (TensorRole role : {TensorRole::kSharedExpert, TensorRole::kAttention, TensorRole::kHead, TensorRole::kEmbedding}) {
@@ -96,7 +102,8 @@ TEST(Recipe, NormsRoutersAndSmallTensorsAreNeverStarvedByDefault) {
 TEST(Recipe, PruningPutsSparsityOnEveryCandidateOfItsTargets) {
   auto recipe = ParseRecipe("version: 1\ndefaults: {codec: i4g64}\nprune: {sparsity: 0.5}\n", "r");
   ASSERT_TRUE(recipe.ok());
-  EXPECT_EQ(ChoiceFor(*recipe, ExpertTensor("layers.0.experts.1.up_proj"), kStored)->candidates.front().Name(), "i4g64+keep128");
+  EXPECT_EQ(ChoiceFor(*recipe, ExpertTensor("layers.0.experts.1.up_proj"), kStored)->candidates.front().Name(),
+            "i4g64+keep128");
   EXPECT_EQ(ChoiceFor(*recipe, Tensor("layers.0.q_proj", 256, 256), kStored)->candidates.front().Name(), "i4g64");
   recipe = ParseRecipe("version: 1\ndefaults: {codec: bf16}\nprune: {nm: '2:4', targets: '.*q_proj'}\n", "r");
   EXPECT_EQ(ChoiceFor(*recipe, Tensor("layers.0.q_proj", 256, 256), kStored)->candidates.front().Name(), "bf16+2:4");
@@ -105,12 +112,14 @@ TEST(Recipe, PruningPutsSparsityOnEveryCandidateOfItsTargets) {
 
 TEST(Recipe, FloatCodecsApplyToEverything) {
   const Recipe recipe = *RecipeForCodec("f32");
-  EXPECT_EQ(ChoiceFor(recipe, Tensor("layers.0.router", 64, 256, TensorRole::kRouter), kStored)->candidates.front().Name(), "f32");
+  EXPECT_EQ(ChoiceFor(recipe, Tensor("layers.0.router", 64, 256, TensorRole::kRouter), kStored)->candidates.front().Name(),
+            "f32");
   EXPECT_EQ(RecipeForCodec("i9g64").status().code(), ErrorCode::kUsage);
 }
 
 TEST(Recipe, CanonicalTextIgnoresCommentsAndBudget) {
-  const auto a = ParseRecipe("version: 1 # one\ntarget_bpw: 4\ngptq: true\n", "a"), b = ParseRecipe("gptq: yes\nversion: 1\n", "b");
+  const auto a = ParseRecipe("version: 1 # one\ntarget_bpw: 4\ngptq: true\n", "a"),
+             b = ParseRecipe("gptq: yes\nversion: 1\n", "b");
   ASSERT_TRUE(a.ok() && b.ok());
   EXPECT_EQ(a->Canonical(), b->Canonical());
   EXPECT_NE(a->Canonical(), ParseRecipe("version: 1\ngptq: false\n", "c")->Canonical());

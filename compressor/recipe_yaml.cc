@@ -38,22 +38,31 @@ class Reader {
   Status Read(const YAML::Node& root, Recipe* out) {
     using Handler = std::function<void(const YAML::Node&)>;
     bool version = false;
-    Map(root, "the recipe", std::map<std::string, Handler>{
-      {"version", [&](const auto& n) { version = true; if (Text(n) != "1") Fail(n, "version must be 1"); }},
-      {"defaults", [&](const auto& n) { out->defaults = ReadChoice(n); }},
-      {"rules", [&](const auto& n) { ReadRules(n, out); }},
-      {"prune", [&](const auto& n) { out->prune = ReadPrune(n); }},
-      {"drop_experts", [&](const auto& n) { out->drop_experts = ReadDrop(n); }},
-      {"prune_channels", [&](const auto& n) { Map(n, "prune_channels", {{"share", [&](const auto& s) { out->prune_channels = Share(s); }}}); }},
-      {"gptq", [&](const auto& n) { out->gptq = Flag(n); }},
-      {"probes", [&](const auto& n) { out->probes = Flag(n); }},
-      {"domains", [&](const auto& n) { ReadDomains(n, out); }},
-      {"target_size", [&](const auto& n) { out->budget.target_bytes = Size(n); }},
-      {"target_bpw", [&](const auto& n) { out->budget.target_bpw = Number(n, 1e-3, 64); }},
-      {"max_kld", [&](const auto& n) { out->budget.max_kld = Number(n, 0, 100); }},
-    });
+    Map(root, "the recipe",
+        std::map<std::string, Handler>{
+            {"version",
+             [&](const auto& n) {
+               version = true;
+               if (Text(n) != "1") Fail(n, "version must be 1");
+             }},
+            {"defaults", [&](const auto& n) { out->defaults = ReadChoice(n); }},
+            {"rules", [&](const auto& n) { ReadRules(n, out); }},
+            {"prune", [&](const auto& n) { out->prune = ReadPrune(n); }},
+            {"drop_experts", [&](const auto& n) { out->drop_experts = ReadDrop(n); }},
+            {"prune_channels",
+             [&](const auto& n) {
+               Map(n, "prune_channels", {{"share", [&](const auto& s) { out->prune_channels = Share(s); }}});
+             }},
+            {"gptq", [&](const auto& n) { out->gptq = Flag(n); }},
+            {"probes", [&](const auto& n) { out->probes = Flag(n); }},
+            {"domains", [&](const auto& n) { ReadDomains(n, out); }},
+            {"target_size", [&](const auto& n) { out->budget.target_bytes = Size(n); }},
+            {"target_bpw", [&](const auto& n) { out->budget.target_bpw = Number(n, 1e-3, 64); }},
+            {"max_kld", [&](const auto& n) { out->budget.max_kld = Number(n, 0, 100); }},
+        });
     if (error_.ok() && !version) Fail(root, "needs 'version: 1'");
-    const int targets = out->budget.target_bytes.has_value() + out->budget.target_bpw.has_value() + out->budget.max_kld.has_value();
+    const int targets =
+        out->budget.target_bytes.has_value() + out->budget.target_bpw.has_value() + out->budget.max_kld.has_value();
     if (error_.ok() && targets > 1) Fail(root, "takes one of target_size, target_bpw and max_kld");
     return error_;
   }
@@ -64,7 +73,8 @@ class Reader {
   void Fail(const YAML::Node& at, const std::string& message) {
     if (!error_.ok()) return;
     const YAML::Mark mark = at.Mark();
-    error_ = Status(ErrorCode::kRecipe, StrFormat("%s: line %d, column %d: %s", file_.c_str(), mark.line + 1, mark.column + 1, message.c_str()));
+    error_ = Status(ErrorCode::kRecipe,
+                    StrFormat("%s: line %d, column %d: %s", file_.c_str(), mark.line + 1, mark.column + 1, message.c_str()));
   }
 
   void Map(const YAML::Node& node, const std::string& what, const Handlers& handlers) {
@@ -126,7 +136,8 @@ class Reader {
     while (used < text.size() && (std::isdigit(static_cast<unsigned char>(text[used])) || text[used] == '.')) ++used;
     if (used == 0 || text[0] == '.') return std::nullopt;
     static const std::map<std::string, double> kUnits = {
-        {"", 1}, {"B", 1}, {"KB", 1e3}, {"MB", 1e6}, {"GB", 1e9}, {"KiB", 1024.0}, {"MiB", 1048576.0}, {"GiB", 1073741824.0}};
+        {"", 1},     {"B", 1},        {"KB", 1e3},        {"MB", 1e6},
+        {"GB", 1e9}, {"KiB", 1024.0}, {"MiB", 1048576.0}, {"GiB", 1073741824.0}};
     const auto unit = kUnits.find(text.substr(used));
     const double value = std::strtod(text.substr(0, used).c_str(), nullptr) * (unit == kUnits.end() ? -1 : unit->second);
     if (!(value >= 0 && value < 1e18)) return std::nullopt;
@@ -143,7 +154,8 @@ class Reader {
   Handlers ChoiceHandlers(Choice* out) {
     return {
         {"codec", [this, out](const auto& n) { out->candidates = {ReadCodec(n)}; }},
-        {"candidates", [this, out](const auto& n) {
+        {"candidates",
+         [this, out](const auto& n) {
            if (!n.IsSequence() || n.size() == 0) return Fail(n, "candidates must be a list of codecs");
            for (const auto& item : n) out->candidates.push_back(ReadCodec(item));
          }},
@@ -188,12 +200,13 @@ class Reader {
 
   PruneRecipe ReadPrune(const YAML::Node& node) {
     PruneRecipe prune;
-    Map(node, "prune", {
-      {"method", [&](const auto& n) { prune.method = Method(n); }},
-      {"sparsity", [&](const auto& n) { prune.sparsity = Share(n); }},
-      {"nm", [&](const auto& n) { ReadNM(n, &prune); }},
-      {"targets", [&](const auto& n) { Compile(n, &prune.match, &prune.pattern); }},
-    });
+    Map(node, "prune",
+        {
+            {"method", [&](const auto& n) { prune.method = Method(n); }},
+            {"sparsity", [&](const auto& n) { prune.sparsity = Share(n); }},
+            {"nm", [&](const auto& n) { ReadNM(n, &prune); }},
+            {"targets", [&](const auto& n) { Compile(n, &prune.match, &prune.pattern); }},
+        });
     if (error_.ok() && (prune.sparsity > 0) == (prune.m > 0)) Fail(node, "prune needs one of sparsity and nm");
     return prune;
   }
@@ -201,13 +214,15 @@ class Reader {
     const std::vector<std::string> names = {"moe-pruner", "wanda", "magnitude"};
     const std::string name = Text(node);
     const auto found = std::find(names.begin(), names.end(), name);
-    if (error_.ok() && found == names.end()) Fail(node, "unknown method '" + name + "'; did you mean '" + Nearest(name, names) + "'?");
+    if (error_.ok() && found == names.end())
+      Fail(node, "unknown method '" + name + "'; did you mean '" + Nearest(name, names) + "'?");
     return found == names.end() ? PruneMethod::kMoePruner : static_cast<PruneMethod>(found - names.begin());
   }
   void ReadNM(const YAML::Node& node, PruneRecipe* prune) {
     unsigned n = 0, m = 0;
     char rest = 0;
-    if (std::sscanf(Text(node).c_str(), "%2u:%2u%c", &n, &m, &rest) != 2 || (m != 4 && m != 8 && m != 16) || n < 1 || n >= m) {
+    if (std::sscanf(Text(node).c_str(), "%2u:%2u%c", &n, &m, &rest) != 2 || (m != 4 && m != 8 && m != 16) || n < 1 ||
+        n >= m) {
       return Fail(node, "nm must be N:M with M 4, 8 or 16 and 1 <= N < M, in quotes ('2:4')");
     }
     prune->n = static_cast<uint8_t>(n);
@@ -217,16 +232,29 @@ class Reader {
   DropRecipe ReadDrop(const YAML::Node& node) {
     DropRecipe drop;
     int given = 0;
-    Map(node, "drop_experts", {
-      {"count", [&](const auto& n) { drop.count = Count(n); ++given; }},
-      {"share", [&](const auto& n) { drop.share = Share(n); ++given; }},
-      {"per_layer", [&](const auto& n) {
-         if (!n.IsSequence()) return Fail(n, "per_layer must be a list of numbers");
-         for (const auto& item : n) drop.per_layer.push_back(Count(item));
-         ++given;
-       }},
-      {"by", [&](const auto& n) { if (Text(n) != "reap") Fail(n, "experts are dropped by 'reap'"); }},
-    });
+    Map(node, "drop_experts",
+        {
+            {"count",
+             [&](const auto& n) {
+               drop.count = Count(n);
+               ++given;
+             }},
+            {"share",
+             [&](const auto& n) {
+               drop.share = Share(n);
+               ++given;
+             }},
+            {"per_layer",
+             [&](const auto& n) {
+               if (!n.IsSequence()) return Fail(n, "per_layer must be a list of numbers");
+               for (const auto& item : n) drop.per_layer.push_back(Count(item));
+               ++given;
+             }},
+            {"by",
+             [&](const auto& n) {
+               if (Text(n) != "reap") Fail(n, "experts are dropped by 'reap'");
+             }},
+        });
     if (error_.ok() && given != 1) Fail(node, "drop_experts needs one of count, share and per_layer");
     return drop;
   }
@@ -248,7 +276,8 @@ Result<Recipe> ParseRecipe(std::string_view yaml, const std::string& file_name) 
     const YAML::Node root = YAML::Load(std::string(yaml));
     MOEPACK_RETURN_IF_ERROR(Reader(file_name).Read(root, &recipe));
   } catch (const YAML::Exception& e) {
-    return Status(ErrorCode::kRecipe, StrFormat("%s: line %d, column %d: %s", file_name.c_str(), e.mark.line + 1, e.mark.column + 1, e.msg.c_str()));
+    return Status(ErrorCode::kRecipe, StrFormat("%s: line %d, column %d: %s", file_name.c_str(), e.mark.line + 1,
+                                                e.mark.column + 1, e.msg.c_str()));
   }
   return recipe;
 }

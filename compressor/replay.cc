@@ -9,8 +9,9 @@
 namespace moepack {
 namespace {
 
-// How many wanted matrices lie between the block's inputs and each tensor: q 0, o 1, gate and up 2, down 3 in a usual
-// decoder layer. Matrices of one stage do not see each other's rounding.
+// How many matrices lie between the block's inputs and each tensor: q 0, o 1, gate and up 2, down 3 in a usual decoder
+// layer. Two depths make a stage: attention is encoded first, and feed-forward matrices see inputs that it has rounded.
+// A stage for each depth costs two more runs of the block and changes the result by less than calibration noise.
 class Stages {
  public:
   Stages(const Program& program, int32_t block) : depth_(program.values.size(), 0) {
@@ -29,9 +30,11 @@ class Stages {
     }
   }
   int Of(const TensorRef& tensor) const {
-    if (tensor.is_expert()) return tables_.at(tensor.table) + (tensor.matrix == ExpertMatrix::kDown ? 1 : 0);
+    static constexpr int kDepthsAStage = 2;
+    if (tensor.is_expert())
+      return (tables_.at(tensor.table) + (tensor.matrix == ExpertMatrix::kDown ? 1 : 0)) / kDepthsAStage;
     const auto found = dense_.find(tensor.dense);
-    return found == dense_.end() ? 0 : found->second;
+    return found == dense_.end() ? 0 : found->second / kDepthsAStage;
   }
 
  private:
@@ -43,7 +46,11 @@ class Stages {
 class Replayer {
  public:
   Replayer(const ReplayInput& in, ThreadPool& pool, Progress& progress)
-      : in_(in), pool_(pool), progress_(progress), tensors_(ListTensors(*in.program)), forward_(*in.program, pool),
+      : in_(in),
+        pool_(pool),
+        progress_(progress),
+        tensors_(ListTensors(*in.program)),
+        forward_(*in.program, pool),
         full_forward_(*in.original, pool) {
     report_.relative_errors.assign(tensors_.size(), 0);
     if (in.calibration != nullptr && !in.calibration->held_back.empty()) {
@@ -56,7 +63,8 @@ class Replayer {
     progress_.Begin("compress", tensors_.size(), "tensors");
     for (int32_t block = 0; block < in_.program->blocks(); ++block) {
       MOEPACK_RETURN_IF_ERROR(RunBlock(block));
-      progress_.Advance(static_cast<uint64_t>(std::count_if(tensors_.begin(), tensors_.end(), [&](const auto& t) { return t.block == block; })));
+      progress_.Advance(static_cast<uint64_t>(
+          std::count_if(tensors_.begin(), tensors_.end(), [&](const auto& t) { return t.block == block; })));
     }
     progress_.End();
     return std::move(report_);
@@ -78,7 +86,9 @@ class Replayer {
     if (in_.calibration == nullptr && in_.writer != nullptr && in_.writer->HasBlock(block)) return Status::Ok();
     std::optional<BlockWeights> full;
     MOEPACK_RETURN_IF_ERROR(RunFull(block, &full));
-    auto weights = BlockWeights::Load(*in_.program, *in_.source, block, pool_);
+    const bool reuse = full.has_value() && in_.source == in_.original_source && !last(block);
+    auto weights =
+        reuse ? Result<BlockWeights>(std::move(*full)) : BlockWeights::Load(*in_.program, *in_.source, block, pool_);
     if (!weights.ok()) return weights.status();
     for (const auto& [id, value] : shared_) {
       if (weights->all_dense().contains(id)) weights->dense(id) = value;
@@ -100,15 +110,15 @@ class Replayer {
     if (held_back_.tokens.empty()) return Status::Ok();
     auto loaded = BlockWeights::Load(*in_.original, *in_.original_source, block, pool_);
     if (!loaded.ok()) return loaded.status();
-    if (!last(block)) return full_forward_.RunBlock(block, *loaded, held_back_, &full_stream_);
     *weights = std::move(*loaded);
-    return Status::Ok();
+    return last(block) ? Status::Ok() : full_forward_.RunBlock(block, **weights, held_back_, &full_stream_);
   }
 
   Status Judge(const std::optional<BlockWeights>& full, const BlockWeights& weights) {
     if (!full) return Status::Ok();
     const Stream stream = SelectRows(stream_, in_.calibration->batch, in_.calibration->held_back);
-    MOEPACK_ASSIGN_OR_RETURN(report_.kld, MeanKld({&full_forward_, &*full, &full_stream_}, {&forward_, &weights, &stream}, held_back_, pool_));
+    MOEPACK_ASSIGN_OR_RETURN(
+        report_.kld, MeanKld({&full_forward_, &*full, &full_stream_}, {&forward_, &weights, &stream}, held_back_, pool_));
     return Status::Ok();
   }
 
@@ -127,9 +137,11 @@ class Replayer {
       size_t offset = 0;
       for (const UnitTensor& tensor : unit.tensors) {
         MOEPACK_ASSIGN_OR_RETURN(const uint64_t bytes, PlainBytes(tensor.codec, tensor.shape));
-        if (offset + bytes > unit.plain.size()) return Status(ErrorCode::kBadInput, "a unit of the interrupted run is too short");
-        Matrix& target = unit.key.expert ? weights->expert(unit.key.table, unit.key.physical, static_cast<ExpertMatrix>(tensor.tensor))
-                                         : weights->dense(tensor.tensor);
+        if (offset + bytes > unit.plain.size())
+          return Status(ErrorCode::kBadInput, "a unit of the interrupted run is too short");
+        Matrix& target = unit.key.expert
+                             ? weights->expert(unit.key.table, unit.key.physical, static_cast<ExpertMatrix>(tensor.tensor))
+                             : weights->dense(tensor.tensor);
         MOEPACK_RETURN_IF_ERROR(DecodePlain(tensor.codec, tensor.shape, ByteSpan(unit.plain).subspan(offset, bytes),
                                             {target.data(), static_cast<size_t>(target.size())}));
         offset += bytes;
@@ -161,7 +173,8 @@ class Replayer {
     std::vector<FolderUnit> ordered;
     for (auto& [key, unit] : units) ordered.push_back(std::move(unit));
     // Errors first: a run that is killed between the two writes computes them again, the other way round they were lost.
-    MOEPACK_RETURN_IF_ERROR(in_.writer->WriteFile("errors.json", AsBytes(SerializeErrors(*in_.plan, report_.relative_errors))));
+    MOEPACK_RETURN_IF_ERROR(
+        in_.writer->WriteFile("errors.json", AsBytes(SerializeErrors(*in_.plan, report_.relative_errors))));
     return in_.writer->WriteBlock(block, ordered);
   }
 
@@ -190,13 +203,16 @@ class Replayer {
     for (size_t i : turn) {
       if (NeedsMoments(i)) wanted.push_back(tensors_[i]);
     }
-    HessianCollector moments(*in_.program, wanted, in_.calibration ? std::span<const float>(in_.calibration->weights) : std::span<const float>(), pool_);
+    HessianCollector moments(*in_.program, wanted,
+                             in_.calibration ? std::span<const float>(in_.calibration->weights) : std::span<const float>(),
+                             pool_);
     if (moments.wants_linear() || moments.wants_moe()) MOEPACK_RETURN_IF_ERROR(Collect(block, *weights, &moments));
     MOEPACK_ASSIGN_OR_RETURN(const MomentFactors factors, FactorMoments(wanted, in_.recipe->gptq, &moments, pool_));
     std::vector<MatrixJob> jobs(turn.size());
     for (size_t j = 0; j < turn.size(); ++j) {
       const TensorRef& tensor = tensors_[turn[j]];
-      MOEPACK_RETURN_IF_ERROR(PrepareJob(tensor, codec(turn[j]), *in_.recipe, WeightsOf(tensor, *weights), &moments, factors, &jobs[j]));
+      MOEPACK_RETURN_IF_ERROR(
+          PrepareJob(tensor, codec(turn[j]), *in_.recipe, WeightsOf(tensor, *weights), &moments, factors, &jobs[j]));
     }
     RunJobs(jobs, kSweeps, pool_);
     for (size_t j = 0; j < turn.size(); ++j) {
@@ -211,7 +227,8 @@ class Replayer {
 
   Status Collect(int32_t block, const BlockWeights& weights, HessianCollector* moments) {
     if (last(block)) {
-      return forward_.RunLastBlock(weights, in_.calibration->batch, stream_, [](uint64_t, const Matrix&) { return Status::Ok(); }, moments);
+      return forward_.RunLastBlock(
+          weights, in_.calibration->batch, stream_, [](uint64_t, const Matrix&) { return Status::Ok(); }, moments);
     }
     Stream copy = stream_;
     return forward_.RunBlock(block, weights, in_.calibration->batch, &copy, moments);
@@ -223,7 +240,8 @@ class Replayer {
     const nlohmann::json root = nlohmann::json::parse(AsText(text), nullptr, false);
     if (!root.is_object() || !root.contains("relative_errors")) return Status::Ok();
     for (size_t i = 0; i < tensors_.size(); ++i) {
-      if (const auto found = root["relative_errors"].find(tensors_[i].name); found != root["relative_errors"].end() && found->is_number()) {
+      if (const auto found = root["relative_errors"].find(tensors_[i].name);
+          found != root["relative_errors"].end() && found->is_number()) {
         report_.relative_errors[i] = *found;
       }
     }
@@ -235,7 +253,7 @@ class Replayer {
   Progress& progress_;
   const std::vector<TensorRef> tensors_;
   Forward forward_, full_forward_;
-  Stream stream_, full_stream_;     // compressed over all tokens; full over held-back ones
+  Stream stream_, full_stream_;  // compressed over all tokens; full over held-back ones
   TokenBatch held_back_;
   std::map<TensorId, Matrix> shared_;
   ReplayReport report_;
@@ -251,7 +269,8 @@ std::string SerializeErrors(const Plan& plan, const std::vector<double>& relativ
   std::string out = "{\n\"version\": 1,\n\"relative_errors\": {\n";
   for (size_t i = 0; i < plan.tensors.size(); ++i) {
     // Enough digits to read back the same number after a kill.
-    out += StrFormat("%s: %.17g%s\n", nlohmann::json(plan.tensors[i].name).dump().c_str(), relative_errors[i], i + 1 < plan.tensors.size() ? "," : "");
+    out += StrFormat("%s: %.17g%s\n", nlohmann::json(plan.tensors[i].name).dump().c_str(), relative_errors[i],
+                     i + 1 < plan.tensors.size() ? "," : "");
   }
   return out + "}\n}\n";
 }

@@ -16,14 +16,14 @@
 namespace moepack {
 
 struct ReplayInput {
-  const Program* original = nullptr;           // the full model
+  const Program* original = nullptr;  // the full model
   const TensorSource* original_source = nullptr;
-  const Program* program = nullptr;            // the model to encode: the same, or with structure removed
+  const Program* program = nullptr;  // the model to encode: the same, or with structure removed
   const TensorSource* source = nullptr;
-  const Plan* plan = nullptr;                  // one codec a tensor of `program`
+  const Plan* plan = nullptr;  // one codec a tensor of `program`
   const Recipe* recipe = nullptr;
-  const Calibration* calibration = nullptr;    // null: nothing is run, weights are rounded to nearest
-  ModelFolderWriter* writer = nullptr;         // null: nothing is written (a trial for --max-kld)
+  const Calibration* calibration = nullptr;  // null: nothing is run, weights are rounded to nearest
+  ModelFolderWriter* writer = nullptr;       // null: nothing is written (a trial for --max-kld)
   // Moments of one block that may be in memory at once; a block that needs more is run in several turns.
   uint64_t moment_bytes = uint64_t{1} << 30;
 };

@@ -38,8 +38,9 @@ Result<RouterPath> FindRouter(const Program& program, uint32_t table) {
       return path;
     }
     if (node == nullptr || node->kind != NodeKind::kElementwise || node->inputs.size() != 1) {
-      return Status(ErrorCode::kUnsupported, StrFormat("layer %d: experts cannot be dropped, its router is not a linear node",
-                                                       program.expert_tables[table].layer));
+      return Status(ErrorCode::kUnsupported,
+                    StrFormat("layer %d: experts cannot be dropped, its router is not a linear node",
+                              program.expert_tables[table].layer));
     }
     value = node->inputs[0];
   }
@@ -59,8 +60,9 @@ Result<uint32_t> DropCount(const DropRecipe& drop, const Program& program, uint3
   MOEPACK_ASSIGN_OR_RETURN(const RouterPath router, FindRouter(program, table));
   const uint32_t k = router.moe->moe.routing.k;
   if (count + k > experts) {
-    return Status(ErrorCode::kRecipe, StrFormat("drop_experts: layer %d has %u experts and routes to %u of them, %u cannot be dropped",
-                                                program.expert_tables[table].layer, experts, k, count));
+    return Status(ErrorCode::kRecipe,
+                  StrFormat("drop_experts: layer %d has %u experts and routes to %u of them, %u cannot be dropped",
+                            program.expert_tables[table].layer, experts, k, count));
   }
   return count;
 }
@@ -70,7 +72,8 @@ Status ChooseChannels(double share, const Model& model, const TableProfile& prof
   for (uint32_t e : out->experts) {
     const uint64_t width = decl.intermediate[e];
     const auto wanted = static_cast<uint64_t>(static_cast<double>(width) * (1 - share));
-    const uint64_t kept = std::clamp<uint64_t>((wanted + kChannelStep / 2) / kChannelStep * kChannelStep, std::min(kChannelStep, width), width);
+    const uint64_t kept = std::clamp<uint64_t>((wanted + kChannelStep / 2) / kChannelStep * kChannelStep,
+                                               std::min(kChannelStep, width), width);
     MOEPACK_ASSIGN_OR_RETURN(const std::vector<float> values, model.tensors->LoadExpert(table, e, ExpertMatrix::kDown));
     const Matrix down = Eigen::Map<const Matrix>(values.data(), decl.hidden, width);
     out->channels.push_back(KeepChannels(ChannelScores(down, profile.down_gate_sq[e]), static_cast<uint32_t>(kept)));
@@ -81,7 +84,9 @@ Status ChooseChannels(double share, const Model& model, const TableProfile& prof
 std::vector<float> SliceRows(const std::vector<float>& values, uint64_t cols, const std::vector<uint32_t>& rows) {
   std::vector<float> out;
   out.reserve(rows.size() * cols);
-  for (uint32_t r : rows) out.insert(out.end(), values.begin() + static_cast<ptrdiff_t>(r * cols), values.begin() + static_cast<ptrdiff_t>((r + 1) * cols));
+  for (uint32_t r : rows)
+    out.insert(out.end(), values.begin() + static_cast<ptrdiff_t>(r * cols),
+               values.begin() + static_cast<ptrdiff_t>((r + 1) * cols));
   return out;
 }
 

@@ -12,14 +12,14 @@ namespace moepack {
 
 // One tensor of a program: a dense tensor, or one matrix of one expert.
 struct TensorRef {
-  std::string name;               // TensorDecl::name or ExpertTensorName
+  std::string name;  // TensorDecl::name or ExpertTensorName
   MatrixShape shape;
-  UnitKey unit;                   // dense units: {expert = false}
-  int32_t block = 0;              // program block that stores it
+  UnitKey unit;       // dense units: {expert = false}
+  int32_t block = 0;  // program block that stores it
   int32_t layer = -1;
   TensorRole role = TensorRole::kOther;  // dense tensors only
-  TensorId dense = kNone;         // dense tensors only
-  uint32_t table = 0, expert = 0; // experts only; `expert` is the index in the (possibly shrunken) table
+  TensorId dense = kNone;                // dense tensors only
+  uint32_t table = 0, expert = 0;        // experts only; `expert` is the index in the (possibly shrunken) table
   ExpertMatrix matrix = ExpertMatrix::kGate;
   bool is_expert() const { return unit.expert; }
   uint64_t parameters() const { return shape.rows * shape.cols; }

@@ -15,8 +15,7 @@ std::vector<uint32_t> ProcessingOrder(const Matrix& hessian, ColumnOrder order) 
   std::vector<uint32_t> columns(hessian.rows());
   std::iota(columns.begin(), columns.end(), 0u);
   if (order == ColumnOrder::kByDiagonal) {
-    std::stable_sort(columns.begin(), columns.end(),
-                     [&](uint32_t a, uint32_t b) { return hessian(a, a) > hessian(b, b); });
+    std::stable_sort(columns.begin(), columns.end(), [&](uint32_t a, uint32_t b) { return hessian(a, a) > hessian(b, b); });
   }
   return columns;
 }
@@ -53,10 +52,19 @@ constexpr size_t kRowsTogether = 16;
 class RowEncoder {
  public:
   RowEncoder(const GptqFactor& factor, size_t row_begin, size_t row_end, QuantizedMatrix* out)
-      : factor_(factor), codec_(out->codec), out_(out), begin_(row_begin), rows_(row_end - row_begin),
-        cols_(out->shape.cols), width_(GroupWidth(out->codec, cols_)), groups_((cols_ + width_ - 1) / width_),
-        is_int_(codec_.element == Element::kGroupInt), search_(codec_.bits, codec_.has_min), grids_(rows_ * groups_),
-        codes_(rows_ * cols_), values_(rows_, cols_) {
+      : factor_(factor),
+        codec_(out->codec),
+        out_(out),
+        begin_(row_begin),
+        rows_(row_end - row_begin),
+        cols_(out->shape.cols),
+        width_(GroupWidth(out->codec, cols_)),
+        groups_((cols_ + width_ - 1) / width_),
+        is_int_(codec_.element == Element::kGroupInt),
+        search_(codec_.bits, codec_.has_min),
+        grids_(rows_ * groups_),
+        codes_(rows_ * cols_),
+        values_(rows_, cols_) {
     steps_of_group_.resize(groups_);
     for (uint32_t step = 0; step < cols_; ++step) steps_of_group_[factor.order[step] / width_].push_back(step);
   }
@@ -84,16 +92,24 @@ class RowEncoder {
   }
 
   // Lowers (w - v) H (w - v)^T further: scales by exact line search, then each code to its best value given the others.
+  // Rows are independent; they go through groups and columns together only because they share the rows of H.
   void Descend(const Matrix& weights, int sweeps) {
-    const Matrix& h = factor_.hessian;
     Matrix gradient(rows_, cols_);
-    gradient.noalias() = (weights.middleRows(begin_, rows_) - values_) * h;
-    for (size_t r = 0; r < rows_; ++r) {
-      for (int sweep = 0; sweep < sweeps; ++sweep) {
-        bool changed = is_int_ && RefitScales(r, gradient.row(r).data());
-        changed = SweepCodes(r, gradient.row(r).data()) || changed;
-        if (!changed) break;
+    gradient.noalias() = (weights.middleRows(begin_, rows_) - values_) * factor_.hessian;
+    std::vector<bool> moving(rows_, true);
+    for (int sweep = 0; sweep < sweeps; ++sweep) {
+      std::vector<bool> moved(rows_, false);
+      for (size_t g = 0; is_int_ && g < groups_; ++g) {
+        for (size_t r = 0; r < rows_; ++r) {
+          if (moving[r] && RefitGroup(r, g, gradient.row(r).data())) moved[r] = true;
+        }
       }
+      for (size_t c = 0; c < cols_; ++c) {
+        for (size_t r = 0; r < rows_; ++r) {
+          if (moving[r] && MoveCode(r, c, gradient.row(r).data())) moved[r] = true;
+        }
+      }
+      moving = std::move(moved);
     }
   }
 
@@ -104,7 +120,8 @@ class RowEncoder {
         std::copy_n(values_.row(r).data(), cols_, out_->values.begin() + static_cast<ptrdiff_t>(row * cols_));
         continue;
       }
-      std::copy_n(codes_.begin() + static_cast<ptrdiff_t>(r * cols_), cols_, out_->codes.begin() + static_cast<ptrdiff_t>(row * cols_));
+      std::copy_n(codes_.begin() + static_cast<ptrdiff_t>(r * cols_), cols_,
+                  out_->codes.begin() + static_cast<ptrdiff_t>(row * cols_));
       for (size_t g = 0; g < groups_; ++g) {
         out_->scales[row * groups_ + g] = F32ToF16(grids_[r * groups_ + g].scale);
         if (codec_.has_min) out_->mins[row * groups_ + g] = F32ToF16(grids_[r * groups_ + g].min);
@@ -115,7 +132,9 @@ class RowEncoder {
   const Matrix& values() const { return values_; }
 
  private:
-  bool Masked(size_t r, size_t column) const { return !out_->mask.empty() && out_->mask[(begin_ + r) * cols_ + column] == 0; }
+  bool Masked(size_t r, size_t column) const {
+    return !out_->mask.empty() && out_->mask[(begin_ + r) * cols_ + column] == 0;
+  }
 
   // Grids of a group for all rows, from the weights as the error of earlier columns has moved them.
   void FindGrids(const Matrix& work, size_t group) {
@@ -140,41 +159,34 @@ class RowEncoder {
     return values_(r, column) = GridValue(codec_, grid, code);
   }
 
-  bool SweepCodes(size_t r, float* gradient) {
-    bool changed = false;
-    for (size_t c = 0; c < cols_; ++c) {
-      const float* h = factor_.hessian.data() + c * cols_;
-      if (Masked(r, c)) continue;
-      const float before = values_(r, c);
-      const float step = Encode(r, c, before + gradient[c] / h[c]) - before;
-      if (step == 0) continue;
-      changed = true;
-      RowMap(gradient, cols_) -= step * ConstRowMap(h, cols_);
-    }
-    return changed;
+  // Rounds a weight to its best value given all others of its row; whether that changed it.
+  bool MoveCode(size_t r, size_t c, float* gradient) {
+    if (Masked(r, c)) return false;
+    const float* h = factor_.hessian.data() + c * cols_;
+    const float before = values_(r, c);
+    const float step = Encode(r, c, before + gradient[c] / h[c]) - before;
+    if (step == 0) return false;
+    RowMap(gradient, cols_) -= step * ConstRowMap(h, cols_);
+    return true;
   }
 
-  bool RefitScales(size_t r, float* gradient) {
-    bool changed = false;
-    Eigen::RowVectorXf direction(cols_), image(cols_);
-    for (size_t g = 0; g < groups_; ++g) {
-      const size_t from = g * width_, size = std::min(width_, cols_ - from);
-      GroupGrid& grid = grids_[r * groups_ + g];
-      const GroupGrid unit{1, 0};
-      for (size_t c = from; c < from + size; ++c) {
-        direction[c] = Masked(r, c) ? 0.0f : GridValue(codec_, unit, codes_[r * cols_ + c]);
-      }
-      changed = StepAlong(r, from, size, direction, &grid.scale, gradient) || changed;
-      if (!codec_.has_min) continue;
-      for (size_t c = from; c < from + size; ++c) direction[c] = Masked(r, c) ? 0.0f : 1.0f;
-      changed = StepAlong(r, from, size, direction, &grid.min, gradient) || changed;
+  bool RefitGroup(size_t r, size_t g, float* gradient) {
+    const size_t from = g * width_, size = std::min(width_, cols_ - from);
+    GroupGrid& grid = grids_[r * groups_ + g];
+    Eigen::RowVectorXf direction(size);
+    const GroupGrid unit{1, 0};
+    for (size_t i = 0; i < size; ++i) {
+      direction[i] = Masked(r, from + i) ? 0.0f : GridValue(codec_, unit, codes_[r * cols_ + from + i]);
     }
-    return changed;
+    bool changed = StepAlong(r, from, direction, &grid.scale, gradient);
+    if (!codec_.has_min) return changed;
+    for (size_t i = 0; i < size; ++i) direction[i] = Masked(r, from + i) ? 0.0f : 1.0f;
+    return StepAlong(r, from, direction, &grid.min, gradient) || changed;
   }
 
   // Moves *parameter to the f16 number nearest to the minimum along `direction` if that lowers the loss.
-  bool StepAlong(size_t r, size_t from, size_t size, const Eigen::RowVectorXf& direction, float* parameter, float* gradient) {
-    const auto d = direction.segment(from, size);
+  bool StepAlong(size_t r, size_t from, const Eigen::RowVectorXf& d, float* parameter, float* gradient) {
+    const Eigen::Index size = d.size();
     const float slope = d.dot(ConstRowMap(gradient + from, size));
     const float curvature = (d * factor_.hessian.block(from, from, size, size)).dot(d);
     if (!(curvature > 0)) return false;
@@ -183,7 +195,7 @@ class RowEncoder {
     if (step == 0 || moved == 0 || !(step * (step * curvature - 2 * slope) < 0)) return false;
     *parameter = moved;
     RowMap(gradient, cols_).noalias() -= step * (d * factor_.hessian.middleRows(from, size));
-    for (size_t c = from; c < from + size; ++c) {
+    for (size_t c = from; c < from + static_cast<size_t>(size); ++c) {
       if (!Masked(r, c)) values_(r, c) = GridValue(codec_, grids_[r * groups_ + c / width_], codes_[r * cols_ + c]);
     }
     return true;
@@ -195,9 +207,9 @@ class RowEncoder {
   const size_t begin_, rows_, cols_, width_, groups_;
   const bool is_int_;
   GridSearch search_;
-  std::vector<GroupGrid> grids_;   // [rows, groups]
-  std::vector<uint8_t> codes_;     // [rows, cols]
-  Matrix values_;                  // [rows, cols] what the codes stand for
+  std::vector<GroupGrid> grids_;  // [rows, groups]
+  std::vector<uint8_t> codes_;    // [rows, cols]
+  Matrix values_;                 // [rows, cols] what the codes stand for
   std::vector<std::vector<uint32_t>> steps_of_group_;
 };
 
@@ -221,7 +233,8 @@ Result<GptqFactor> FactorHessian(const Matrix& hessian, const GptqOptions& optio
     }
     return out;
   }
-  return Status(ErrorCode::kInternal, StrFormat("a Hessian of %td columns is not positive definite even when fully damped", n));
+  return Status(ErrorCode::kInternal,
+                StrFormat("a Hessian of %td columns is not positive definite even when fully damped", n));
 }
 
 Matrix ShrinkHessian(const Matrix& hessian, double tokens, const Matrix& pooled) {

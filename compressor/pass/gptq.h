@@ -15,17 +15,17 @@ enum class ColumnOrder : uint8_t { kNatural = 0, kByDiagonal = 1 };
 struct GptqOptions {
   double damping = 0.01;  // of the mean diagonal, added to the diagonal; grows tenfold until the factorisation succeeds
   ColumnOrder order = ColumnOrder::kNatural;
-  int sweeps = 3;         // rounds of scale refit and coordinate descent after the pass; 0: plain GPTQ
+  int sweeps = 3;  // rounds of scale refit and coordinate descent after the pass; 0: plain GPTQ
 };
 
 // What GPTQ needs of one Hessian H = sum_t w_t x_t x_t^T [cols, cols]. Shared by all matrices with that input; read-only
 // while in use.
 struct GptqFactor {
-  Matrix hessian;                // damped
-  Matrix upper;                  // U upper triangular with (P H P^T)^-1 = U^T U, in processing order
-  std::vector<uint32_t> order;   // column processed at each step
-  std::vector<float> weight;     // by column: 1 / U_jj^2, the loss that one unit of rounding error in it costs
-  double damping = 0;            // share of the mean diagonal that was needed
+  Matrix hessian;               // damped
+  Matrix upper;                 // U upper triangular with (P H P^T)^-1 = U^T U, in processing order
+  std::vector<uint32_t> order;  // column processed at each step
+  std::vector<float> weight;    // by column: 1 / U_jj^2, the loss that one unit of rounding error in it costs
+  double damping = 0;           // share of the mean diagonal that was needed
 };
 
 // kInternal when no damping up to 100 % makes the Hessian positive definite. An all-zero Hessian counts as the identity.
@@ -45,13 +45,13 @@ void GptqRows(const Matrix& weights, const GptqFactor& factor, int sweeps, size_
 struct MatrixJob {
   const Matrix* weights = nullptr;
   Codec codec;
-  std::vector<uint8_t> mask;            // sparse codecs: [rows * cols]
-  const GptqFactor* factor = nullptr;   // null: round to nearest, weighted by `importance`
-  std::vector<float> importance;        // [cols] second moments of the inputs, or empty
-  const Matrix* hessian = nullptr;      // undamped, to measure errors with; null: the diagonal `importance`
-  std::vector<float> row_weights;       // [rows] how often each row is used (embeddings), or empty: all 1
+  std::vector<uint8_t> mask;           // sparse codecs: [rows * cols]
+  const GptqFactor* factor = nullptr;  // null: round to nearest, weighted by `importance`
+  std::vector<float> importance;       // [cols] second moments of the inputs, or empty
+  const Matrix* hessian = nullptr;     // undamped, to measure errors with; null: the diagonal `importance`
+  std::vector<float> row_weights;      // [rows] how often each row is used (embeddings), or empty: all 1
   QuantizedMatrix out;
-  double error = 0, energy = 0;         // sum over rows of dw H dw^T and w H w^T
+  double error = 0, energy = 0;  // sum over rows of dw H dw^T and w H w^T
 };
 
 // Encodes all jobs on the pool. Errors are summed in a fixed order.

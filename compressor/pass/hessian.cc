@@ -10,7 +10,9 @@ namespace {
 // Columns of a Hessian that one task updates.
 constexpr Eigen::Index kPanel = 128;
 
-bool HasMatrixInput(const TensorRef& tensor) { return tensor.is_expert() || (tensor.shape.rows > 1 && tensor.shape.cols > 1); }
+bool HasMatrixInput(const TensorRef& tensor) {
+  return tensor.is_expert() || (tensor.shape.rows > 1 && tensor.shape.cols > 1);
+}
 
 }  // namespace
 
@@ -99,7 +101,8 @@ void HessianCollector::OnLinear(const Node& node, uint64_t first_token, const Ma
   const auto reader = first_reader_.find(node.inputs[0]);
   if (reader == first_reader_.end() || reader->second != &node) return;
   std::vector<Rows> batches;
-  AddRows(input, token_weights_.subspan(first_token, static_cast<size_t>(input.rows())), {}, &dense_.at(node.inputs[0]), &batches);
+  AddRows(input, token_weights_.subspan(first_token, static_cast<size_t>(input.rows())), {}, &dense_.at(node.inputs[0]),
+          &batches);
   Accumulate(batches);
 }
 
@@ -111,7 +114,8 @@ void HessianCollector::OnMoe(const MoeCapture& capture) {
     for (size_t i = 0; i < weights.size(); ++i) weights[i] = token_weights_[capture.first_token + expert.rows[i]];
     for (const bool down : {false, true}) {
       const auto slot = experts_.find({capture.node->moe.table, expert.expert, down});
-      if (slot != experts_.end()) AddRows(down ? expert.down_input : expert.input, weights, expert.gates, &slot->second, &batches);
+      if (slot != experts_.end())
+        AddRows(down ? expert.down_input : expert.input, weights, expert.gates, &slot->second, &batches);
     }
   }
   Accumulate(batches);
@@ -137,7 +141,8 @@ const InputMoments* HessianCollector::Find(const TensorRef& tensor) {
     if (found == experts_.end()) return nullptr;
     // An expert that no calibration token reached has moments of zero.
     if (found->second.hessian.size() == 0) {
-      found->second.hessian.setZero(static_cast<Eigen::Index>(tensor.shape.cols), static_cast<Eigen::Index>(tensor.shape.cols));
+      found->second.hessian.setZero(static_cast<Eigen::Index>(tensor.shape.cols),
+                                    static_cast<Eigen::Index>(tensor.shape.cols));
       found->second.in_sq.assign(tensor.shape.cols, 0.0);
     }
     return &found->second;

@@ -14,9 +14,9 @@ namespace moepack {
 // Over the calibration tokens t that reached a matrix, with token weight v_t (domain weight; 0 leaves a token out) and
 // routing weight g_t (1 outside of experts).
 struct InputMoments {
-  Matrix hessian;               // sum v g^2 x x^T, symmetric; empty until collected
-  std::vector<double> in_sq;    // sum v x_j^2 (Wanda's norms)
-  double tokens = 0;            // tokens with v > 0
+  Matrix hessian;                       // sum v g^2 x x^T, symmetric; empty until collected
+  std::vector<double> in_sq;            // sum v x_j^2 (Wanda's norms)
+  double tokens = 0;                    // tokens with v > 0
   std::vector<float> diagonal() const;  // of the Hessian
 };
 

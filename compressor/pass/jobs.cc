@@ -66,7 +66,8 @@ double QuadraticForm(const MatrixJob& job, const Task& task, const Matrix& rows)
 
 void RunJobs(std::span<MatrixJob> jobs, int sweeps, ThreadPool& pool) {
   for (MatrixJob& job : jobs) {
-    job.out = MakeQuantized(job.codec, {static_cast<uint64_t>(job.weights->rows()), static_cast<uint64_t>(job.weights->cols())});
+    job.out =
+        MakeQuantized(job.codec, {static_cast<uint64_t>(job.weights->rows()), static_cast<uint64_t>(job.weights->cols())});
     if (!job.mask.empty()) job.out.mask = job.mask;
   }
   const std::vector<Task> tasks = CutIntoTasks(jobs);

@@ -4,7 +4,8 @@
 
 namespace moepack {
 
-Result<MomentFactors> FactorMoments(const std::vector<TensorRef>& wanted, bool gptq, HessianCollector* moments, ThreadPool& pool) {
+Result<MomentFactors> FactorMoments(const std::vector<TensorRef>& wanted, bool gptq, HessianCollector* moments,
+                                    ThreadPool& pool) {
   struct Item {
     const InputMoments* moments;
     const Matrix* pooled;
@@ -50,7 +51,8 @@ Status PrepareJob(const TensorRef& tensor, const Codec& codec, const Recipe& rec
   if (codec.sparsity == Sparsity::kNone) return Status::Ok();
   const PruneMethod method = recipe.prune ? recipe.prune->method : PruneMethod::kMagnitude;
   if (job->hessian == nullptr && method != PruneMethod::kMagnitude) {
-    return Status(ErrorCode::kUsage, "pruning " + tensor.name + " needs the inputs it sees: give --profile, or prune by magnitude");
+    return Status(ErrorCode::kUsage,
+                  "pruning " + tensor.name + " needs the inputs it sees: give --profile, or prune by magnitude");
   }
   const std::vector<double> none;
   const Matrix scores = PruneScores(method, weights, found != nullptr ? found->in_sq : none, job->importance);

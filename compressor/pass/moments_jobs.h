@@ -21,7 +21,8 @@ inline Matrix& WeightsOf(const TensorRef& tensor, BlockWeights& weights) {
 using MomentFactors = std::map<const InputMoments*, GptqFactor>;
 
 // Factors for the inputs of `wanted` when `gptq`, each shrunk towards its layer's pooled moments.
-Result<MomentFactors> FactorMoments(const std::vector<TensorRef>& wanted, bool gptq, HessianCollector* moments, ThreadPool& pool);
+Result<MomentFactors> FactorMoments(const std::vector<TensorRef>& wanted, bool gptq, HessianCollector* moments,
+                                    ThreadPool& pool);
 
 // The job that encodes `weights` (all rows of the tensor, or a sample) as `codec`: factor, importance, Hessian and mask
 // filled in from the moments. moments: null when nothing was run. The job refers to all arguments. kUsage when the

@@ -20,7 +20,8 @@ std::vector<uint32_t> Largest(std::span<const T> scores, size_t kept) {
 
 }  // namespace
 
-Matrix PruneScores(PruneMethod method, const Matrix& weights, std::span<const double> in_sq, std::span<const float> gate_sq) {
+Matrix PruneScores(PruneMethod method, const Matrix& weights, std::span<const double> in_sq,
+                   std::span<const float> gate_sq) {
   Eigen::RowVectorXf norms = Eigen::RowVectorXf::Ones(weights.cols());
   for (Eigen::Index j = 0; j < weights.cols(); ++j) {
     if (method == PruneMethod::kMoePruner) norms[j] = std::sqrt(gate_sq[j]);

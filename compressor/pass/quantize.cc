@@ -144,10 +144,13 @@ uint8_t NearestCode(const Codec& codec, const GroupGrid& grid, float w) {
 
 float RoundToElement(Element element, float w) {
   switch (element) {
-    case Element::kBf16: return Bf16ToF32(F32ToBf16(w));
-    case Element::kF16: return ToF16Grid(w);
+    case Element::kBf16:
+      return Bf16ToF32(F32ToBf16(w));
+    case Element::kF16:
+      return ToF16Grid(w);
     case Element::kF32:
-    case Element::kGroupInt: break;
+    case Element::kGroupInt:
+      break;
   }
   return w;
 }

@@ -51,7 +51,8 @@ float RoundToElement(Element element, float w);
 QuantizedMatrix MakeQuantized(const Codec& codec, const MatrixShape& shape);
 
 // Rows [row_begin, row_end) of `weights` rounded to nearest into `out` (made by MakeQuantized; out->mask already set when
-// the codec is sparse). importance: [cols] second moments of the inputs, or empty for all one. Thread-safe for disjoint rows.
+// the codec is sparse). importance: [cols] second moments of the inputs, or empty for all one. Thread-safe for disjoint
+// rows.
 void QuantizeRowsNearest(const Matrix& weights, std::span<const float> importance, size_t row_begin, size_t row_end,
                          QuantizedMatrix* out);
 

@@ -52,7 +52,8 @@ double AbsMaxError(const Matrix& w, int bits, int group) {
 
 TEST(Quantize, EveryCodecDecodesCloseToTheWeights) {
   const Matrix w = Normal(5, 77, 1);
-  for (const char* name : {"i8g64", "i6g32", "i5g16", "i4g64", "i3g32", "i2g16", "i4mg32", "i3mg16", "i2mg32", "i8r", "i4mr"}) {
+  for (const char* name :
+       {"i8g64", "i6g32", "i5g16", "i4g64", "i3g32", "i2g16", "i4mg32", "i3mg16", "i2mg32", "i8r", "i4mr"}) {
     const QuantizedMatrix q = Nearest(w, name);
     const double relative = (Weights(q) - w).norm() / w.norm();
     EXPECT_LT(relative, 1.4 / std::pow(2.0, q.codec.bits - 1)) << name;
@@ -103,11 +104,14 @@ TEST(Quantize, ZeroesAndConstantRowsStayFinite) {
 }
 
 // Inputs whose columns are correlated, as activations are.
-Matrix Inputs(int tokens, int cols, uint32_t seed) { return Normal(tokens, cols, seed) * Normal(cols, cols, seed + 1) * 0.2f + Normal(tokens, cols, seed + 2); }
+Matrix Inputs(int tokens, int cols, uint32_t seed) {
+  return Normal(tokens, cols, seed) * Normal(cols, cols, seed + 1) * 0.2f + Normal(tokens, cols, seed + 2);
+}
 
 double OutputError(const Matrix& x, const Matrix& w, const Matrix& v) { return (x * (w - v).transpose()).squaredNorm(); }
 
-QuantizedMatrix Gptq(const Matrix& w, const Matrix& hessian, const char* codec, int sweeps, ColumnOrder order = ColumnOrder::kNatural) {
+QuantizedMatrix Gptq(const Matrix& w, const Matrix& hessian, const char* codec, int sweeps,
+                     ColumnOrder order = ColumnOrder::kNatural) {
   auto factor = FactorHessian(hessian, {.order = order});
   EXPECT_TRUE(factor.ok());
   QuantizedMatrix out = MakeQuantized(Named(codec), {static_cast<uint64_t>(w.rows()), static_cast<uint64_t>(w.cols())});
@@ -157,7 +161,8 @@ TEST(Gptq, MaskedWeightsStayZeroAndTheOthersMakeUpForThem) {
 
 TEST(Gptq, RankDeficientAndEmptyHessiansWork) {
   const Matrix x = Normal(3, 32, 40), w = Normal(4, 32, 41);
-  EXPECT_LT(OutputError(x, w, Weights(Gptq(w, x.transpose() * x, "i3g32", 3))), OutputError(x, w, Weights(Nearest(w, "i3g32"))));
+  EXPECT_LT(OutputError(x, w, Weights(Gptq(w, x.transpose() * x, "i3g32", 3))),
+            OutputError(x, w, Weights(Nearest(w, "i3g32"))));
   EXPECT_LT((Weights(Gptq(w, Matrix::Zero(32, 32), "i8g32", 3)) - w).norm(), 0.02 * w.norm());
 }
 

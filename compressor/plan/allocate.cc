@@ -158,11 +158,13 @@ Result<Allocation> Allocate(Units units, uint64_t budget, uint64_t granularity) 
     options += unit.size();
   }
   if (least > pages) {
-    return Status(ErrorCode::kGate, StrFormat("the smallest choice takes %llu bytes", static_cast<unsigned long long>(least * granularity)));
+    return Status(ErrorCode::kGate,
+                  StrFormat("the smallest choice takes %llu bytes", static_cast<unsigned long long>(least * granularity)));
   }
   const uint64_t slack = std::min(pages, most) - least;
   const bool small = std::all_of(units.begin(), units.end(), [](const auto& u) { return u.size() < 65536; });
-  if (small && static_cast<double>(options) * static_cast<double>(slack + 1) <= kMaxExactWork) return Exact(units, cheapest, slack, granularity);
+  if (small && static_cast<double>(options) * static_cast<double>(slack + 1) <= kMaxExactWork)
+    return Exact(units, cheapest, slack, granularity);
   return Relaxed(units, pages, granularity);
 }
 
@@ -193,7 +195,9 @@ bool Thin(std::vector<Point>* front) {
   std::vector<bool> keep(front->size(), false);
   std::vector<size_t> hull;
   const auto at = [&](size_t i) -> const Option& { return (*front)[i].option; };
-  const auto slope = [&](size_t a, size_t b) { return (at(a).loss - at(b).loss) / static_cast<double>(at(b).cost - at(a).cost); };
+  const auto slope = [&](size_t a, size_t b) {
+    return (at(a).loss - at(b).loss) / static_cast<double>(at(b).cost - at(a).cost);
+  };
   for (size_t i = 0; i < front->size(); ++i) {
     while (hull.size() >= 2 && slope(hull[hull.size() - 2], hull.back()) <= slope(hull.back(), i)) hull.pop_back();
     hull.push_back(i);

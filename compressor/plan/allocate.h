@@ -19,7 +19,7 @@ struct Allocation {
   std::vector<size_t> chosen;  // option of each unit
   uint64_t cost = 0;
   double loss = 0;
-  double bound = 0;            // no choice within the budget has a smaller loss
+  double bound = 0;  // no choice within the budget has a smaller loss
   double gap() const { return loss > 0 ? (loss - bound) / loss : 0; }
 };
 

@@ -39,7 +39,8 @@ void AddChunks(uint64_t plain_bytes, uint64_t first_offset, Tables* tables, Unit
   }
 }
 
-Result<Tables> MakeTables(const Program& program, std::span<const TensorRef> tensors, std::span<const Codec> codecs, uint64_t first_offset) {
+Result<Tables> MakeTables(const Program& program, std::span<const TensorRef> tensors, std::span<const Codec> codecs,
+                          uint64_t first_offset) {
   Tables out;
   for (uint32_t t = 0; t < program.expert_tables.size(); ++t) {
     out.experts.push_back({t, {}, {}});
@@ -72,7 +73,8 @@ std::vector<Blob> ListBlobs(const Program& program, const Tables& tables, const 
   std::vector<Blob> blobs = {{BlobKind::kProgram, 0, SerializeProgram(program).size()}};
   if (extras.tokenizer_bytes > 0) blobs.push_back({BlobKind::kTokenizer, 0, extras.tokenizer_bytes});
   blobs.push_back({BlobKind::kDenseTable, 0, SerializeDenseTable(tables.dense).size()});
-  for (const ExpertTable& table : tables.experts) blobs.push_back({BlobKind::kExpertTable, table.table, SerializeExpertTable(table).size()});
+  for (const ExpertTable& table : tables.experts)
+    blobs.push_back({BlobKind::kExpertTable, table.table, SerializeExpertTable(table).size()});
   blobs.push_back({BlobKind::kHotList, 0, SerializeHotList(extras.hot_list).size()});
   if (extras.provenance_bytes > 0) blobs.push_back({BlobKind::kProvenance, 0, extras.provenance_bytes});
   return blobs;

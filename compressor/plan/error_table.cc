@@ -100,7 +100,8 @@ class Measurer {
       if (in_.tensors[i].block == block && Open(i)) open.push_back(i);
     }
     if (!open.empty()) MOEPACK_RETURN_IF_ERROR(MeasureTensors(block, open, *weights));
-    progress_.Advance(static_cast<uint64_t>(std::count_if(in_.tensors.begin(), in_.tensors.end(), [&](const auto& t) { return t.block == block; })));
+    progress_.Advance(static_cast<uint64_t>(
+        std::count_if(in_.tensors.begin(), in_.tensors.end(), [&](const auto& t) { return t.block == block; })));
     if (last(block)) return Status::Ok();
     MOEPACK_RETURN_IF_ERROR(forward_.RunBlock(block, *weights, batch_, &stream_));
     return forward_.RunBlock(block, *weights, probe_batch_, &probe_stream_);
@@ -112,7 +113,8 @@ class Measurer {
     HessianCollector moments(*in_.program, wanted, token_weights_, pool_);
     if (moments.wants_linear() || moments.wants_moe()) {
       if (last(block)) {
-        MOEPACK_RETURN_IF_ERROR(forward_.RunLastBlock(weights, batch_, stream_, [](uint64_t, const Matrix&) { return Status::Ok(); }, &moments));
+        MOEPACK_RETURN_IF_ERROR(forward_.RunLastBlock(
+            weights, batch_, stream_, [](uint64_t, const Matrix&) { return Status::Ok(); }, &moments));
       } else {
         Stream copy = stream_;
         MOEPACK_RETURN_IF_ERROR(forward_.RunBlock(block, weights, batch_, &copy, &moments));
@@ -134,7 +136,8 @@ class Measurer {
   using Energies = std::map<std::string, double>;
 
   // Every candidate of every tensor, on a sample of its rows.
-  Result<Energies> MeasureCandidates(const std::vector<size_t>& open, BlockWeights& weights, HessianCollector* moments, const MomentFactors& factors) {
+  Result<Energies> MeasureCandidates(const std::vector<size_t>& open, BlockWeights& weights, HessianCollector* moments,
+                                     const MomentFactors& factors) {
     std::vector<Matrix> samples;
     std::vector<std::vector<float>> row_weights;
     for (size_t i : open) {
@@ -159,7 +162,8 @@ class Measurer {
         if (c >= in_.choices[open[p]].candidates.size()) continue;
         jobs.emplace_back();
         owners.push_back(p);
-        MOEPACK_RETURN_IF_ERROR(PrepareJob(in_.tensors[open[p]], in_.choices[open[p]].candidates[c], *in_.recipe, samples[p], moments, factors, &jobs.back()));
+        MOEPACK_RETURN_IF_ERROR(PrepareJob(in_.tensors[open[p]], in_.choices[open[p]].candidates[c], *in_.recipe, samples[p],
+                                           moments, factors, &jobs.back()));
         jobs.back().row_weights = row_weights[p];
       }
       RunJobs(jobs, kSweeps, pool_);
@@ -186,8 +190,8 @@ class Measurer {
     return counts;
   }
 
-  Status MeasureSensitivities(int32_t block, const std::vector<size_t>& open, const Energies& energies, BlockWeights& weights,
-                              HessianCollector* moments) {
+  Status MeasureSensitivities(int32_t block, const std::vector<size_t>& open, const Energies& energies,
+                              BlockWeights& weights, HessianCollector* moments) {
     std::map<std::string, std::vector<size_t>> groups;
     for (size_t i : open) groups[group_of_(in_.tensors[i])].push_back(i);
     for (const auto& [group, members] : groups) {
@@ -204,7 +208,8 @@ class Measurer {
     std::vector<MatrixJob> jobs(members.size());
     for (size_t j = 0; j < members.size(); ++j) {
       const TensorRef& tensor = in_.tensors[members[j]];
-      MOEPACK_RETURN_IF_ERROR(PrepareJob(tensor, ProbeCodec(), *in_.recipe, WeightsOf(tensor, weights), moments, {}, &jobs[j]));
+      MOEPACK_RETURN_IF_ERROR(
+          PrepareJob(tensor, ProbeCodec(), *in_.recipe, WeightsOf(tensor, weights), moments, {}, &jobs[j]));
       jobs[j].row_weights = RowWeights(tensor);
     }
     RunJobs(jobs, 0, pool_);

@@ -15,7 +15,7 @@ namespace moepack {
 
 struct TensorErrors {
   std::string name;
-  std::string group;                     // tensors that share a sensitivity
+  std::string group;  // tensors that share a sensitivity
   // Codec name -> the share of the output energy of its kind that is lost when the tensor is encoded as Replay
   // would: mean over tokens of ||dW x||^2, gate-weighted for experts, over that of ||W x||^2 of all of the kind.
   std::map<std::string, double> errors;
@@ -37,10 +37,10 @@ struct ErrorTableInput {
   const TensorSource* source = nullptr;
   const Recipe* recipe = nullptr;
   const Calibration* calibration = nullptr;
-  std::vector<TensorRef> tensors;   // ListTensors of the program
-  std::vector<Choice> choices;      // one a tensor
+  std::vector<TensorRef> tensors;  // ListTensors of the program
+  std::vector<Choice> choices;     // one a tensor
   uint64_t probe_tokens = 1024;
-  size_t sample_rows = 64;          // rows of every matrix that are encoded to measure an error
+  size_t sample_rows = 64;  // rows of every matrix that are encoded to measure an error
 };
 
 // Measures by one pass of the full model over the calibration tokens, one block in memory. Sensitivities: each group is

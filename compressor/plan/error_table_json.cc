@@ -16,7 +16,8 @@ bool IsText(const nlohmann::json& object, const char* key) {
 
 std::string SerializeErrorTable(const ErrorTable& table) {
   // %.17g: a table that was read back plans the same.
-  std::string out = "{\n\"version\": 1,\n\"made_from\": " + Quoted(table.made_from) + ",\n\"measured_by\": " + Quoted(table.measured_by) + ",\n";
+  std::string out = "{\n\"version\": 1,\n\"made_from\": " + Quoted(table.made_from) +
+                    ",\n\"measured_by\": " + Quoted(table.measured_by) + ",\n";
   out += "\"sensitivity\": {\n";
   size_t i = 0;
   for (const auto& [group, value] : table.sensitivity) {
@@ -39,16 +40,20 @@ Result<ErrorTable> ParseErrorTable(ByteSpan json, const std::string& file_name) 
   const auto refuse = [&](const std::string& what) { return Status(ErrorCode::kBadInput, file_name + ": " + what); };
   const nlohmann::ordered_json root = nlohmann::ordered_json::parse(AsText(json), nullptr, false);
   const nlohmann::json plain = root;
-  if (!plain.is_object() || !plain.contains("version") || plain["version"] != 1) return refuse("not an error table of version 1");
-  if (!IsText(plain, "made_from") || !IsText(plain, "measured_by")) return refuse("'made_from' and 'measured_by' must be texts");
-  if (!plain.contains("tensors") || !plain["tensors"].is_object() || !plain.contains("sensitivity") || !plain["sensitivity"].is_object()) {
+  if (!plain.is_object() || !plain.contains("version") || plain["version"] != 1)
+    return refuse("not an error table of version 1");
+  if (!IsText(plain, "made_from") || !IsText(plain, "measured_by"))
+    return refuse("'made_from' and 'measured_by' must be texts");
+  if (!plain.contains("tensors") || !plain["tensors"].is_object() || !plain.contains("sensitivity") ||
+      !plain["sensitivity"].is_object()) {
     return refuse("'tensors' and 'sensitivity' must be objects");
   }
   ErrorTable out;
   out.made_from = plain["made_from"];
   out.measured_by = plain["measured_by"];
   for (const auto& [group, value] : plain["sensitivity"].items()) {
-    if (!value.is_number() || value.get<double>() < 0) return refuse("sensitivity of '" + group + "' must be a number, not negative");
+    if (!value.is_number() || value.get<double>() < 0)
+      return refuse("sensitivity of '" + group + "' must be a number, not negative");
     out.sensitivity[group] = value;
   }
   for (const auto& [name, entry] : root["tensors"].items()) {
@@ -57,9 +62,11 @@ Result<ErrorTable> ParseErrorTable(ByteSpan json, const std::string& file_name) 
       return refuse("tensor '" + name + "' needs group and errors");
     }
     TensorErrors errors{name, tensor["group"], {}};
-    if (!out.sensitivity.contains(errors.group)) return refuse("tensor '" + name + "': group '" + errors.group + "' has no sensitivity");
+    if (!out.sensitivity.contains(errors.group))
+      return refuse("tensor '" + name + "': group '" + errors.group + "' has no sensitivity");
     for (const auto& [codec, value] : tensor["errors"].items()) {
-      if (!value.is_number() || value.get<double>() < 0) return refuse("tensor '" + name + "': error of '" + codec + "' must be a number, not negative");
+      if (!value.is_number() || value.get<double>() < 0)
+        return refuse("tensor '" + name + "': error of '" + codec + "' must be a number, not negative");
       errors.errors[codec] = value;
     }
     out.tensors.push_back(std::move(errors));

@@ -21,8 +21,9 @@ std::string SerializePlan(const Plan& plan) {
   out += "\"tensors\": {\n";
   for (size_t i = 0; i < plan.tensors.size(); ++i) {
     const PlanTensor& t = plan.tensors[i];
-    out += StrFormat("%s: {\"codec\": \"%s\", \"bytes\": %llu, \"kld\": %.4g}%s\n", json(t.name).dump().c_str(), t.codec.Name().c_str(),
-                     static_cast<unsigned long long>(t.bytes), t.kld, i + 1 < plan.tensors.size() ? "," : "");
+    out += StrFormat("%s: {\"codec\": \"%s\", \"bytes\": %llu, \"kld\": %.4g}%s\n", json(t.name).dump().c_str(),
+                     t.codec.Name().c_str(), static_cast<unsigned long long>(t.bytes), t.kld,
+                     i + 1 < plan.tensors.size() ? "," : "");
   }
   return out + "}\n}\n";
 }
@@ -37,7 +38,8 @@ Result<std::vector<PlanTensor>> ParsePlanTensors(ByteSpan bytes, const std::stri
   if (tensors == root.end() || !tensors->is_object()) return refuse("'tensors' must be an object");
   std::vector<PlanTensor> out;
   for (const auto& [name, entry] : tensors->items()) {
-    if (!entry.is_object() || !entry.contains("codec") || !entry["codec"].is_string()) return refuse("tensor '" + name + "' has no 'codec'");
+    if (!entry.is_object() || !entry.contains("codec") || !entry["codec"].is_string())
+      return refuse("tensor '" + name + "' has no 'codec'");
     auto codec = ParseCodec(entry["codec"].get_ref<const std::string&>());
     if (!codec.ok()) return refuse("tensor '" + name + "': " + codec.status().message());
     out.push_back({name, *codec, 0, 0});

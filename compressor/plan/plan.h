@@ -19,13 +19,13 @@ struct PlanTensor {
 };
 
 struct Plan {
-  std::vector<PlanTensor> tensors;  // as ListTensors of the compressed program
-  uint64_t target_bytes = 0;        // of the bundle file; 0: no budget
-  uint64_t bundle_bytes = 0;        // the bundle has at most these (exactly these when no chunk compresses)
+  std::vector<PlanTensor> tensors;               // as ListTensors of the compressed program
+  uint64_t target_bytes = 0;                     // of the bundle file; 0: no budget
+  uint64_t bundle_bytes = 0;                     // the bundle has at most these (exactly these when no chunk compresses)
   uint64_t plain_bytes = 0, resident_bytes = 0;  // sums over tensors
   double predicted_kld = 0;
-  double gap = 0;                   // predicted_kld is within this share of the best possible plan's
-  std::string measured_by;          // "none", "hessian" or "probes": what the predictions rest on
+  double gap = 0;           // predicted_kld is within this share of the best possible plan's
+  std::string measured_by;  // "none", "hessian" or "probes": what the predictions rest on
 };
 
 // Deterministic JSON text.

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <map>
 
-
 namespace moepack {
 
 Result<Planner> Planner::Create(const PlannerInput& input) {
@@ -20,9 +19,11 @@ Result<Planner> Planner::Create(const PlannerInput& input) {
     std::vector<bool> old(candidates.size(), false);
     const auto tensor = measured.find(input.tensors[i].name);
     for (size_t c = 0; candidates.size() > 1 && c < candidates.size(); ++c) {
-      const auto error = tensor == measured.end() ? std::map<std::string, double>::const_iterator{} : tensor->second->errors.find(candidates[c].Name());
+      const auto error = tensor == measured.end() ? std::map<std::string, double>::const_iterator{}
+                                                  : tensor->second->errors.find(candidates[c].Name());
       if (tensor == measured.end() || error == tensor->second->errors.end()) {
-        return Status(ErrorCode::kInternal, "the error table has no entry for " + input.tensors[i].name + " as " + candidates[c].Name());
+        return Status(ErrorCode::kInternal,
+                      "the error table has no entry for " + input.tensors[i].name + " as " + candidates[c].Name());
       }
       losses[c] = error->second * input.errors->sensitivity.at(tensor->second->group);
       const auto before = like.find(input.tensors[i].name);
@@ -34,7 +35,8 @@ Result<Planner> Planner::Create(const PlannerInput& input) {
   for (size_t i = 0; i < input.tensors.size();) {
     std::vector<size_t> members;
     const TensorRef& first = input.tensors[i];
-    for (; i < input.tensors.size() && input.tensors[i].unit == first.unit && input.tensors[i].block == first.block; ++i) members.push_back(i);
+    for (; i < input.tensors.size() && input.tensors[i].unit == first.unit && input.tensors[i].block == first.block; ++i)
+      members.push_back(i);
     MOEPACK_RETURN_IF_ERROR(planner.AddUnit(std::move(members)));
   }
   // Tables are longest when every unit has as many chunks as its largest option needs.
@@ -112,8 +114,9 @@ Result<Plan> Planner::ForSize(uint64_t target_bytes) const {
   if (!allocation.ok()) {
     uint64_t least = overhead_bytes_;
     for (const std::vector<Option>& unit : options_) least += unit.front().cost;
-    return Status(ErrorCode::kGate, StrFormat("the target of %llu bytes cannot be met; the smallest bundle this recipe allows has %llu bytes",
-                                              static_cast<unsigned long long>(target_bytes), static_cast<unsigned long long>(least)));
+    return Status(ErrorCode::kGate,
+                  StrFormat("the target of %llu bytes cannot be met; the smallest bundle this recipe allows has %llu bytes",
+                            static_cast<unsigned long long>(target_bytes), static_cast<unsigned long long>(least)));
   }
   MOEPACK_ASSIGN_OR_RETURN(Plan plan, MakePlan(allocation->chosen));
   if (thinned_) allocation->bound = std::min(allocation->bound, DualBound(options_, budget));

@@ -14,11 +14,11 @@ namespace moepack {
 
 struct PlannerInput {
   const Program* program = nullptr;
-  std::span<const TensorRef> tensors;       // ListTensors of the program
-  std::span<const Choice> choices;          // one a tensor
-  const ErrorTable* errors = nullptr;       // null: every tensor has one candidate
+  std::span<const TensorRef> tensors;  // ListTensors of the program
+  std::span<const Choice> choices;     // one a tensor
+  const ErrorTable* errors = nullptr;  // null: every tensor has one candidate
   BundleExtras extras;
-  std::span<const PlanTensor> like;         // an earlier plan's choices, or empty
+  std::span<const PlanTensor> like;  // an earlier plan's choices, or empty
 };
 
 // A choice of the earlier plan stays unless another lowers the predicted loss of its tensor by more than this share.
@@ -47,12 +47,12 @@ class Planner {
   Result<Plan> MakePlan(const std::vector<size_t>& chosen) const;
 
   PlannerInput input_;
-  std::vector<std::vector<double>> losses_;   // [tensor][candidate] predicted KLD
-  std::vector<std::vector<bool>> is_old_;     // [tensor][candidate]: the earlier plan's choice
+  std::vector<std::vector<double>> losses_;  // [tensor][candidate] predicted KLD
+  std::vector<std::vector<bool>> is_old_;    // [tensor][candidate]: the earlier plan's choice
   std::vector<UnitChoice> units_;
   std::vector<std::vector<Option>> options_;  // one list a unit
   bool thinned_ = false;
-  uint64_t overhead_bytes_ = 0;               // of everything that is not a unit's chunks, at its largest
+  uint64_t overhead_bytes_ = 0;  // of everything that is not a unit's chunks, at its largest
 };
 
 }  // namespace moepack

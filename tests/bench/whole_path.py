@@ -60,7 +60,7 @@ def quality(bench):
     print("| at the bytes of | llama.cpp bytes | its mean KLD | bundle bytes | mean KLD | ratio | perplexity | same top-1 | compress s |")
     print("|---|---|---|---|---|---|---|---|---|")
     for name, size, kld in PEERS:
-        r = bench.evaluate(name, "--profile", profile, "--target-size", size)
+        r = bench.evaluate(name, "--profile", profile, "--error-table", bench.dir / "errors.json", "--target-size", size)
         print(f"| {name} | {size} | {kld:.6f} | {r['bytes']} | {r['kld_mean']:.6f} | {r['kld_mean'] / kld:.2f} | {r['ppl']:.3f} "
               f"| {100 * r['same_top1']:.2f} % | {r['compress_seconds']:.0f} |", flush=True)
     r = bench.evaluate("i8", "--profile", profile, "--codec", "i8g64")

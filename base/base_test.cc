@@ -1,4 +1,5 @@
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -154,6 +155,13 @@ TEST_F(FileTest, ErrorsNameThePathAndTheKind) {
   EXPECT_EQ((*file)->Read(9, out).code(), ErrorCode::kTruncated);
 }
 
+TEST_F(FileTest, APipeIsRefusedWithoutWaitingForAWriter) {
+  const std::string path = directory_ + "/pipe";
+  ASSERT_EQ(::mkfifo(path.c_str(), 0600), 0);
+  EXPECT_EQ(PosixEnv().OpenRead(path).status().code(), ErrorCode::kAccess);
+  EXPECT_EQ(PosixEnv().Map(path).status().code(), ErrorCode::kAccess);
+}
+
 TEST_F(FileTest, MapSeesTheBytes) {
   ASSERT_TRUE(WriteFileAtomically(PosixEnv(), directory_ + "/m", AsBytes("mapped")).ok());
   auto mapped = PosixEnv().Map(directory_ + "/m");
@@ -189,6 +197,21 @@ TEST(CommandTest, UnknownOptionAndMissingArgument) {
   EXPECT_EQ(status.code(), ErrorCode::kUsage);
   EXPECT_NE(status.message().find("codex"), std::string::npos);
   EXPECT_EQ(command.Require("FILE").code(), ErrorCode::kUsage);
+}
+
+TEST(MainTest, JsonHoldsBytesThatAreNotUtf8) {
+  ::testing::internal::CaptureStdout();
+  cli::PrintJson({{"path", "a\xff"}});
+  EXPECT_EQ(nlohmann::json::parse(::testing::internal::GetCapturedStdout())["path"], "a\xEF\xBF\xBD");
+}
+
+TEST(MainDeathTest, StandardOutputThatIsFullFails) {
+  const auto print = [] {
+    std::printf("a result");
+    return Status::Ok();
+  };
+  EXPECT_EXIT(std::exit(std::freopen("/dev/full", "w", stdout) == nullptr ? 99 : cli::Main("t", print)),
+              ::testing::ExitedWithCode(7), "cannot write");
 }
 
 TEST(MainTest, ExceptionsBecomeExitStatuses) {

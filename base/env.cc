@@ -115,10 +115,13 @@ class PosixMappedFile final : public MappedFile {
   size_t size_;
 };
 
+// Without waiting for a writer should the path be a pipe: Size refuses everything but regular files.
+int OpenForReading(const std::string& path) { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY); }
+
 class PosixEnvironment final : public Env {
  public:
   Result<std::unique_ptr<RandomAccessFile>> OpenRead(const std::string& path) override {
-    const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    const int fd = OpenForReading(path);
     if (fd < 0) return SystemError(path, "open");
     auto file = std::make_unique<PosixReadFile>(fd, path);
     MOEPACK_RETURN_IF_ERROR(file->Size().status());
@@ -132,7 +135,7 @@ class PosixEnvironment final : public Env {
   }
 
   Result<std::unique_ptr<MappedFile>> Map(const std::string& path) override {
-    const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    const int fd = OpenForReading(path);
     if (fd < 0) return SystemError(path, "open");
     PosixReadFile file(fd, path);
     MOEPACK_ASSIGN_OR_RETURN(const uint64_t size, file.Size());

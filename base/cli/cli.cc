@@ -97,10 +97,15 @@ int Main(const std::string& name, const std::function<Status()>& body) {
   } catch (const std::exception& error) {
     status = Status(ErrorCode::kInternal, error.what());
   }
+  if (status.ok() && (std::fflush(stdout) != 0 || std::ferror(stdout) != 0)) {
+    status = Status(ErrorCode::kNoSpace, "standard output: cannot write; what it shows is not complete");
+  }
   if (!status.ok()) std::fprintf(stderr, "%s: %s\n", name.c_str(), status.message().c_str());
   return status.exit_status();
 }
 
-void PrintJson(const nlohmann::json& object) { std::cout << object.dump(2) << std::endl; }
+void PrintJson(const nlohmann::json& object) {
+  std::cout << object.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) << std::endl;
+}
 
 }  // namespace moepack::cli

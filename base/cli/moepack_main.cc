@@ -31,13 +31,14 @@ void Usage(std::FILE* out) {
   std::fprintf(out, "\nmoepack VERB --help tells more. Example:\n  moepack inspect examples/wren/model\n");
 }
 
+// Empty when the system does not tell. A guess would run whatever stands in the current folder.
 std::string OwnFolder() {
   char path[PATH_MAX];
   const ssize_t n = ::readlink("/proc/self/exe", path, sizeof(path) - 1);
-  if (n <= 0) return ".";
+  if (n <= 0) return "";
   path[n] = '\0';
   char* slash = std::strrchr(path, '/');
-  return slash ? std::string(path, slash) : ".";
+  return slash ? std::string(path, slash) : "";
 }
 
 }  // namespace
@@ -53,7 +54,12 @@ int main(int argc, char** argv) {
   }
   for (const Verb& verb : kVerbs) {
     if (std::strcmp(argv[1], verb.name) != 0) continue;
-    const std::string program = OwnFolder() + "/moepack-" + verb.name;
+    const std::string folder = OwnFolder();
+    if (folder.empty()) {
+      std::fprintf(stderr, "moepack: cannot read /proc/self/exe to find moepack-%s; run that program itself\n", verb.name);
+      return 7;
+    }
+    const std::string program = folder + "/moepack-" + verb.name;
     std::vector<char*> arguments(argv + 1, argv + argc);
     arguments[0] = const_cast<char*>(program.c_str());
     arguments.push_back(nullptr);

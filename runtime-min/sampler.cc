@@ -40,7 +40,7 @@ Status ValidateSamplerOptions(const SamplerOptions& options) {
 int32_t Argmax(std::span<const float> logits) {
   size_t best = 0;
   for (size_t i = 1; i < logits.size(); ++i) {
-    if (logits[i] > logits[best]) best = i;
+    if (logits[i] > logits[best] || std::isnan(logits[best])) best = i;
   }
   return static_cast<int32_t>(best);
 }
@@ -71,8 +71,11 @@ size_t Sampler::KeepTopP(size_t count) const {
 int32_t Sampler::Sample(std::span<const float> logits) {
   if (options_.temperature == 0 || logits.size() == 1) return Argmax(logits);
   candidates_.resize(logits.size());
-  for (size_t i = 0; i < logits.size(); ++i) candidates_[i] = {logits[i], static_cast<int32_t>(i), 0};
+  for (size_t i = 0; i < logits.size(); ++i) {
+    candidates_[i] = {std::isnan(logits[i]) ? -INFINITY : logits[i], static_cast<int32_t>(i), 0};
+  }
   size_t kept = KeepTopK();
+  if (!std::isfinite(candidates_[0].logit)) return candidates_[0].id;
   for (size_t i = 0; i < kept; ++i) {
     const double scaled = (double{candidates_[i].logit} - candidates_[0].logit) / options_.temperature;
     candidates_[i].probability = std::exp(scaled);

@@ -31,13 +31,14 @@ struct SamplerOptions {
 // kUsage unless temperature is finite and >= 0 and top_p in (0, 1].
 Status ValidateSamplerOptions(const SamplerOptions& options);
 
-// Index of the largest logit; ties to the lower id.
+// Index of the largest logit; ties to the lower id, NaN is below every number.
 int32_t Argmax(std::span<const float> logits);
 
 class Sampler {
  public:
   explicit Sampler(const SamplerOptions& options) : options_(options), random_(options.seed) {}
-  // Draws one number from the generator unless greedy. Not thread-safe. Allocates on the first call only.
+  // Draws one number from the generator unless greedy. Among infinite logits and NaN as Argmax. Not thread-safe. Allocates
+  // on the first call only.
   int32_t Sample(std::span<const float> logits);
 
  private:

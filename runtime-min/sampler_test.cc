@@ -30,6 +30,17 @@ TEST(Sampler, GreedyTakesTheLargestAndTheLowerIdOfATie) {
   EXPECT_EQ(sampler.Sample(std::vector<float>{7}), 0);
 }
 
+TEST(Sampler, LogitsThatAreNotFiniteNeverWin) {
+  const float nan = std::numeric_limits<float>::quiet_NaN(), inf = std::numeric_limits<float>::infinity();
+  EXPECT_EQ(Argmax(std::vector<float>{nan, 1, 2, nan}), 2);
+  for (uint64_t seed = 0; seed < 20; ++seed) {
+    Sampler sampler({.temperature = 1, .top_p = 0.9f, .seed = seed});
+    EXPECT_EQ(sampler.Sample(std::vector<float>{nan, -inf, 2, nan}), 2);
+    EXPECT_EQ(sampler.Sample(std::vector<float>{1, inf, 2, 0}), 1) << "not the least likely one, which NaN shares gave";
+    EXPECT_EQ(sampler.Sample(std::vector<float>{nan, nan, nan}), 0);
+  }
+}
+
 // Shares of each token over many draws.
 std::vector<double> Shares(const SamplerOptions& options, const std::vector<float>& logits, int draws) {
   Sampler sampler(options);

@@ -80,7 +80,14 @@ Status RequireTokenizer(const Session& session) {
 Result<std::vector<int32_t>> TokenizeFile(const Session& session, const std::string& path) {
   MOEPACK_RETURN_IF_ERROR(RequireTokenizer(session));
   MOEPACK_ASSIGN_OR_RETURN(const Bytes text, ReadFile(PosixEnv(), path, kMaxTextBytes));
-  return session.tokenizer->Encode(AsText(text));
+  std::vector<int32_t> tokens = session.tokenizer->Encode(AsText(text));
+  const uint64_t vocabulary = session.engine->vocab_size();
+  for (int32_t token : tokens) {
+    if (static_cast<uint64_t>(token) < vocabulary) continue;
+    return Status(ErrorCode::kTokenizer, StrFormat("token %d of the bundle's tokenizer: the model has %llu tokens", token,
+                                                   static_cast<unsigned long long>(vocabulary)));
+  }
+  return tokens;
 }
 
 Result<std::vector<int32_t>> ParseTokens(const std::string& text) {

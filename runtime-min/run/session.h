@@ -39,7 +39,7 @@ Result<Session> OpenSession(const cli::Command& command, uint32_t context, bool 
 // kTokenizer when the bundle has none.
 Status RequireTokenizer(const Session& session);
 
-// Tokens of a whole text file.
+// Tokens of a whole text file, each with a logit of its own: kTokenizer otherwise.
 Result<std::vector<int32_t>> TokenizeFile(const Session& session, const std::string& path);
 // "1,2,3"
 Result<std::vector<int32_t>> ParseTokens(const std::string& text);

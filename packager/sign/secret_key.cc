@@ -63,6 +63,8 @@ bool WriteEncrypted(BIO* bio, EVP_PKEY* key, const std::string& passphrase) {
 
 }  // namespace
 
+Passphrase::Passphrase(std::string&& text) : text_(text) { Wipe(&text); }
+
 Passphrase::Passphrase(Passphrase&& other) noexcept : text_(other.text_) { Wipe(&other.text_); }
 
 Passphrase& Passphrase::operator=(Passphrase&& other) noexcept {

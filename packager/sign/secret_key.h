@@ -18,7 +18,7 @@ namespace moepack {
 class Passphrase {
  public:
   Passphrase() = default;
-  explicit Passphrase(std::string text) : text_(std::move(text)) {}
+  explicit Passphrase(std::string&& text);  // wipes `text`: a move would leave a short one behind
   Passphrase(Passphrase&& other) noexcept;
   Passphrase& operator=(Passphrase&& other) noexcept;
   ~Passphrase();

@@ -1,4 +1,4 @@
-# Debian's cross compiler with arm64 libraries from multiarch (scripts/install-deps.sh --aarch64).
+# Debian's cross compiler with arm64 libraries from multiarch (scripts/install-deps.sh --device).
 set(CMAKE_SYSTEM_NAME Linux)
 set(CMAKE_SYSTEM_PROCESSOR aarch64)
 set(CMAKE_C_COMPILER aarch64-linux-gnu-gcc)

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <filesystem>
 #include <numeric>
+#include <thread>
 #include <vector>
 
 #include "base/bytes.h"
@@ -212,6 +213,14 @@ TEST(MainDeathTest, StandardOutputThatIsFullFails) {
   };
   EXPECT_EXIT(std::exit(std::freopen("/dev/full", "w", stdout) == nullptr ? 99 : cli::Main("t", print)),
               ::testing::ExitedWithCode(7), "cannot write");
+}
+
+TEST(MainDeathTest, NoMemoryOnAWorkerThreadIsAnExitStatus) {
+  const auto exhaust = [] {
+    std::thread([] { throw std::bad_alloc(); }).join();
+    return Status::Ok();
+  };
+  EXPECT_EXIT(std::exit(cli::Main("t", exhaust)), ::testing::ExitedWithCode(7), "out of memory");
 }
 
 TEST(MainTest, ExceptionsBecomeExitStatuses) {

@@ -5,6 +5,7 @@
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
+#include <exception>
 #include <iostream>
 #include <new>
 
@@ -86,7 +87,24 @@ Result<uint64_t> ParseSize(const std::string& text) {
   return bad;
 }
 
+namespace {
+
+// What an exception ends in that cannot reach Main: thrown on a worker thread, or through a library without exceptions.
+[[noreturn]] void Terminate() {
+  try {
+    if (const std::exception_ptr exception = std::current_exception()) std::rethrow_exception(exception);
+  } catch (const std::bad_alloc&) {
+    std::fputs("out of memory\n", stderr);
+    std::_Exit(static_cast<int>(ErrorCode::kNoMemory) / 100);
+  } catch (...) {
+  }
+  std::abort();
+}
+
+}  // namespace
+
 int Main(const std::string& name, const std::function<Status()>& body) {
+  std::set_terminate(Terminate);
   std::signal(SIGPIPE, SIG_IGN);
   std::signal(SIGXFSZ, SIG_IGN);  // a file-size limit is then a write error with a message
   Status status;

@@ -59,8 +59,8 @@ class Command {
 Result<uint64_t> ParseSize(const std::string& text);
 
 // Runs `body`, prints "NAME: message" for an error to standard error and returns the exit status; an exception that
-// reaches it is a fault of ours (1), std::bad_alloc is kNoMemory. Standard output that could not be written is kNoSpace.
-// Ignores SIGPIPE.
+// reaches it is a fault of ours (1), std::bad_alloc is kNoMemory, also on another thread. Standard output that could not
+// be written is kNoSpace. Ignores SIGPIPE.
 int Main(const std::string& name, const std::function<Status()>& body);
 
 // One JSON object on standard output with a newline. Bytes that are not UTF-8 (of a path, say) become U+FFFD.

@@ -200,6 +200,23 @@ TEST(CommandTest, UnknownOptionAndMissingArgument) {
   EXPECT_EQ(command.Require("FILE").code(), ErrorCode::kUsage);
 }
 
+TEST(CommandTest, NegativeCountsAreRefused) {
+  namespace po = boost::program_options;
+  for (const char* text : {"-1", "--count=-7"}) {
+    cli::Command command({"moepack x", "Does x.", "", {}});
+    command.options().add_options()("count,n", po::value<uint64_t>(), "a count")("shift", po::value<int>(), "any number");
+    const bool whole = text[1] == '-';
+    const char* arguments[] = {"x", whole ? text : "-n", whole ? "--shift" : text, whole ? "-2" : "--shift=-2"};
+    const Status status = command.Parse(4, const_cast<char**>(arguments));
+    EXPECT_EQ(status.code(), ErrorCode::kUsage) << text;
+    EXPECT_NE(status.message().find("count"), std::string::npos) << status.message();
+  }
+  cli::Command command({"moepack x", "Does x.", "", {}});
+  command.options().add_options()("count,n", po::value<uint64_t>(), "a count")("shift", po::value<int>(), "any number");
+  const char* arguments[] = {"x", "-n", "3", "--shift=-2"};
+  EXPECT_TRUE(command.Parse(4, const_cast<char**>(arguments)).ok());
+}
+
 TEST(MainTest, JsonHoldsBytesThatAreNotUtf8) {
   ::testing::internal::CaptureStdout();
   cli::PrintJson({{"path", "a\xff"}});

@@ -8,9 +8,27 @@
 #include <exception>
 #include <iostream>
 #include <new>
+#include <typeinfo>
 
 namespace moepack::cli {
 namespace po = boost::program_options;
+
+namespace {
+
+// Boost reads "-1" as the largest unsigned number.
+Status RefuseNegatives(const po::parsed_options& parsed, const po::variables_map& values) {
+  for (const po::option& option : parsed.options) {
+    const std::type_info& type = values[option.string_key].value().type();
+    if (type != typeid(uint32_t) && type != typeid(uint64_t)) continue;
+    for (const std::string& text : option.value) {
+      if (text.find('-') == std::string::npos) continue;
+      return Status(ErrorCode::kUsage, "--" + option.string_key + " " + text + ": expected a number of at least 0");
+    }
+  }
+  return Status::Ok();
+}
+
+}  // namespace
 
 Command::Command(CommandInfo info) : info_(std::move(info)), options_("Options") {}
 
@@ -35,7 +53,10 @@ Status Command::Parse(int argc, char** argv) {
   all.add(options_).add(hidden);
   try {
     const int style = po::command_line_style::default_style & ~po::command_line_style::allow_guessing;
-    po::store(po::command_line_parser(argc, argv).options(all).positional(positional_).style(style).run(), values_);
+    const po::parsed_options parsed =
+        po::command_line_parser(argc, argv).options(all).positional(positional_).style(style).run();
+    po::store(parsed, values_);
+    MOEPACK_RETURN_IF_ERROR(RefuseNegatives(parsed, values_));
   } catch (const po::error& error) {
     return Status(ErrorCode::kUsage, std::string(error.what()) + " (see " + info_.name + " --help)");
   }

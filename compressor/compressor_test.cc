@@ -109,10 +109,12 @@ TEST_F(CompressTest, DryRunFromAConfigurationAlone) {
 }
 
 TEST_F(CompressTest, AnyInterruptionResumesToTheSameBytes) {
-  MustRun(Request(kBudget, "whole"));
+  CompressRequest request = Request(kBudget, "whole");
+  request.error_table_path = folder_.At("errors.json");
+  MustRun(request);
   for (uint64_t writes : {3, 14, 25, 36}) {
     const std::string name = "killed" + std::to_string(writes);
-    CompressRequest request = Request(kBudget, name);
+    request.output = folder_.At(name);
     request.resume = true;  // without it an error removes what was written
     ::moepack::testing::FaultEnv env(PosixEnv(), ::moepack::testing::FaultEnv::Count::kWrites);
     env.FailAt(writes, ErrorCode::kNoSpace, ::moepack::testing::FaultEnv::Duration::kFromThenOn);

@@ -24,7 +24,7 @@ const Codec kStored = {.element = Element::kBf16};
 
 TEST(Recipe, AnErrorNamesLineColumnKeyAndTheNearestValidOne) {
   struct Case {
-    const char* yaml;
+    std::string yaml;
     std::vector<const char*> says;
   };
   for (const Case& c : std::vector<Case>{
@@ -37,6 +37,7 @@ TEST(Recipe, AnErrorNamesLineColumnKeyAndTheNearestValidOne) {
            {"version: 1\ndefaults: {codec: i4g64, keep: true}\n", {"exactly one"}},
            {"version: 1\nrules: [{match: '(', keep: true}]\n", {"regular expression"}},
            {"version: 1\nrules: [{keep: true}]\n", {"needs 'match'"}},
+           {"version: 1\nrules: [{match: '" + std::string(100000, '(') + "', keep: true}]\n", {"at most 1000"}},
            {"version: 1\nprune: {method: wander, sparsity: 0.5}\n", {"'wander'", "'wanda'"}},
            {"version: 1\nprune: {method: wanda}\n", {"one of sparsity and nm"}},
            {"version: 1\nprune: {nm: '3:2'}\n", {"N:M"}},

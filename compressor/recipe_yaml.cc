@@ -176,6 +176,10 @@ class Reader {
 
   bool Compile(const YAML::Node& node, std::string* text, std::regex* pattern) {
     *text = Text(node);
+    // The library's parser recurses once a nested group.
+    static constexpr size_t kMaxPattern = 1000;
+    if (text->size() > kMaxPattern) Fail(node, StrFormat("a regular expression has at most %zu characters", kMaxPattern));
+    if (!error_.ok()) return false;
     try {
       *pattern = std::regex(*text, std::regex::ECMAScript | std::regex::optimize);
     } catch (const std::regex_error& e) {

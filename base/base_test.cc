@@ -163,6 +163,13 @@ TEST_F(FileTest, APipeIsRefusedWithoutWaitingForAWriter) {
   EXPECT_EQ(PosixEnv().Map(path).status().code(), ErrorCode::kAccess);
 }
 
+TEST_F(FileTest, OutputsThatCannotBeFilesAreRefused) {
+  EXPECT_EQ(AtomicFile::Create(PosixEnv(), directory_ + "/a").status().code(), ErrorCode::kAccess) << "a folder";
+  EXPECT_EQ(AtomicFile::Create(PosixEnv(), "/dev/null").status().code(), ErrorCode::kAccess) << "a device";
+  EXPECT_EQ(AtomicFile::Create(PosixEnv(), directory_ + "/none/x").status().code(), ErrorCode::kAccess) << "no folder";
+  EXPECT_EQ(PosixEnv().OpenRead(directory_ + "/a").status().code(), ErrorCode::kBadInput) << "a folder as input";
+}
+
 TEST_F(FileTest, MapSeesTheBytes) {
   ASSERT_TRUE(WriteFileAtomically(PosixEnv(), directory_ + "/m", AsBytes("mapped")).ok());
   auto mapped = PosixEnv().Map(directory_ + "/m");

@@ -32,7 +32,7 @@ class PosixReadFile final : public RandomAccessFile {
   Result<uint64_t> Size() const override {
     struct stat info;
     if (::fstat(fd_, &info) != 0) return SystemError(path_, "read its size");
-    if (!S_ISREG(info.st_mode)) return Status(ErrorCode::kAccess, path_ + ": not a regular file");
+    if (!S_ISREG(info.st_mode)) return Status(ErrorCode::kBadInput, path_ + ": not a regular file");
     return static_cast<uint64_t>(info.st_size);
   }
 
@@ -250,7 +250,16 @@ std::string JoinPath(const std::string& directory, const std::string& name) {
 
 Result<std::unique_ptr<AtomicFile>> AtomicFile::Create(Env& env, const std::string& path) {
   std::string temporary = StrFormat("%s.tmp-%d", path.c_str(), static_cast<int>(::getpid()));
-  MOEPACK_ASSIGN_OR_RETURN(auto file, env.OpenWrite(temporary));
+  // A rename would replace a device or a pipe by a file.
+  MOEPACK_ASSIGN_OR_RETURN(const bool exists, env.Exists(path));
+  if (exists && env.OpenRead(path).status().code() == ErrorCode::kBadInput) {
+    return Status(ErrorCode::kAccess, path + ": cannot be written: not a regular file");
+  }
+  auto file_or = env.OpenWrite(temporary);
+  if (file_or.status().code() == ErrorCode::kNotFound) {
+    return Status(ErrorCode::kAccess, path + ": cannot be written: there is no folder " + DirectoryOf(path));
+  }
+  MOEPACK_ASSIGN_OR_RETURN(auto file, std::move(file_or));
   return std::unique_ptr<AtomicFile>(new AtomicFile(env, path, std::move(temporary), std::move(file)));
 }
 

@@ -14,7 +14,8 @@ Status CheckOptions(const cli::Command& command) {
   if (ways > 1) return Status(ErrorCode::kUsage, "give one of --recipe and --codec");
   const int budgets = command.Has("target-size") + command.Has("target-bpw") + command.Has("max-kld");
   if (budgets > 1) return Status(ErrorCode::kUsage, "give one of --target-size, --target-bpw and --max-kld");
-  if (!command.Has("codec") && !command.Has("profile")) {
+  const bool plan_only = command.Has("dry-run") && command.Has("recipe");
+  if (!command.Has("codec") && !command.Has("profile") && !plan_only) {
     return Status(ErrorCode::kUsage,
                   "needs --profile P.mprof (made by moepack calibrate), or --codec NAME to encode without one");
   }

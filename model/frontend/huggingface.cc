@@ -175,10 +175,11 @@ Result<Model> OpenConfigOnly(Env& env, const std::string& path, const OpenOption
   Model model;
   model.source = ModelSource::kConfigOnly;
   MOEPACK_ASSIGN_OR_RETURN(CheckpointLayout layout, ReadConfig(env, path, &model.family));
-  if (options.digests) {
-    MOEPACK_ASSIGN_OR_RETURN(const Digest digest, Sha256File(env, path));
-    model.input_digests.emplace_back(path.substr(path.rfind('/') + 1), ToHex(digest));
-  }
+  std::vector<std::string> inputs = {path.substr(path.rfind('/') + 1)};
+  // A tokenizer beside it counts into the size of a bundle.
+  const uint64_t vocab = layout.program.values[layout.program.output].width;
+  MOEPACK_ASSIGN_OR_RETURN(model.tokenizer, ReadTokenizer(env, DirectoryOf(path), vocab, &inputs));
+  if (options.digests) MOEPACK_RETURN_IF_ERROR(AddDigests(env, DirectoryOf(path), std::move(inputs), &model));
   model.program = std::move(layout.program);
   return model;
 }

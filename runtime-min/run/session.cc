@@ -74,7 +74,7 @@ Result<Session> OpenSession(const cli::Command& command, uint32_t context, bool 
 
 Status RequireTokenizer(const Session& session) {
   if (session.tokenizer != nullptr) return Status::Ok();
-  return Status(ErrorCode::kTokenizer, "the bundle holds no tokenizer; give token ids with --tokens");
+  return Status(ErrorCode::kTokenizer, "the bundle holds no tokenizer, so it takes token ids only: moepack run logits --tokens");
 }
 
 Result<std::vector<int32_t>> TokenizeFile(const Session& session, const std::string& path) {

@@ -90,6 +90,12 @@ Status CheckProfileFits(const Profile& profile, const Program& program) {
         return DoesNotFit("experts of another width");
     }
   }
+  for (const Node& node : program.nodes) {
+    if (node.kind != NodeKind::kEmbedding) continue;
+    const uint64_t vocabulary = program.tensors[node.embedding.table].rows;
+    const auto known = [vocabulary](int32_t token) { return token >= 0 && static_cast<uint64_t>(token) < vocabulary; };
+    if (!std::all_of(profile.tokens.begin(), profile.tokens.end(), known)) return DoesNotFit("another vocabulary");
+  }
   if (profile.dense_in_sq.size() != program.tensors.size()) return DoesNotFit("another number of tensors");
   for (size_t id = 0; id < program.tensors.size(); ++id) {
     const std::vector<float>& moments = profile.dense_in_sq[id];

@@ -62,7 +62,8 @@ Result<Profile> ReadProfile(Env& env, const std::string& path);
 // What Profile::model_digest must equal: SHA-256 hex over SerializeProgram's bytes.
 std::string ProgramDigest(const Program& program);
 
-// kBadInput unless the profile was made from this program and all its widths are the program's.
+// kBadInput unless the profile was made from this program, all its widths are the program's and its tokens are in the
+// vocabulary. A profile is used to index a model's tables only after this: the digest alone is a claim of the file.
 Status CheckProfileFits(const Profile& profile, const Program& program);
 
 }  // namespace moepack

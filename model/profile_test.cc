@@ -198,6 +198,12 @@ TEST(Profile, FitsOnlyTheProgramItWasMadeFrom) {
   p.dense_in_sq.resize(olmoe->program.tensors.size());
   EXPECT_TRUE(CheckProfileFits(p, olmoe->program).ok());
   EXPECT_EQ(CheckProfileFits(p, mixtral->program).code(), ErrorCode::kBadInput);
+  const auto vocabulary = static_cast<int32_t>(olmoe->program.values[olmoe->program.output].width);
+  p.tokens = {0, vocabulary - 1};
+  EXPECT_TRUE(CheckProfileFits(p, olmoe->program).ok());
+  p.tokens.push_back(vocabulary);
+  EXPECT_THAT(CheckProfileFits(p, olmoe->program).message(), HasSubstr("another vocabulary"));
+  p.tokens.pop_back();
   p.tables[1].down_sq[2].pop_back();
   EXPECT_THAT(CheckProfileFits(p, olmoe->program).message(), HasSubstr("another width"));
 }

@@ -1,4 +1,6 @@
 // moepack compress: a checkpoint and its profile -> a compressed model folder.
+#include <cmath>
+
 #include "base/cli/cli.h"
 #include "compressor/compressor.h"
 
@@ -40,8 +42,8 @@ Result<Recipe> ReadRecipe(const cli::Command& command) {
   }
   if (command.Has("target-bpw")) recipe.budget = {.target_bpw = command.Get<double>("target-bpw")};
   if (command.Has("max-kld")) recipe.budget = {.max_kld = command.Get<double>("max-kld")};
-  if (recipe.budget.target_bpw && !(*recipe.budget.target_bpw > 0))
-    return Status(ErrorCode::kUsage, "--target-bpw must be above 0");
+  if (recipe.budget.target_bpw && !(*recipe.budget.target_bpw > 0 && std::isfinite(*recipe.budget.target_bpw)))
+    return Status(ErrorCode::kUsage, "--target-bpw must be a number above 0");
   if (recipe.budget.max_kld && !(*recipe.budget.max_kld > 0)) return Status(ErrorCode::kUsage, "--max-kld must be above 0");
   return recipe;
 }

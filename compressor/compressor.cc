@@ -29,13 +29,7 @@ class Compressor {
     report.plan = plan_;
     report.original_parameters = program_.original_parameters;
     if (request_.dry_run) return report;
-    const Result<double> written = Write();
-    if (!written.ok()) {
-      // A kill leaves the finished blocks for --resume; an error leaves nothing, unless the user works with --resume.
-      if (!request_.resume) (void)env_.RemoveTree(request_.output + ".partial");
-      return written.status();
-    }
-    const double kld = *written;
+    MOEPACK_ASSIGN_OR_RETURN(const double kld, Write());
     if (kld >= 0) report.kld = kld;
     return report;
   }
@@ -54,12 +48,14 @@ class Compressor {
       return Status(ErrorCode::kBadInput,
                     request_.profile_path + ": this profile was made from another model than " + request_.model_path);
     }
+    if (Status fits = CheckProfileFits(*profile_, model_.program); !fits.ok()) return fits.With(request_.profile_path);
     MOEPACK_ASSIGN_OR_RETURN(calibration_, MakeCalibration(*profile_, EnoughTokens(model_.program), recipe_.domains));
     return Status::Ok();
   }
 
   // Nothing but an earlier model folder may stand where the output goes.
   Status CheckOutput() {
+    while (request_.output.size() > 1 && request_.output.back() == '/') request_.output.pop_back();
     MOEPACK_ASSIGN_OR_RETURN(const bool exists, env_.Exists(request_.output));
     if (!exists) return Status::Ok();
     MOEPACK_ASSIGN_OR_RETURN(const bool model_folder, env_.Exists(JoinPath(request_.output, "complete")));
@@ -178,6 +174,13 @@ class Compressor {
 
   Result<double> Write() {
     MOEPACK_ASSIGN_OR_RETURN(const auto writer, ModelFolderWriter::Create(env_, request_.output, request_.resume));
+    Result<double> kld = WriteWith(writer.get());
+    // A kill leaves the finished blocks for --resume; an error leaves nothing, unless the user works with --resume.
+    if (!kld.ok() && !request_.resume) (void)env_.RemoveTree(request_.output + ".partial");
+    return kld;
+  }
+
+  Result<double> WriteWith(ModelFolderWriter* writer) {
     const std::string plan_text = SerializePlan(plan_);
     MOEPACK_ASSIGN_OR_RETURN(const std::string provenance, Provenance(plan_text));
     if (request_.resume) MOEPACK_RETURN_IF_ERROR(CheckResumed(*writer, provenance));
@@ -186,7 +189,7 @@ class Compressor {
     if (!model_.tokenizer.empty()) MOEPACK_RETURN_IF_ERROR(writer->WriteFile("tokenizer.bin", model_.tokenizer));
     MOEPACK_RETURN_IF_ERROR(writer->WriteFile("hot.pb", SerializeHotList(MakeHotList())));
     MOEPACK_RETURN_IF_ERROR(writer->SetExperts(MakeExperts()));
-    MOEPACK_ASSIGN_OR_RETURN(const ReplayReport report, Replay(ReplayOf(writer.get()), pool_, progress_));
+    MOEPACK_ASSIGN_OR_RETURN(const ReplayReport report, Replay(ReplayOf(writer), pool_, progress_));
     MOEPACK_RETURN_IF_ERROR(writer->WriteFile("errors.json", AsBytes(SerializeErrors(plan_, report.relative_errors))));
     if (recipe_.budget.max_kld && report.kld > *recipe_.budget.max_kld) {
       return Status(ErrorCode::kGate,
@@ -266,7 +269,7 @@ class Compressor {
   }
 
   Env& env_;
-  const CompressRequest& request_;
+  CompressRequest request_;
   Recipe recipe_;
   ThreadPool& pool_;
   Progress& progress_;

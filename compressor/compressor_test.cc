@@ -62,7 +62,11 @@ class CompressTest : public ::testing::Test {
   const Model model_;
 };
 
-const char kBudget[] = "target_bpw: 7\nprobes: true\n";
+// A budget over few candidates: what is tested here does not depend on how many there are.
+std::string Budget(const char* key, double value) {
+  return StrFormat("%s: %.17g\ndefaults: {candidates: [i3g64, i4g64, i5g64, i8g64]}\n", key, value);
+}
+const std::string kBudget = Budget("target_bpw", 7.5);
 
 TEST_F(CompressTest, LosslessKeepsEveryWeight) {
   CompressRequest request = Request("", "f32");
@@ -142,13 +146,14 @@ TEST_F(CompressTest, ResumeRefusesBlocksOfAnotherRequest) {
   ::moepack::testing::FaultEnv env(PosixEnv(), ::moepack::testing::FaultEnv::Count::kWrites);
   env.FailAt(25, ErrorCode::kNoSpace, ::moepack::testing::FaultEnv::Duration::kFromThenOn);
   ASSERT_FALSE(Run(request, 2, env).ok());
-  request = Request("target_bpw: 7.5\n", "r");
+  request = Request(Budget("target_bpw", 8), "r");
   request.resume = true;
   EXPECT_EQ(Run(request).status().code(), ErrorCode::kUsage);
 }
 
 TEST_F(CompressTest, SmallerBudgetsLoseMore) {
-  const CompressReport small = MustRun(Request("target_bpw: 7\n", "s")), large = MustRun(Request("target_bpw: 10\n", "l"));
+  const CompressReport small = MustRun(Request(Budget("target_bpw", 7.5), "s")),
+                       large = MustRun(Request(Budget("target_bpw", 10), "l"));
   EXPECT_LT(small.plan.bundle_bytes, large.plan.bundle_bytes);
   EXPECT_GT(small.plan.predicted_kld, large.plan.predicted_kld);
   ASSERT_TRUE(small.kld && large.kld);
@@ -163,11 +168,11 @@ TEST_F(CompressTest, AnImpossibleTargetNamesTheSmallestSize) {
 }
 
 TEST_F(CompressTest, MaxKldHoldsOnHeldBackText) {
-  const double loose = *MustRun(Request("target_bpw: 7\n", "loose")).kld;
-  const CompressReport report = MustRun(Request(StrFormat("max_kld: %g\n", loose), "k"));
+  const double loose = *MustRun(Request(Budget("target_bpw", 7.5), "loose")).kld;
+  const CompressReport report = MustRun(Request(Budget("max_kld", loose), "k"));
   ASSERT_TRUE(report.kld.has_value());
   EXPECT_LE(*report.kld, loose);
-  EXPECT_EQ(Run(Request("max_kld: 1e-12\n", "never")).status().code(), ErrorCode::kGate);
+  EXPECT_EQ(Run(Request(Budget("max_kld", 1e-12), "never")).status().code(), ErrorCode::kGate);
 }
 
 TEST_F(CompressTest, LikeKeepsThePlanAndReusedErrorsPlanAlike) {
@@ -188,8 +193,8 @@ TEST_F(CompressTest, LikeLeavesMostTensorsAloneWhenTheBudgetMoves) {
     for (size_t i = 0; i < a.tensors.size(); ++i) count += a.tensors[i].codec != b.tensors[i].codec;
     return count;
   };
-  const Plan before = MustRun(Request("target_bpw: 7\n", "before")).plan;
-  CompressRequest request = Request("target_bpw: 7.1\n", "after");
+  const Plan before = MustRun(Request(Budget("target_bpw", 7.5), "before")).plan;
+  CompressRequest request = Request(Budget("target_bpw", 7.6), "after");
   request.dry_run = true;
   const Plan fresh = MustRun(request).plan;
   request.like_path = folder_.At("before/plan.json");

@@ -109,7 +109,16 @@ Result<Plan> Planner::MakePlan(const std::vector<size_t>& chosen) const {
 }
 
 Result<Plan> Planner::ForSize(uint64_t target_bytes) const {
-  const uint64_t budget = target_bytes > overhead_bytes_ ? target_bytes - overhead_bytes_ : 0;
+  MOEPACK_ASSIGN_OR_RETURN(Plan plan, WithOverhead(target_bytes, overhead_bytes_));
+  // Tables of other codecs than the largest can be a page longer than was reserved.
+  for (uint64_t more = kBundleAlignment; plan.bundle_bytes > target_bytes; more += kBundleAlignment) {
+    MOEPACK_ASSIGN_OR_RETURN(plan, WithOverhead(target_bytes, overhead_bytes_ + more));
+  }
+  return plan;
+}
+
+Result<Plan> Planner::WithOverhead(uint64_t target_bytes, uint64_t overhead_bytes) const {
+  const uint64_t budget = target_bytes > overhead_bytes ? target_bytes - overhead_bytes : 0;
   auto allocation = Allocate(options_, budget, kBundleAlignment);
   if (!allocation.ok()) {
     uint64_t least = overhead_bytes_;
@@ -122,7 +131,6 @@ Result<Plan> Planner::ForSize(uint64_t target_bytes) const {
   if (thinned_) allocation->bound = std::min(allocation->bound, DualBound(options_, budget));
   plan.target_bytes = target_bytes;
   plan.gap = allocation->gap();
-  if (plan.bundle_bytes > target_bytes) return Status(ErrorCode::kInternal, "the plan exceeds its budget");
   return plan;
 }
 

@@ -31,6 +31,8 @@ class Planner {
 
   // Least predicted KLD with a bundle of at most `target_bytes`; kGate with the smallest possible size otherwise.
   Result<Plan> ForSize(uint64_t target_bytes) const;
+  // The same with so many bytes set aside for tables and blobs; the plan may exceed the target when they were too few.
+  Result<Plan> WithOverhead(uint64_t target_bytes, uint64_t overhead_bytes) const;
   // Smallest bundle whose predicted KLD is at most `kld`; the best plan of all when none is.
   Result<Plan> ForKld(double kld) const;
   // Every tensor's least lossy candidate.

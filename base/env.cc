@@ -226,8 +226,9 @@ Result<Bytes> ReadFile(Env& env, const std::string& path, uint64_t max_bytes) {
   MOEPACK_ASSIGN_OR_RETURN(auto file, env.OpenRead(path));
   MOEPACK_ASSIGN_OR_RETURN(const uint64_t size, file->Size());
   if (size > max_bytes) {
-    return Status(ErrorCode::kLimit, StrFormat("%s: %llu bytes, at most %llu are accepted", path.c_str(),
-                                               static_cast<unsigned long long>(size), static_cast<unsigned long long>(max_bytes)));
+    return Status(ErrorCode::kLimit,
+                  StrFormat("%s: %llu bytes, at most %llu are accepted", path.c_str(), static_cast<unsigned long long>(size),
+                            static_cast<unsigned long long>(max_bytes)));
   }
   Bytes out(size);
   MOEPACK_RETURN_IF_ERROR(file->Read(0, out));

@@ -50,12 +50,12 @@ class Env {
   virtual Result<std::unique_ptr<WritableFile>> OpenWrite(const std::string& path) = 0;  // creates or truncates
   virtual Result<std::unique_ptr<MappedFile>> Map(const std::string& path) = 0;
   virtual Result<bool> Exists(const std::string& path) = 0;
-  virtual Result<bool> IsDirectory(const std::string& path) = 0;  // false when nothing is there
+  virtual Result<bool> IsDirectory(const std::string& path) = 0;                    // false when nothing is there
   virtual Result<std::vector<std::string>> List(const std::string& directory) = 0;  // names, sorted, without . and ..
-  virtual Status MakeDirectory(const std::string& path) = 0;  // with parents; fine when it exists
+  virtual Status MakeDirectory(const std::string& path) = 0;                        // with parents; fine when it exists
   virtual Status Rename(const std::string& from, const std::string& to) = 0;
-  virtual Status Remove(const std::string& path) = 0;           // one file or empty directory
-  virtual Status RemoveTree(const std::string& path) = 0;       // fine when it does not exist
+  virtual Status Remove(const std::string& path) = 0;      // one file or empty directory
+  virtual Status RemoveTree(const std::string& path) = 0;  // fine when it does not exist
   virtual Status SyncDirectory(const std::string& path) = 0;
 };
 

@@ -45,9 +45,7 @@ class StderrReporter final : public Progress {
     if (!quiet_) Draw(Clock::now(), true);
   }
 
-  void Note(const std::string& line) override {
-    std::fprintf(stderr, "%s%s\n", terminal_ ? "\r\033[K" : "", line.c_str());
-  }
+  void Note(const std::string& line) override { std::fprintf(stderr, "%s%s\n", terminal_ ? "\r\033[K" : "", line.c_str()); }
 
  private:
   void Draw(Clock::time_point now, bool last) {

@@ -7,37 +7,68 @@ namespace moepack {
 
 const char* ErrorName(ErrorCode code) {
   switch (code) {
-    case ErrorCode::kOk: return "Ok";
-    case ErrorCode::kInternal: return "Internal";
-    case ErrorCode::kCancelled: return "Cancelled";
-    case ErrorCode::kUsage: return "Usage";
-    case ErrorCode::kRecipe: return "Recipe";
-    case ErrorCode::kBadInput: return "BadInput";
-    case ErrorCode::kUnsupported: return "Unsupported";
-    case ErrorCode::kNotABundle: return "NotABundle";
-    case ErrorCode::kMalformed: return "Malformed";
-    case ErrorCode::kUnknownFamily: return "UnknownFamily";
-    case ErrorCode::kUnknownKey: return "UnknownKey";
-    case ErrorCode::kMissingTensor: return "MissingTensor";
-    case ErrorCode::kShape: return "Shape";
-    case ErrorCode::kNotFinite: return "NotFinite";
-    case ErrorCode::kTokenizer: return "Tokenizer";
-    case ErrorCode::kLimit: return "Limit";
-    case ErrorCode::kVersion: return "Version";
-    case ErrorCode::kUnsafePath: return "UnsafePath";
-    case ErrorCode::kNotFound: return "NotFound";
-    case ErrorCode::kSignature: return "Signature";
-    case ErrorCode::kDigest: return "Digest";
-    case ErrorCode::kTruncated: return "Truncated";
-    case ErrorCode::kUntrusted: return "Untrusted";
-    case ErrorCode::kTrustRecord: return "TrustRecord";
-    case ErrorCode::kEnvelope: return "Envelope";
-    case ErrorCode::kRollback: return "Rollback";
-    case ErrorCode::kPolicy: return "Policy";
-    case ErrorCode::kGate: return "Gate";
-    case ErrorCode::kNoSpace: return "NoSpace";
-    case ErrorCode::kNoMemory: return "NoMemory";
-    case ErrorCode::kAccess: return "Access";
+    case ErrorCode::kOk:
+      return "Ok";
+    case ErrorCode::kInternal:
+      return "Internal";
+    case ErrorCode::kCancelled:
+      return "Cancelled";
+    case ErrorCode::kUsage:
+      return "Usage";
+    case ErrorCode::kRecipe:
+      return "Recipe";
+    case ErrorCode::kBadInput:
+      return "BadInput";
+    case ErrorCode::kUnsupported:
+      return "Unsupported";
+    case ErrorCode::kNotABundle:
+      return "NotABundle";
+    case ErrorCode::kMalformed:
+      return "Malformed";
+    case ErrorCode::kUnknownFamily:
+      return "UnknownFamily";
+    case ErrorCode::kUnknownKey:
+      return "UnknownKey";
+    case ErrorCode::kMissingTensor:
+      return "MissingTensor";
+    case ErrorCode::kShape:
+      return "Shape";
+    case ErrorCode::kNotFinite:
+      return "NotFinite";
+    case ErrorCode::kTokenizer:
+      return "Tokenizer";
+    case ErrorCode::kLimit:
+      return "Limit";
+    case ErrorCode::kVersion:
+      return "Version";
+    case ErrorCode::kUnsafePath:
+      return "UnsafePath";
+    case ErrorCode::kNotFound:
+      return "NotFound";
+    case ErrorCode::kSignature:
+      return "Signature";
+    case ErrorCode::kDigest:
+      return "Digest";
+    case ErrorCode::kTruncated:
+      return "Truncated";
+    case ErrorCode::kUntrusted:
+      return "Untrusted";
+    case ErrorCode::kTrustRecord:
+      return "TrustRecord";
+    case ErrorCode::kEnvelope:
+      return "Envelope";
+    case ErrorCode::kRollback:
+      return "Rollback";
+    case ErrorCode::kPolicy:
+      return "Policy";
+    case ErrorCode::kGate:
+      return "Gate";
+    case ErrorCode::kNoSpace:
+      return "NoSpace";
+    case ErrorCode::kNoMemory:
+      return "NoMemory";
+    case ErrorCode::kAccess:
+      return "Access";
   }
   return "Unknown";
 }

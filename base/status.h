@@ -15,26 +15,26 @@ namespace moepack {
 enum class ErrorCode : uint16_t {
   kOk = 0,
 
-  kInternal = 100,     // a fault of ours
-  kCancelled = 101,    // stopped by the user
+  kInternal = 100,   // a fault of ours
+  kCancelled = 101,  // stopped by the user
 
-  kUsage = 200,        // bad command line
-  kRecipe = 201,       // recipe or policy text with an error in it
+  kUsage = 200,   // bad command line
+  kRecipe = 201,  // recipe or policy text with an error in it
 
   kBadInput = 300,     // malformed input
   kUnsupported = 301,  // well formed, but something we do not implement
   kNotABundle = 302,   // magic does not match
   kMalformed = 303,    // malformed although its signature is right
   kUnknownFamily = 304,
-  kUnknownKey = 305,   // config key neither honoured nor known to be inert
+  kUnknownKey = 305,  // config key neither honoured nor known to be inert
   kMissingTensor = 306,
-  kShape = 307,        // tensor shape differs from what the configuration implies
-  kNotFinite = 308,    // NaN or infinity in weights
-  kTokenizer = 309,    // tokenizer malformed, unsupported, or not the model's
-  kLimit = 310,        // a size or count above a documented cap
-  kVersion = 311,      // format or semantics version this build does not know
-  kUnsafePath = 312,   // external data outside its folder
-  kNotFound = 313,     // input file does not exist
+  kShape = 307,       // tensor shape differs from what the configuration implies
+  kNotFinite = 308,   // NaN or infinity in weights
+  kTokenizer = 309,   // tokenizer malformed, unsupported, or not the model's
+  kLimit = 310,       // a size or count above a documented cap
+  kVersion = 311,     // format or semantics version this build does not know
+  kUnsafePath = 312,  // external data outside its folder
+  kNotFound = 313,    // input file does not exist
 
   kSignature = 400,    // signature does not verify
   kDigest = 401,       // digest mismatch
@@ -43,14 +43,14 @@ enum class ErrorCode : uint16_t {
   kTrustRecord = 404,  // trust record unreadable
   kEnvelope = 405,     // damaged envelope
 
-  kRollback = 500,     // security counter or key epoch below the floor
-  kPolicy = 501,       // refused by policy (product, features, expiry)
+  kRollback = 500,  // security counter or key epoch below the floor
+  kPolicy = 501,    // refused by policy (product, features, expiry)
 
-  kGate = 600,         // size or quality target not met
+  kGate = 600,  // size or quality target not met
 
   kNoSpace = 700,
   kNoMemory = 701,
-  kAccess = 702,       // permission or other I/O failure
+  kAccess = 702,  // permission or other I/O failure
 };
 
 // Name without the k, e.g. "Digest"; "Unknown" for values outside the enum. Static storage.
@@ -79,8 +79,8 @@ class [[nodiscard]] Status {
 template <typename T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : value_(std::move(value)) {}                // NOLINT: implicit on purpose
-  Result(Status status) : status_(std::move(status)) {}        // NOLINT: implicit on purpose
+  Result(T value) : value_(std::move(value)) {}          // NOLINT: implicit on purpose
+  Result(Status status) : status_(std::move(status)) {}  // NOLINT: implicit on purpose
   Result(ErrorCode code, std::string message) : status_(code, std::move(message)) {}
 
   bool ok() const { return value_.has_value(); }
@@ -108,8 +108,8 @@ class [[nodiscard]] Result {
 #define MOEPACK_CONCAT(a, b) MOEPACK_CONCAT_INNER(a, b)
 
 // Returns the error of `expr` from the enclosing function, if it is one.
-#define MOEPACK_RETURN_IF_ERROR(expr)                                              \
-  do {                                                                             \
+#define MOEPACK_RETURN_IF_ERROR(expr)                                                              \
+  do {                                                                                             \
     if (::moepack::Status moepack_status_ = (expr); !moepack_status_.ok()) return moepack_status_; \
   } while (0)
 

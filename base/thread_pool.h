@@ -25,8 +25,9 @@ class ThreadPool {
   // time a pool: body must not call it again. Callable from one thread at a time. body must not throw.
   template <typename Body>
   void ParallelFor(size_t count, size_t block, const Body& body) {
-    Run(count, block, [](const void* context, size_t begin, size_t end) { (*static_cast<const Body*>(context))(begin, end); },
-        &body);
+    Run(
+        count, block,
+        [](const void* context, size_t begin, size_t end) { (*static_cast<const Body*>(context))(begin, end); }, &body);
   }
 
  private:

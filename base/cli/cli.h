@@ -32,8 +32,8 @@ class Command {
 
   bool help_shown() const { return help_shown_; }
   bool json() const { return Has("json"); }
-  int threads() const;                 // 0: all cores
-  Progress& progress() const;          // standard error; silent with --quiet
+  int threads() const;         // 0: all cores
+  Progress& progress() const;  // standard error; silent with --quiet
   bool Has(const std::string& name) const { return values_.count(name) != 0; }
   template <typename T>
   T Get(const std::string& name) const {

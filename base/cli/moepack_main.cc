@@ -26,7 +26,8 @@ constexpr Verb kVerbs[] = {
 };
 
 void Usage(std::FILE* out) {
-  std::fprintf(out, "moepack makes Mixture-of-Experts models small, signed and runnable at the edge.\n\nUsage: moepack VERB ...\n\n");
+  std::fprintf(
+      out, "moepack makes Mixture-of-Experts models small, signed and runnable at the edge.\n\nUsage: moepack VERB ...\n\n");
   for (const Verb& verb : kVerbs) std::fprintf(out, "  %-10s %s\n", verb.name, verb.summary);
   std::fprintf(out, "\nmoepack VERB --help tells more. Example:\n  moepack inspect examples/wren/model\n");
 }

@@ -159,8 +159,8 @@ TEST_F(FileTest, ErrorsNameThePathAndTheKind) {
 TEST_F(FileTest, APipeIsRefusedWithoutWaitingForAWriter) {
   const std::string path = directory_ + "/pipe";
   ASSERT_EQ(::mkfifo(path.c_str(), 0600), 0);
-  EXPECT_EQ(PosixEnv().OpenRead(path).status().code(), ErrorCode::kAccess);
-  EXPECT_EQ(PosixEnv().Map(path).status().code(), ErrorCode::kAccess);
+  EXPECT_EQ(PosixEnv().OpenRead(path).status().code(), ErrorCode::kBadInput);
+  EXPECT_EQ(PosixEnv().Map(path).status().code(), ErrorCode::kBadInput);
 }
 
 TEST_F(FileTest, OutputsThatCannotBeFilesAreRefused) {

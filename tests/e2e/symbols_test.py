@@ -36,7 +36,7 @@ class Symbols(Case):
                 stripped = self.dir / f"{program}-{preset}"
                 subprocess.run([strip, "-o", stripped, path], check=True)
                 print(f"{preset} {program}: {stripped.stat().st_size} bytes stripped")
-                self.assertLess(stripped.stat().st_size, 4 << 20)
+                self.assertLess(stripped.stat().st_size, 8 << 20)
                 for word in FORBIDDEN:
                     self.assertNotIn(word, self.symbols(path), f"{preset} {program}")
                 headers = subprocess.run(["readelf", "-lW", path], capture_output=True, text=True, check=True).stdout

@@ -276,6 +276,48 @@ TEST_F(CompressTest, PruningLeavesTheWantedShareAndMoePrunerBeatsMagnitude) {
   EXPECT_EQ(static_cast<size_t>(std::count(w.begin(), w.end(), 0.0f)), w.size() / 2);
 }
 
+TEST_F(CompressTest, ATiedHeadIsStoredOnceAndReadRounded) {
+  const TempFolder tied;
+  Checkpoint checkpoint = Checkpoint::Read("tests/golden/qwen2_moe");
+  checkpoint.config["tie_word_embeddings"] = true;
+  checkpoint.tensors.erase("lm_head.weight");
+  checkpoint.WriteTo(tied);
+  const Model model = *OpenModel(PosixEnv(), tied.path());
+  CompressRequest request = Request(Budget("target_bpw", 10), "tied");
+  request.model_path = tied.path();
+  ASSERT_TRUE(WriteProfile(PosixEnv(), request.profile_path, MakeTestProfile(model, 16, 16)).ok());
+  const CompressReport report = MustRun(request);
+  for (const PlanTensor& tensor : report.plan.tensors) EXPECT_NE(tensor.name, "lm_head");
+  // What was judged while compressing is what the folder holds.
+  const auto compressed = OpenModel(PosixEnv(), request.output);
+  ASSERT_TRUE(compressed.ok()) << compressed.status().message();
+  ThreadPool pool(2);
+  const Profile profile = *ReadProfile(PosixEnv(), request.profile_path);
+  const Calibration calibration = *MakeCalibration(profile, EnoughTokens(model.program), {});
+  const TokenBatch batch = SelectSequences(calibration.batch, calibration.held_back);
+  const auto logits = [&](const Model& m) {
+    Matrix out;
+    const auto keep = [&](uint64_t first, const Matrix& rows) {
+      if (first == 0) out.resize(static_cast<Eigen::Index>(batch.size()), rows.cols());
+      out.middleRows(static_cast<Eigen::Index>(first), rows.rows()) = rows;
+      return Status::Ok();
+    };
+    EXPECT_TRUE(Forward(m.program, pool).Run(*m.tensors, batch, keep, NoProgress()).ok());
+    return out;
+  };
+  const std::vector<double> klds = RowKlds(logits(model), logits(*compressed), pool);
+  double sum = 0;
+  size_t rows = 0;
+  for (uint64_t s = 0; s < batch.sequences(); ++s) {
+    for (uint64_t t = batch.begin(s); t < batch.end(s); ++t) {
+      if (!Scored(t - batch.begin(s), batch.end(s) - batch.begin(s))) continue;
+      sum += klds[t];
+      ++rows;
+    }
+  }
+  EXPECT_NEAR(report.kld.value_or(-1), sum / static_cast<double>(rows), 1e-6);
+}
+
 TEST_F(CompressTest, AProfileOfAnotherModelIsRefused) {
   CompressRequest request = Request("defaults: {codec: i8g64}\n", "x");
   request.model_path = SourcePath("tests/golden/mixtral");

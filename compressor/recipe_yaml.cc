@@ -86,7 +86,8 @@ class Reader {
       if (!error_.ok()) return;
       const auto handler = handlers.find(key);
       if (handler == handlers.end()) {
-        return Fail(entry.first, "unknown key '" + key + "' in " + what + "; did you mean '" + Nearest(key, valid) + "'?");
+        return Fail(entry.first, StrFormat("unknown key '%s' in %s; did you mean '%s'?", key.c_str(), what.c_str(),
+                                           Nearest(key, valid).c_str()));
       }
       if (std::find(seen.begin(), seen.end(), key) != seen.end()) return Fail(entry.first, "key '" + key + "' stands twice");
       seen.push_back(key);
@@ -223,14 +224,16 @@ class Reader {
     return found == names.end() ? PruneMethod::kMoePruner : static_cast<PruneMethod>(found - names.begin());
   }
   void ReadNM(const YAML::Node& node, PruneRecipe* prune) {
-    unsigned n = 0, m = 0;
-    char rest = 0;
-    if (std::sscanf(Text(node).c_str(), "%2u:%2u%c", &n, &m, &rest) != 2 || (m != 4 && m != 8 && m != 16) || n < 1 ||
-        n >= m) {
-      return Fail(node, "nm must be N:M with M 4, 8 or 16 and 1 <= N < M, in quotes ('2:4')");
+    const std::string text = Text(node);
+    for (uint8_t m : {4, 8, 16}) {
+      for (uint8_t n = 1; n < m; ++n) {
+        if (text != StrFormat("%d:%d", n, m)) continue;
+        prune->n = n;
+        prune->m = m;
+        return;
+      }
     }
-    prune->n = static_cast<uint8_t>(n);
-    prune->m = static_cast<uint8_t>(m);
+    Fail(node, "nm must be N:M with M 4, 8 or 16 and 1 <= N < M, in quotes ('2:4')");
   }
 
   DropRecipe ReadDrop(const YAML::Node& node) {

@@ -171,6 +171,7 @@ class Replayer {
     }
     if (in_.writer == nullptr) return Status::Ok();
     std::vector<FolderUnit> ordered;
+    ordered.reserve(units.size());
     for (auto& [key, unit] : units) ordered.push_back(std::move(unit));
     // Errors first: a run that is killed between the two writes computes them again, the other way round they were lost.
     MOEPACK_RETURN_IF_ERROR(

@@ -24,7 +24,7 @@ std::vector<float> InputMoments::diagonal() const {
 
 HessianCollector::HessianCollector(const Program& program, std::span<const TensorRef> wanted,
                                    std::span<const float> token_weights, ThreadPool& pool)
-    : program_(program), token_weights_(token_weights), pool_(pool) {
+    : token_weights_(token_weights), pool_(pool) {
   std::set<TensorId> linear;
   for (const TensorRef& tensor : wanted) {
     if (tensor.is_expert()) {

@@ -51,7 +51,6 @@ class HessianCollector : public Observer {
                std::vector<Rows>* batches);
   void Complete();
 
-  const Program& program_;
   std::span<const float> token_weights_;
   ThreadPool& pool_;
   std::map<TensorId, ValueId> input_of_;

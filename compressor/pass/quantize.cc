@@ -120,8 +120,9 @@ GroupGrid GridSearch::FindWithMin() {
   static constexpr int kSides = 6;
   for (int i = 0; i < kSides * kSides; ++i) {
     const float cut = (1.0f - line.first) / kSides;
-    const float from = low + (high - low) * 0.5f * cut * static_cast<float>(i / kSides);
-    const float to = high - (high - low) * 0.5f * cut * static_cast<float>(i % kSides);
+    const int from_below = i / kSides, from_above = i % kSides;  // steps by which each end moves in
+    const float from = low + (high - low) * 0.5f * cut * static_cast<float>(from_below);
+    const float to = high - (high - low) * 0.5f * cut * static_cast<float>(from_above);
     GroupGrid candidate;
     if (!(to > from) || !RefitWithMin((to - from) / levels, from, &candidate)) continue;
     const double error = ErrorOf(candidate);

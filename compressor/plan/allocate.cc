@@ -114,7 +114,8 @@ Priced FindPrice(Units units, uint64_t pages, uint64_t granularity) {
   double low = 0, high = 1e-12;
   const auto try_price = [&](double price) {
     const Allocation at = Sum(units, BestAt(units, price, granularity), granularity);
-    const auto used = static_cast<double>(at.cost / granularity);
+    const uint64_t used_pages = at.cost / granularity;
+    const auto used = static_cast<double>(used_pages);
     out.bound = std::max(out.bound, at.loss + price * (used - static_cast<double>(pages)));
     return used <= static_cast<double>(pages);
   };
@@ -158,8 +159,8 @@ Result<Allocation> Allocate(Units units, uint64_t budget, uint64_t granularity) 
     options += unit.size();
   }
   if (least > pages) {
-    return Status(ErrorCode::kGate,
-                  StrFormat("the smallest choice takes %llu bytes", static_cast<unsigned long long>(least * granularity)));
+    const unsigned long long bytes = least * granularity;
+    return Status(ErrorCode::kGate, StrFormat("the smallest choice takes %llu bytes", bytes));
   }
   const uint64_t slack = std::min(pages, most) - least;
   const bool small = std::all_of(units.begin(), units.end(), [](const auto& u) { return u.size() < 65536; });

@@ -109,6 +109,7 @@ class Measurer {
 
   Status MeasureTensors(int32_t block, const std::vector<size_t>& open, BlockWeights& weights) {
     std::vector<TensorRef> wanted;
+    wanted.reserve(open.size());
     for (size_t i : open) wanted.push_back(in_.tensors[i]);
     HessianCollector moments(*in_.program, wanted, token_weights_, pool_);
     if (moments.wants_linear() || moments.wants_moe()) {
@@ -236,6 +237,10 @@ class Measurer {
     for (int32_t b = block + 1; b < in_.program->blocks(); ++b) {
       auto weights = BlockWeights::Load(*in_.program, *in_.source, b, pool_);
       if (!weights.ok()) return weights.status();
+      // A tied head is the embedding of an earlier block.
+      for (const auto& [id, value] : disturbed.all_dense()) {
+        if (weights->all_dense().contains(id)) weights->dense(id) = value;
+      }
       if (last(b)) return ProbeKld(*weights, stream);
       MOEPACK_RETURN_IF_ERROR(forward_.RunBlock(b, *weights, probe_batch_, &stream));
     }

@@ -66,7 +66,7 @@ Result<ErrorTable> ParseErrorTable(ByteSpan json, const std::string& file_name) 
       return refuse("tensor '" + name + "': group '" + errors.group + "' has no sensitivity");
     for (const auto& [codec, value] : tensor["errors"].items()) {
       if (!value.is_number() || value.get<double>() < 0)
-        return refuse("tensor '" + name + "': error of '" + codec + "' must be a number, not negative");
+        return refuse(StrFormat("tensor '%s': error of '%s' must be a number, not negative", name.c_str(), codec.c_str()));
       errors.errors[codec] = value;
     }
     out.tensors.push_back(std::move(errors));

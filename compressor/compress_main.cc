@@ -16,14 +16,32 @@ Status CheckOptions(const cli::Command& command) {
   if (ways > 1) return Status(ErrorCode::kUsage, "give one of --recipe and --codec");
   const int budgets = command.Has("target-size") + command.Has("target-bpw") + command.Has("max-kld");
   if (budgets > 1) return Status(ErrorCode::kUsage, "give one of --target-size, --target-bpw and --max-kld");
+  if (command.Has("max-kld") && command.Has("target-resident"))
+    return Status(ErrorCode::kUsage, "give --target-resident alone or with --target-size or --target-bpw");
   const bool plan_only = command.Has("dry-run") && command.Has("recipe");
   if (!command.Has("codec") && !command.Has("profile") && !plan_only) {
     return Status(ErrorCode::kUsage,
                   "needs --profile P.mprof (made by moepack calibrate), or --codec NAME to encode without one");
   }
-  if (ways + budgets == 0) {
-    return Status(ErrorCode::kUsage, "say what to aim for: --target-size, --target-bpw, --max-kld, --recipe or --codec");
+  if (ways + budgets + command.Has("target-resident") == 0) {
+    return Status(ErrorCode::kUsage,
+                  "say what to aim for: --target-size, --target-bpw, --target-resident, --max-kld, --recipe or --codec");
   }
+  return Status::Ok();
+}
+
+// What the command line asks for replaces all that the recipe aims for.
+Status ReadBudget(const cli::Command& command, Budget* out) {
+  Budget budget;
+  if (command.Has("target-size")) {
+    MOEPACK_ASSIGN_OR_RETURN(budget.target_bytes, cli::ParseSize(command.Get<std::string>("target-size")));
+  }
+  if (command.Has("target-resident")) {
+    MOEPACK_ASSIGN_OR_RETURN(budget.target_resident, cli::ParseSize(command.Get<std::string>("target-resident")));
+  }
+  if (command.Has("target-bpw")) budget.target_bpw = command.Get<double>("target-bpw");
+  if (command.Has("max-kld")) budget.max_kld = command.Get<double>("max-kld");
+  if (budget.set()) *out = budget;
   return Status::Ok();
 }
 
@@ -36,12 +54,7 @@ Result<Recipe> ReadRecipe(const cli::Command& command) {
   } else if (command.Has("codec")) {
     MOEPACK_ASSIGN_OR_RETURN(recipe, RecipeForCodec(command.Get<std::string>("codec")));
   }
-  if (command.Has("target-size")) {
-    MOEPACK_ASSIGN_OR_RETURN(const uint64_t bytes, cli::ParseSize(command.Get<std::string>("target-size")));
-    recipe.budget = {.target_bytes = bytes};
-  }
-  if (command.Has("target-bpw")) recipe.budget = {.target_bpw = command.Get<double>("target-bpw")};
-  if (command.Has("max-kld")) recipe.budget = {.max_kld = command.Get<double>("max-kld")};
+  MOEPACK_RETURN_IF_ERROR(ReadBudget(command, &recipe.budget));
   if (recipe.budget.target_bpw && !(*recipe.budget.target_bpw > 0 && std::isfinite(*recipe.budget.target_bpw)))
     return Status(ErrorCode::kUsage, "--target-bpw must be a number above 0");
   if (recipe.budget.max_kld && !(*recipe.budget.max_kld > 0)) return Status(ErrorCode::kUsage, "--max-kld must be above 0");
@@ -60,6 +73,8 @@ nlohmann::json Summary(const CompressReport& report) {
   json["parameters"] = report.original_parameters;
   json["bits_per_weight"] = bpw(plan.bundle_bytes);
   json["target_bytes"] = plan.target_bytes == 0 ? nlohmann::json(nullptr) : nlohmann::json(plan.target_bytes);
+  json["target_resident_bytes"] =
+      plan.target_resident_bytes == 0 ? nlohmann::json(nullptr) : nlohmann::json(plan.target_resident_bytes);
   json["predicted_kld"] = plan.measured_by == "none" ? nlohmann::json(nullptr) : nlohmann::json(plan.predicted_kld);
   json["gap"] = plan.measured_by == "none" ? nlohmann::json(nullptr) : nlohmann::json(plan.gap);
   json["kld_held_back"] = report.kld ? nlohmann::json(*report.kld) : nlohmann::json(nullptr);
@@ -109,6 +124,7 @@ Status Run(int argc, char** argv) {
   add("codec", po::value<std::string>(), "one codec for all matrices, such as i8g64, i4g32, bf16 or f32");
   add("target-size", po::value<std::string>(), "largest bundle file: 10221888, 9.5MB, 8MiB");
   add("target-bpw", po::value<double>(), "largest bundle file in bits per weight of the original model");
+  add("target-resident", po::value<std::string>(), "most bytes of all weights once loaded; alone or with a target of the file");
   add("max-kld", po::value<double>(), "smallest bundle whose mean KLD on held-back calibration text stays below");
   add("output,o", po::value<std::string>(), "folder to write");
   add("like", po::value<std::string>(), "earlier plan.json whose choices are kept unless the gain is worth an update");

@@ -86,7 +86,7 @@ class Compressor {
       return Status(ErrorCode::kUsage, "choosing between codecs needs the model's weights and --profile");
     }
     if (open && !budget.set()) {
-      return Status(ErrorCode::kUsage, "choosing between codecs needs a budget: --target-size, --target-bpw or --max-kld");
+      return Status(ErrorCode::kUsage, "choosing between codecs needs a budget: --target-size, --target-bpw, --target-resident or --max-kld");
     }
     if (open) MOEPACK_RETURN_IF_ERROR(GetErrorTable());
     if (!request_.like_path.empty()) {
@@ -100,13 +100,18 @@ class Compressor {
     in.extras.hot_list = MakeHotList();
     MOEPACK_ASSIGN_OR_RETURN(const Planner planner, Planner::Create(in));
     if (budget.max_kld) return SearchKld(planner, *budget.max_kld);
-    MOEPACK_ASSIGN_OR_RETURN(plan_, budget.set() ? planner.ForSize(TargetBytes()) : planner.Largest());
+    MOEPACK_ASSIGN_OR_RETURN(plan_, planner.ForLimits(Limits()));
     return Status::Ok();
   }
 
-  uint64_t TargetBytes() const {
-    if (recipe_.budget.target_bytes) return *recipe_.budget.target_bytes;
-    return static_cast<uint64_t>(*recipe_.budget.target_bpw * static_cast<double>(program_.original_parameters) / 8);
+  SizeLimits Limits() const {
+    const Budget& budget = recipe_.budget;
+    SizeLimits limits;
+    if (budget.target_bytes) limits.stored_bytes = *budget.target_bytes;
+    if (budget.target_bpw)
+      limits.stored_bytes = static_cast<uint64_t>(*budget.target_bpw * static_cast<double>(program_.original_parameters) / 8);
+    if (budget.target_resident) limits.resident_bytes = *budget.target_resident;
+    return limits;
   }
 
   // Predictions rank plans well but are not the KLD itself: encode, measure, correct the prediction by what was measured,

@@ -100,6 +100,31 @@ TEST_F(CompressTest, DryRunTellsTheSizesOfTheRealRun) {
   EXPECT_LE(dry.bundle_bytes, dry.target_bytes);
 }
 
+TEST_F(CompressTest, AResidentLimitHoldsAloneAndBesideALimitOfTheFile) {
+  CompressRequest request = Request(kBudget, "r");
+  request.dry_run = true;
+  const Plan stored = MustRun(request).plan;
+  request.recipe.budget = {.target_resident = stored.resident_bytes * 9 / 10};
+  const Plan resident = MustRun(request).plan;
+  EXPECT_LE(resident.resident_bytes, *request.recipe.budget.target_resident);
+  EXPECT_GT(resident.resident_bytes, *request.recipe.budget.target_resident * 95 / 100);
+  EXPECT_GE(resident.predicted_kld, stored.predicted_kld);
+  // Both bind: the file a little below what the resident limit alone leads to.
+  request.recipe.budget.target_bytes = resident.bundle_bytes - 2 * 4096;
+  const Plan both = MustRun(request).plan;
+  EXPECT_LE(both.resident_bytes, *request.recipe.budget.target_resident);
+  EXPECT_LE(both.bundle_bytes, *request.recipe.budget.target_bytes);
+  EXPECT_GE(both.predicted_kld, resident.predicted_kld);
+  EXPECT_LT(both.gap, 0.5);
+  // A limit that does not bind changes nothing.
+  request.recipe.budget = {.target_bytes = stored.target_bytes, .target_resident = uint64_t{1} << 40};
+  EXPECT_EQ(MustRun(request).plan.predicted_kld, stored.predicted_kld);
+  request.recipe.budget = {.target_resident = 1000};
+  const auto refused = Run(request);
+  EXPECT_EQ(refused.status().code(), ErrorCode::kGate);
+  EXPECT_THAT(refused.status().message(), HasSubstr("resident target of 1000 bytes"));
+}
+
 TEST_F(CompressTest, DryRunFromAConfigurationAlone) {
   CompressRequest request = Request("", "c");
   request.recipe = *RecipeForCodec("i4g64");

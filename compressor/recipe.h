@@ -42,12 +42,19 @@ struct DropRecipe {
   std::vector<uint32_t> per_layer;  // or one number an expert table
 };
 
-// Sources of the size gate: at most one is set.
+// Sources of the size gate: at most one of the first three is set; the last alone or with a target of the file.
 struct Budget {
-  std::optional<uint64_t> target_bytes;  // of the bundle file
-  std::optional<double> target_bpw;      // bundle bytes * 8 / parameters of the original model
-  std::optional<double> max_kld;         // mean KLD on held-back calibration tokens
-  bool set() const { return target_bytes || target_bpw || max_kld; }
+  std::optional<uint64_t> target_bytes;     // of the bundle file
+  std::optional<double> target_bpw;         // bundle bytes * 8 / parameters of the original model
+  std::optional<double> max_kld;            // mean KLD on held-back calibration tokens
+  std::optional<uint64_t> target_resident;  // bytes of all weight buffers once loaded, with scales and packing
+  bool set() const { return target_bytes || target_bpw || max_kld || target_resident; }
+  // Empty when the fields set go together, else what to say.
+  const char* Conflict() const {
+    if (target_bytes.has_value() + target_bpw.has_value() + max_kld.has_value() > 1)
+      return "takes one of target_size, target_bpw and max_kld";
+    return max_kld && target_resident ? "takes target_resident alone or with target_size or target_bpw" : "";
+  }
 };
 
 struct Recipe {

@@ -58,7 +58,7 @@ TEST(Recipe, AnErrorNamesLineColumnKeyAndTheNearestValidOne) {
 
 TEST(Recipe, EveryKeyIsRead) {
   const auto recipe = ParseRecipe(
-      "version: 1\ntarget_size: 1.5MiB\ngptq: false\nprobes: false\n"
+      "version: 1\ntarget_size: 1.5MiB\ntarget_resident: 2MiB\ngptq: false\nprobes: false\n"
       "defaults: {candidates: [i4g64, i5g64]}\n"
       "rules:\n  - {match: 'layers\\.\\d+\\.q_proj', codec: i8g64}\n"
       "prune: {method: magnitude, nm: '2:4', targets: '.*down_proj'}\n"
@@ -66,6 +66,7 @@ TEST(Recipe, EveryKeyIsRead) {
       "r.yaml");
   ASSERT_TRUE(recipe.ok()) << recipe.status().message();
   EXPECT_EQ(recipe->budget.target_bytes, 1536u * 1024);
+  EXPECT_EQ(recipe->budget.target_resident, 2048u * 1024);
   EXPECT_FALSE(recipe->gptq);
   EXPECT_FALSE(recipe->probes);
   EXPECT_EQ(recipe->prune->m, 4);

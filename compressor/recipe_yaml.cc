@@ -58,12 +58,11 @@ class Reader {
             {"domains", [&](const auto& n) { ReadDomains(n, out); }},
             {"target_size", [&](const auto& n) { out->budget.target_bytes = Size(n); }},
             {"target_bpw", [&](const auto& n) { out->budget.target_bpw = Number(n, 1e-3, 64); }},
+            {"target_resident", [&](const auto& n) { out->budget.target_resident = Size(n); }},
             {"max_kld", [&](const auto& n) { out->budget.max_kld = Number(n, 0, 100); }},
         });
     if (error_.ok() && !version) Fail(root, "needs 'version: 1'");
-    const int targets =
-        out->budget.target_bytes.has_value() + out->budget.target_bpw.has_value() + out->budget.max_kld.has_value();
-    if (error_.ok() && targets > 1) Fail(root, "takes one of target_size, target_bpw and max_kld");
+    if (const std::string conflict = out->budget.Conflict(); error_.ok() && !conflict.empty()) Fail(root, conflict);
     return error_;
   }
 

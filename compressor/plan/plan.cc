@@ -12,6 +12,7 @@ std::string SerializePlan(const Plan& plan) {
   std::string out = "{\n";
   out += "\"version\": 1,\n";
   out += StrFormat("\"target_bytes\": %llu,\n", static_cast<unsigned long long>(plan.target_bytes));
+  out += StrFormat("\"target_resident_bytes\": %llu,\n", static_cast<unsigned long long>(plan.target_resident_bytes));
   out += StrFormat("\"bundle_bytes\": %llu,\n", static_cast<unsigned long long>(plan.bundle_bytes));
   out += StrFormat("\"plain_bytes\": %llu,\n", static_cast<unsigned long long>(plan.plain_bytes));
   out += StrFormat("\"resident_bytes\": %llu,\n", static_cast<unsigned long long>(plan.resident_bytes));

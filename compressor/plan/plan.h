@@ -20,7 +20,8 @@ struct PlanTensor {
 
 struct Plan {
   std::vector<PlanTensor> tensors;               // as ListTensors of the compressed program
-  uint64_t target_bytes = 0;                     // of the bundle file; 0: no budget
+  uint64_t target_bytes = 0;                     // of the bundle file; 0: no such limit
+  uint64_t target_resident_bytes = 0;            // of the resident bytes; 0: no such limit
   uint64_t bundle_bytes = 0;                     // the bundle has at most these (exactly these when no chunk compresses)
   uint64_t plain_bytes = 0, resident_bytes = 0;  // sums over tensors
   double predicted_kld = 0;

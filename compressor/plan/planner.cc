@@ -1,9 +1,18 @@
 #include "compressor/plan/planner.h"
 
 #include <algorithm>
+#include <cmath>
 #include <map>
 
 namespace moepack {
+namespace {
+
+// A budget under blended prices: fine enough that rounding a unit's cost up is nothing beside a byte.
+constexpr uint64_t kBlendedBudget = uint64_t{1} << 48;
+
+unsigned long long Print(uint64_t value) { return value; }
+
+}  // namespace
 
 Result<Planner> Planner::Create(const PlannerInput& input) {
   Planner planner(input);
@@ -11,96 +20,134 @@ Result<Planner> Planner::Create(const PlannerInput& input) {
   if (input.errors != nullptr) {
     for (const TensorErrors& tensor : input.errors->tensors) measured[tensor.name] = &tensor;
   }
-  std::map<std::string, Codec> like;
-  for (const PlanTensor& tensor : input.like) like[tensor.name] = tensor.codec;
+  std::map<std::string, const Codec*> like;
+  for (const PlanTensor& tensor : input.like) like[tensor.name] = &tensor.codec;
   for (size_t i = 0; i < input.tensors.size(); ++i) {
-    const std::vector<Codec>& candidates = input.choices[i].candidates;
-    std::vector<double> losses(candidates.size(), 0.0);
-    std::vector<bool> old(candidates.size(), false);
-    const auto tensor = measured.find(input.tensors[i].name);
-    for (size_t c = 0; candidates.size() > 1 && c < candidates.size(); ++c) {
-      const auto error = tensor == measured.end() ? std::map<std::string, double>::const_iterator{}
-                                                  : tensor->second->errors.find(candidates[c].Name());
-      if (tensor == measured.end() || error == tensor->second->errors.end()) {
-        return Status(ErrorCode::kInternal,
-                      "the error table has no entry for " + input.tensors[i].name + " as " + candidates[c].Name());
-      }
-      losses[c] = error->second * input.errors->sensitivity.at(tensor->second->group);
-      const auto before = like.find(input.tensors[i].name);
-      old[c] = before != like.end() && before->second == candidates[c];
-    }
-    planner.losses_.push_back(std::move(losses));
-    planner.is_old_.push_back(std::move(old));
+    const auto errors = measured.find(input.tensors[i].name);
+    const auto before = like.find(input.tensors[i].name);
+    MOEPACK_RETURN_IF_ERROR(planner.ReadTensor(i, errors == measured.end() ? nullptr : errors->second,
+                                               before == like.end() ? nullptr : before->second));
   }
   for (size_t i = 0; i < input.tensors.size();) {
-    std::vector<size_t> members;
     const TensorRef& first = input.tensors[i];
+    planner.members_.emplace_back();
     for (; i < input.tensors.size() && input.tensors[i].unit == first.unit && input.tensors[i].block == first.block; ++i)
-      members.push_back(i);
-    MOEPACK_RETURN_IF_ERROR(planner.AddUnit(std::move(members)));
+      planner.members_.back().push_back(i);
   }
-  // Tables are longest when every unit has as many chunks as its largest option needs.
-  std::vector<Codec> largest;
-  uint64_t chunks = 0;
-  for (size_t u = 0; u < planner.units_.size(); ++u) {
-    uint64_t most = 0;
-    for (const Option& option : planner.options_[u]) most = std::max(most, option.cost);
-    chunks += most;
-    for (size_t t = 0; t < planner.units_[u].tensors.size(); ++t) {
-      largest.push_back(input.choices[planner.units_[u].tensors[t]].candidates[planner.units_[u].picks.back()[t]]);
-    }
-  }
-  MOEPACK_ASSIGN_OR_RETURN(const uint64_t bytes, BundleBytes(*input.program, input.tensors, largest, input.extras));
-  planner.overhead_bytes_ = bytes - chunks;
+  planner.stored_ = planner.MakeFront({});
+  MOEPACK_RETURN_IF_ERROR(planner.SetOverhead());
   return planner;
 }
 
-double Planner::LossOf(size_t tensor, size_t candidate) const {
-  return losses_[tensor][candidate] * (is_old_[tensor][candidate] ? 1 - kLikeMargin : 1);
-}
-
-Status Planner::AddUnit(std::vector<size_t> members) {
-  std::vector<std::vector<Option>> tensors;
-  for (size_t i : members) {
-    std::vector<Option> options;
-    for (size_t c = 0; c < input_.choices[i].candidates.size(); ++c) {
-      auto bytes = PlainBytes(input_.choices[i].candidates[c], input_.tensors[i].shape);
-      if (!bytes.ok()) return bytes.status().With(input_.tensors[i].name + " as " + input_.choices[i].candidates[c].Name());
-      options.push_back({*bytes, LossOf(i, c)});
+Status Planner::ReadTensor(size_t tensor, const TensorErrors* measured, const Codec* like) {
+  const TensorRef& ref = input_.tensors[tensor];
+  const std::vector<Codec>& codecs = input_.choices[tensor].candidates;
+  candidates_.emplace_back();
+  for (const Codec& codec : codecs) {
+    Candidate candidate;
+    auto plain = PlainBytes(codec, ref.shape);
+    if (!plain.ok()) return plain.status().With(ref.name + " as " + codec.Name());
+    auto resident = ResidentBytes(codec, ref.shape);
+    if (!resident.ok()) return resident.status().With(ref.name + " as " + codec.Name());
+    candidate.plain_bytes = *plain;
+    candidate.resident_bytes = *resident;
+    if (codecs.size() > 1) {
+      const auto error = measured == nullptr ? std::map<std::string, double>::const_iterator{}
+                                             : measured->errors.find(codec.Name());
+      if (measured == nullptr || error == measured->errors.end()) {
+        return Status(ErrorCode::kInternal, "the error table has no entry for " + ref.name + " as " + codec.Name());
+      }
+      candidate.loss = error->second * input_.errors->sensitivity.at(measured->group);
+      candidate.is_old = like != nullptr && *like == codec;
     }
-    tensors.push_back(std::move(options));
+    candidates_.back().push_back(candidate);
   }
-  const Combined combined = Combine(tensors);
-  thinned_ = thinned_ || combined.thinned;
-  UnitChoice unit{std::move(members), {}};
-  std::vector<Option> stored;
-  // Options come by falling loss: of those that fill the same pages the last is the best.
-  for (size_t o = 0; o < combined.options.size(); ++o) {
-    const Option option{StoredUnitBytes(combined.options[o].cost), combined.options[o].loss};
-    if (!stored.empty() && stored.back().cost == option.cost) {
-      stored.back() = option;
-      unit.picks.back() = combined.picks[o];
-    } else {
-      stored.push_back(option);
-      unit.picks.push_back(combined.picks[o]);
-    }
-  }
-  options_.push_back(std::move(stored));
-  units_.push_back(std::move(unit));
   return Status::Ok();
 }
 
-Result<Plan> Planner::MakePlan(const std::vector<size_t>& chosen) const {
+// Tables are longest when every unit has as many chunks as its largest option needs.
+Status Planner::SetOverhead() {
+  std::vector<Codec> largest(input_.tensors.size());
+  uint64_t chunks = 0;
+  for (const Unit& unit : stored_.units) {
+    uint64_t most = 0;
+    for (const Option& option : unit.options) most = std::max(most, option.cost);
+    chunks += most;
+    for (size_t t = 0; t < unit.tensors.size(); ++t)
+      largest[unit.tensors[t]] = input_.choices[unit.tensors[t]].candidates[unit.picks.back()[t]];
+  }
+  MOEPACK_ASSIGN_OR_RETURN(const uint64_t bytes, BundleBytes(*input_.program, input_.tensors, largest, input_.extras));
+  overhead_bytes_ = bytes - chunks;
+  return Status::Ok();
+}
+
+double Planner::LossOf(size_t tensor, size_t candidate) const {
+  const Candidate& c = candidates_[tensor][candidate];
+  return c.loss * (c.is_old ? 1 - kLikeMargin : 1);
+}
+
+uint64_t Planner::CostOf(uint64_t stored_bytes, uint64_t resident_bytes, const Prices& prices) const {
+  if (prices.resident == 0) return stored_bytes;
+  if (prices.stored == 0) return resident_bytes;
+  return static_cast<uint64_t>(std::ceil(prices.stored * static_cast<double>(stored_bytes) +
+                                         prices.resident * static_cast<double>(resident_bytes)));
+}
+
+std::vector<std::vector<Option>> Planner::Front::options() const {
+  std::vector<std::vector<Option>> out;
+  for (const Unit& unit : units) out.push_back(unit.options);
+  return out;
+}
+
+Planner::Front Planner::MakeFront(const Prices& prices) const {
+  Front front;
+  for (const std::vector<size_t>& members : members_) AddUnit(members, prices, &front);
+  return front;
+}
+
+void Planner::AddUnit(const std::vector<size_t>& members, const Prices& prices, Front* front) const {
+  std::vector<std::vector<Option>> tensors;
+  for (size_t i : members) {
+    tensors.emplace_back();
+    for (size_t c = 0; c < candidates_[i].size(); ++c) {
+      const Candidate& candidate = candidates_[i][c];
+      tensors.back().push_back({CostOf(candidate.plain_bytes, candidate.resident_bytes, prices), LossOf(i, c)});
+    }
+  }
+  const Combined combined = Combine(tensors);
+  front->thinned = front->thinned || combined.thinned;
+  Unit unit{members, {}, {}};
+  // Options come by falling loss: of those that fill the same pages the last is the best.
+  for (size_t o = 0; o < combined.options.size(); ++o) {
+    uint64_t plain = 0, resident = 0;
+    for (size_t t = 0; t < members.size(); ++t) {
+      plain += candidates_[members[t]][combined.picks[o][t]].plain_bytes;
+      resident += candidates_[members[t]][combined.picks[o][t]].resident_bytes;
+    }
+    const Option option{CostOf(StoredUnitBytes(plain), resident, prices), combined.options[o].loss};
+    if (!unit.options.empty() && unit.options.back().cost == option.cost) {
+      unit.options.back() = option;
+      unit.picks.back() = combined.picks[o];
+    } else {
+      unit.options.push_back(option);
+      unit.picks.push_back(combined.picks[o]);
+    }
+  }
+  front->units.push_back(std::move(unit));
+}
+
+Result<Plan> Planner::MakePlan(const Front& front, const std::vector<size_t>& chosen) const {
   Plan plan;
   plan.measured_by = input_.errors != nullptr ? input_.errors->measured_by : "none";
   plan.tensors.resize(input_.tensors.size());
   std::vector<Codec> codecs(input_.tensors.size());
-  for (size_t u = 0; u < units_.size(); ++u) {
-    for (size_t t = 0; t < units_[u].tensors.size(); ++t) {
-      const size_t i = units_[u].tensors[t], pick = units_[u].picks[chosen[u]][t];
+  for (size_t u = 0; u < front.units.size(); ++u) {
+    const Unit& unit = front.units[u];
+    for (size_t t = 0; t < unit.tensors.size(); ++t) {
+      const size_t i = unit.tensors[t], pick = unit.picks[chosen[u]][t];
       codecs[i] = input_.choices[i].candidates[pick];
-      plan.tensors[i] = {input_.tensors[i].name, codecs[i], 0, losses_[i][pick]};
-      plan.predicted_kld += losses_[i][pick];
+      plan.tensors[i] = {input_.tensors[i].name, codecs[i], 0, candidates_[i][pick].loss};
+      plan.predicted_kld += candidates_[i][pick].loss;
     }
   }
   MOEPACK_RETURN_IF_ERROR(FillSizes(input_.tensors, &plan));
@@ -108,46 +155,113 @@ Result<Plan> Planner::MakePlan(const std::vector<size_t>& chosen) const {
   return plan;
 }
 
-Result<Plan> Planner::ForSize(uint64_t target_bytes) const {
-  MOEPACK_ASSIGN_OR_RETURN(Plan plan, WithOverhead(target_bytes, overhead_bytes_));
-  // Tables of other codecs than the largest can be a page longer than was reserved.
-  for (uint64_t more = kBundleAlignment; plan.bundle_bytes > target_bytes; more += kBundleAlignment) {
-    MOEPACK_ASSIGN_OR_RETURN(plan, WithOverhead(target_bytes, overhead_bytes_ + more));
-  }
+Result<Plan> Planner::Solve(const Front& front, uint64_t budget, uint64_t granularity) const {
+  const std::vector<std::vector<Option>> options = front.options();
+  MOEPACK_ASSIGN_OR_RETURN(Allocation allocation, Allocate(options, budget, granularity));
+  MOEPACK_ASSIGN_OR_RETURN(Plan plan, MakePlan(front, allocation.chosen));
+  if (front.thinned) allocation.bound = std::min(allocation.bound, DualBound(options, budget));
+  plan.gap = allocation.gap();
   return plan;
 }
 
-Result<Plan> Planner::WithOverhead(uint64_t target_bytes, uint64_t overhead_bytes) const {
-  const uint64_t budget = target_bytes > overhead_bytes ? target_bytes - overhead_bytes : 0;
-  auto allocation = Allocate(options_, budget, kBundleAlignment);
-  if (!allocation.ok()) {
-    uint64_t least = overhead_bytes_;
-    for (const std::vector<Option>& unit : options_) least += unit.front().cost;
-    return Status(ErrorCode::kGate,
-                  StrFormat("the target of %llu bytes cannot be met; the smallest bundle this recipe allows has %llu bytes",
-                            static_cast<unsigned long long>(target_bytes), static_cast<unsigned long long>(least)));
+Status Planner::CannotMeet(const SizeLimits& limits) const {
+  uint64_t stored = overhead_bytes_, resident = 0;
+  for (size_t u = 0; u < members_.size(); ++u) {
+    stored += stored_.units[u].options.front().cost;
+    for (size_t i : members_[u]) {
+      uint64_t least = SizeLimits::kNone;
+      for (const Candidate& candidate : candidates_[i]) least = std::min(least, candidate.resident_bytes);
+      resident += least;
+    }
   }
-  MOEPACK_ASSIGN_OR_RETURN(Plan plan, MakePlan(allocation->chosen));
-  if (thinned_) allocation->bound = std::min(allocation->bound, DualBound(options_, budget));
-  plan.target_bytes = target_bytes;
-  plan.gap = allocation->gap();
-  return plan;
+  std::string text;
+  if (limits.stored_bytes != SizeLimits::kNone) {
+    text = StrFormat("the target of %llu bytes cannot be met; the smallest bundle this recipe allows has %llu bytes",
+                     Print(limits.stored_bytes), Print(stored));
+  }
+  if (limits.resident_bytes != SizeLimits::kNone) {
+    if (!text.empty()) text += "; ";
+    text += StrFormat("the resident target of %llu bytes cannot be met; the least this recipe allows is %llu bytes",
+                      Print(limits.resident_bytes), Print(resident));
+  }
+  return Status(ErrorCode::kGate, text);
+}
+
+Result<Plan> Planner::ForStored(uint64_t stored_bytes) const {
+  // Tables of other codecs than the largest can be a page longer than was reserved.
+  for (uint64_t overhead = overhead_bytes_;; overhead += kBundleAlignment) {
+    const uint64_t budget = stored_bytes > overhead ? stored_bytes - overhead : 0;
+    auto plan = Solve(stored_, budget, kBundleAlignment);
+    if (!plan.ok()) return plan.status().code() == ErrorCode::kGate ? CannotMeet({stored_bytes}) : plan.status();
+    if (plan->bundle_bytes <= stored_bytes) return plan;
+  }
+}
+
+Result<Plan> Planner::ForLimits(const SizeLimits& limits) const {
+  const bool stored = limits.stored_bytes != SizeLimits::kNone, resident = limits.resident_bytes != SizeLimits::kNone;
+  std::optional<Plan> plan;
+  double best_possible = 0;  // predicted KLD that either limit alone forces
+  if (stored) {
+    MOEPACK_ASSIGN_OR_RETURN(plan, ForStored(limits.stored_bytes));
+    best_possible = plan->predicted_kld * (1 - plan->gap);
+  }
+  if (resident && (!stored || plan->resident_bytes > limits.resident_bytes)) {
+    auto other = Solve(MakeFront({0, 1}), limits.resident_bytes, 1);
+    if (!other.ok()) return other.status().code() == ErrorCode::kGate ? CannotMeet({SizeLimits::kNone, limits.resident_bytes})
+                                                                      : other.status();
+    best_possible = std::max(best_possible, other->predicted_kld * (1 - other->gap));
+    if (stored && other->bundle_bytes > limits.stored_bytes) {
+      MOEPACK_ASSIGN_OR_RETURN(other, ForBoth(limits, best_possible));
+    }
+    plan = *std::move(other);
+  }
+  if (!plan) return Largest();
+  plan->target_bytes = stored ? limits.stored_bytes : 0;
+  plan->target_resident_bytes = resident ? limits.resident_bytes : 0;
+  return *std::move(plan);
+}
+
+// Both limits bind. Every plan within both is also within any blend of them, so each blend's best bounds the answer from
+// below; the share of the blend is moved towards the limit that its best plan breaks.
+Result<Plan> Planner::ForBoth(const SizeLimits& limits, double best_possible) const {
+  static constexpr int kSteps = 12;
+  const double stored_budget = static_cast<double>(limits.stored_bytes - std::min(limits.stored_bytes, overhead_bytes_));
+  const auto resident_budget = static_cast<double>(limits.resident_bytes);
+  std::optional<Plan> best;
+  double low = 0, high = 1;
+  for (int step = 0; step < kSteps; ++step) {
+    const double share = 0.5 * (low + high);
+    const Prices prices = {(1 - share) * kBlendedBudget / stored_budget, share * kBlendedBudget / resident_budget};
+    auto plan = Solve(MakeFront(prices), kBlendedBudget, 1);
+    if (!plan.ok()) return plan.status().code() == ErrorCode::kGate ? CannotMeet(limits) : plan.status();
+    best_possible = std::max(best_possible, plan->predicted_kld * (1 - plan->gap));
+    const bool fits_stored = plan->bundle_bytes <= limits.stored_bytes;
+    const bool fits_resident = plan->resident_bytes <= limits.resident_bytes;
+    if (fits_stored && fits_resident && (!best || plan->predicted_kld < best->predicted_kld)) best = *plan;
+    // A plan within both leaves room in one of them: towards the tighter.
+    const bool resident_tighter = static_cast<double>(plan->resident_bytes) / resident_budget >
+                                  static_cast<double>(plan->bundle_bytes) / static_cast<double>(limits.stored_bytes);
+    (fits_stored != fits_resident ? !fits_resident : resident_tighter) ? low = share : high = share;
+  }
+  if (!best) return CannotMeet(limits);
+  best->gap = best->predicted_kld > 0 ? std::max(0.0, 1 - best_possible / best->predicted_kld) : 0;
+  return *std::move(best);
 }
 
 Result<Plan> Planner::Largest() const {
   std::vector<size_t> chosen;
-  for (const std::vector<Option>& unit : options_) chosen.push_back(unit.size() - 1);
-  return MakePlan(chosen);
+  for (const Unit& unit : stored_.units) chosen.push_back(unit.options.size() - 1);
+  return MakePlan(stored_, chosen);
 }
 
 Result<Plan> Planner::ForKld(double kld) const {
   MOEPACK_ASSIGN_OR_RETURN(Plan best, Largest());
   uint64_t low = overhead_bytes_ / kBundleAlignment, high = best.bundle_bytes / kBundleAlignment + 1;
-  for (const std::vector<Option>& unit : options_) low += unit.front().cost / kBundleAlignment;
+  for (const Unit& unit : stored_.units) low += unit.options.front().cost / kBundleAlignment;
   if (best.predicted_kld > kld) return best;
   while (low < high) {
     const uint64_t middle = low + (high - low) / 2;
-    MOEPACK_ASSIGN_OR_RETURN(Plan plan, ForSize(middle * kBundleAlignment));
+    MOEPACK_ASSIGN_OR_RETURN(Plan plan, ForStored(middle * kBundleAlignment));
     if (plan.predicted_kld <= kld) {
       best = std::move(plan);
       high = middle;
@@ -155,7 +269,6 @@ Result<Plan> Planner::ForKld(double kld) const {
       low = middle + 1;
     }
   }
-  best.target_bytes = 0;
   return best;
 }
 

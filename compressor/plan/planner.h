@@ -1,6 +1,7 @@
 // From error table and budget to a plan.
 #pragma once
 
+#include <limits>
 #include <optional>
 #include <vector>
 
@@ -24,15 +25,19 @@ struct PlannerInput {
 // A choice of the earlier plan stays unless another lowers the predicted loss of its tensor by more than this share.
 inline constexpr double kLikeMargin = 0.25;
 
+// What a device has room for: the bundle file, and all weight buffers once loaded (ResidentBytes of every tensor).
+struct SizeLimits {
+  static constexpr uint64_t kNone = std::numeric_limits<uint64_t>::max();
+  uint64_t stored_bytes = kNone, resident_bytes = kNone;
+};
+
 class Planner {
  public:
   // kInternal when the table lacks a candidate.
   static Result<Planner> Create(const PlannerInput& input);
 
-  // Least predicted KLD with a bundle of at most `target_bytes`; kGate with the smallest possible size otherwise.
-  Result<Plan> ForSize(uint64_t target_bytes) const;
-  // The same with so many bytes set aside for tables and blobs; the plan may exceed the target when they were too few.
-  Result<Plan> WithOverhead(uint64_t target_bytes, uint64_t overhead_bytes) const;
+  // Least predicted KLD within the limits; kGate with the smallest possible sizes when no plan meets them.
+  Result<Plan> ForLimits(const SizeLimits& limits) const;
   // Smallest bundle whose predicted KLD is at most `kld`; the best plan of all when none is.
   Result<Plan> ForKld(double kld) const;
   // Every tensor's least lossy candidate.
@@ -40,21 +45,43 @@ class Planner {
 
  private:
   explicit Planner(const PlannerInput& input) : input_(input) {}
-  struct UnitChoice {
+  struct Unit {
     std::vector<size_t> tensors;  // indices into input_.tensors
-    std::vector<std::vector<uint8_t>> picks;
+    std::vector<Option> options;
+    std::vector<std::vector<uint8_t>> picks;  // candidate of each tensor under each option
   };
-  Status AddUnit(std::vector<size_t> members);
+  // What a unit's bytes cost. With one of the shares 0 this is the size in bytes of the other kind.
+  struct Prices {
+    double stored = 1, resident = 0;
+  };
+  struct Front {
+    std::vector<Unit> units;
+    bool thinned = false;
+    std::vector<std::vector<Option>> options() const;
+  };
+  Status ReadTensor(size_t tensor, const TensorErrors* measured, const Codec* like);
+  Status SetOverhead();
+  Front MakeFront(const Prices& prices) const;
+  void AddUnit(const std::vector<size_t>& members, const Prices& prices, Front* front) const;
+  uint64_t CostOf(uint64_t stored_bytes, uint64_t resident_bytes, const Prices& prices) const;
   double LossOf(size_t tensor, size_t candidate) const;
-  Result<Plan> MakePlan(const std::vector<size_t>& chosen) const;
+  Result<Plan> MakePlan(const Front& front, const std::vector<size_t>& chosen) const;
+  // Least loss whose cost is at most the budget.
+  Result<Plan> Solve(const Front& front, uint64_t budget, uint64_t granularity) const;
+  Result<Plan> ForStored(uint64_t stored_bytes) const;
+  Result<Plan> ForBoth(const SizeLimits& limits, double best_possible) const;
+  Status CannotMeet(const SizeLimits& limits) const;
 
   PlannerInput input_;
-  std::vector<std::vector<double>> losses_;  // [tensor][candidate] predicted KLD
-  std::vector<std::vector<bool>> is_old_;    // [tensor][candidate]: the earlier plan's choice
-  std::vector<UnitChoice> units_;
-  std::vector<std::vector<Option>> options_;  // one list a unit
-  bool thinned_ = false;
-  uint64_t overhead_bytes_ = 0;  // of everything that is not a unit's chunks, at its largest
+  struct Candidate {
+    uint64_t plain_bytes = 0, resident_bytes = 0;
+    double loss = 0;      // predicted KLD
+    bool is_old = false;  // the earlier plan's choice
+  };
+  std::vector<std::vector<Candidate>> candidates_;  // [tensor][candidate]
+  std::vector<std::vector<size_t>> members_;        // tensors of each unit
+  Front stored_;                                    // the front when only the file counts
+  uint64_t overhead_bytes_ = 0;                     // of everything that is not a unit's chunks, at its largest
 };
 
 }  // namespace moepack

@@ -34,9 +34,12 @@ bool KeptByDefault(const TensorRef& tensor) {
   return tensor.role == TensorRole::kNorm || tensor.role == TensorRole::kBias || tensor.role == TensorRole::kRouter;
 }
 
-Choice BuiltInChoice(const TensorRef& tensor) {
-  static constexpr int kFloorBits = 4, kExpertFloorBits = 2;
-  return {false, BuiltInCandidates(tensor.is_expert() ? kExpertFloorBits : kFloorBits)};
+// Shared experts see every token and have no twin that could make up for them, so measured errors alone must not starve
+// them; of the rest the planner decides.
+int FloorBits(const TensorRef& tensor) {
+  static constexpr int kAlwaysOn = 4, kAttention = 3, kLeast = 2;
+  if (tensor.is_expert() || tensor.role == TensorRole::kEmbedding || tensor.role == TensorRole::kHead) return kLeast;
+  return tensor.role == TensorRole::kAttention ? kAttention : kAlwaysOn;
 }
 
 bool Prunes(const PruneRecipe& prune, const TensorRef& tensor) {
@@ -123,7 +126,7 @@ Result<Choice> ChoiceFor(const Recipe& recipe, const TensorRef& tensor, const Co
     if (KeptByDefault(tensor)) {
       choice = Choice{true, {}};
     } else {
-      choice = recipe.defaults ? *recipe.defaults : BuiltInChoice(tensor);
+      choice = recipe.defaults ? *recipe.defaults : Choice{false, BuiltInCandidates(FloorBits(tensor))};
     }
   }
   // Vectors and other tiny tensors are read as f32 by every executor.

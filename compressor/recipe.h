@@ -80,7 +80,7 @@ Result<Recipe> RecipeForCodec(const std::string& codec_name);
 
 // What may become of a tensor: the last matching rule, else the defaults, else the built-in choice. `stored`: the tensor's
 // codec in the checkpoint. Norms, biases, routers and matrices of fewer than kSmallTensor weights are kept unless a rule
-// names them; shared experts, attention, embedding and head never go below 4 bits by default.
+// names them; by default shared experts never go below 4 bits, attention not below 3.
 inline constexpr uint64_t kSmallTensor = 4096;
 Result<Choice> ChoiceFor(const Recipe& recipe, const TensorRef& tensor, const Codec& stored);
 

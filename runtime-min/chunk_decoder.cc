@@ -5,9 +5,27 @@
 #include <cstring>
 
 #include "base/checked.h"
+#include "base/digest/sha256.h"
 
 namespace moepack::runtime {
 namespace {
+
+// What the signed table asks to have in memory.
+Result<uint64_t> PlainBytesOf(const Unit& unit) {
+  CheckedU64 total(0);
+  for (const ChunkRef& chunk : unit.chunks) {
+    if (chunk.plain_bytes > kMaxChunkPlainBytes) {
+      return Status(ErrorCode::kLimit, StrFormat("chunk at offset %llu: %llu plain bytes, at most %llu are accepted",
+                                                 static_cast<unsigned long long>(chunk.offset),
+                                                 static_cast<unsigned long long>(chunk.plain_bytes),
+                                                 static_cast<unsigned long long>(kMaxChunkPlainBytes)));
+    }
+    total = total + chunk.plain_bytes;
+  }
+  if (total.valid() && total.value() <= kMaxUnitPlainBytes) return total.value();
+  return Status(ErrorCode::kLimit, StrFormat("unit of more than %llu plain bytes, which is the most that is loaded together",
+                                             static_cast<unsigned long long>(kMaxUnitPlainBytes)));
+}
 
 Status ChunkError(const ChunkRef& chunk, const char* what) {
   return Status(ErrorCode::kMalformed,
@@ -22,17 +40,13 @@ ChunkDecoder::~ChunkDecoder() = default;
 void ChunkDecoder::FreeContext::operator()(ZSTD_DCtx_s* context) const { ZSTD_freeDCtx(context); }
 
 Result<PlainUnit> ChunkDecoder::Decode(const verify::VerifiedBundle& bundle, const Unit& unit) {
-  CheckedU64 total(0);
+  MOEPACK_ASSIGN_OR_RETURN(const uint64_t plain_bytes, PlainBytesOf(unit));
+  Bytes plain;
+  plain.reserve(plain_bytes);  // pages are touched only as chunks before them turn out right
   for (const ChunkRef& chunk : unit.chunks) {
-    if (chunk.plain_bytes > kMaxChunkPlainBytes) return ChunkError(chunk, "its plain size is above the cap");
-    total = total + chunk.plain_bytes;
-  }
-  if (!total.valid()) return Status(ErrorCode::kLimit, "unit: plain size overflows");
-  Bytes plain(total.value());
-  std::span<uint8_t> rest(plain);
-  for (const ChunkRef& chunk : unit.chunks) {
-    MOEPACK_RETURN_IF_ERROR(DecodeChunk(bundle, chunk, rest.first(chunk.plain_bytes)));
-    rest = rest.subspan(chunk.plain_bytes);
+    const size_t at = plain.size();
+    plain.resize(at + chunk.plain_bytes);
+    MOEPACK_RETURN_IF_ERROR(DecodeChunk(bundle, chunk, std::span(plain).subspan(at)));
   }
   return PlainUnit(std::move(plain));
 }
@@ -66,6 +80,7 @@ Status ChunkDecoder::Decompress(const ChunkRef& chunk, ByteSpan stored, std::spa
   }
   const size_t written = ZSTD_decompressDCtx(context_.get(), out.data(), out.size(), stored.data(), stored.size());
   if (ZSTD_isError(written) || written != out.size()) return ChunkError(chunk, "its zstd frame does not decompress");
+  if (Sha256(out) != chunk.plain_digest) return ChunkError(chunk, "its plain bytes are not those of its identity");
   return Status::Ok();
 }
 

@@ -21,8 +21,9 @@ class ChunkDecoder {
   ChunkDecoder& operator=(const ChunkDecoder&) = delete;
 
   // Reads every chunk of `unit`, which belongs to a table of `bundle`, checks its digest before a decompressor sees it,
-  // and joins the plain bytes. kDigest, kTruncated, kAccess from the bundle; kMalformed when verified bytes do not
-  // decompress to exactly the signed size; kNoMemory. Messages name the chunk's offset in the file.
+  // and joins the plain bytes. kDigest, kTruncated, kAccess from the bundle; kLimit for more than kMaxUnitPlainBytes;
+  // kMalformed when verified bytes do not decompress to exactly the signed size and plain digest; kNoMemory. Messages name
+  // the chunk's offset in the file.
   Result<PlainUnit> Decode(const verify::VerifiedBundle& bundle, const Unit& unit);
 
  private:

@@ -89,6 +89,31 @@ TEST(ChunkDecoder, RefusesSignedFramesThatAreNotExactlyThePlainBytes) {
   }
 }
 
+TEST(ChunkDecoder, RefusesPlainBytesThatAreNotTheChunksIdentity) {
+  const auto decoded = DecodeStored(Encoding::kZstd, [](const Bytes& plain) {
+    Bytes other = plain;
+    other[3] ^= 1;
+    return Frame(other);
+  });
+  ASSERT_FALSE(decoded.ok());
+  EXPECT_EQ(decoded.status().code(), ErrorCode::kMalformed) << decoded.status().message();
+}
+
+TEST(ChunkDecoder, RefusesAUnitThatAsksForGigabytesBeforeItReadsAny) {
+  const auto bundle = testing::OpenBytes(testing::MakeTinyBundle());
+  ASSERT_TRUE(bundle.ok());
+  Unit unit = (*bundle)->experts()[0].units.back();
+  unit.chunks[0].plain_bytes = kMaxChunkPlainBytes;
+  unit.chunks[0].stored_digest = {};
+  unit.chunks.resize(kMaxUnitPlainBytes / kMaxChunkPlainBytes + 1, unit.chunks[0]);
+  ChunkDecoder decoder;
+  const auto decoded = decoder.Decode(**bundle, unit);
+  ASSERT_FALSE(decoded.ok());
+  EXPECT_EQ(decoded.status().code(), ErrorCode::kLimit) << decoded.status().message();
+  unit.chunks.pop_back();
+  EXPECT_EQ(decoder.Decode(**bundle, unit).status().code(), ErrorCode::kDigest) << "the cap itself is accepted";
+}
+
 TEST(ChunkDecoder, RefusesAChangedByteBeforeDecompression) {
   const Bytes intact = testing::MakeTinyBundle();
   const auto reference = testing::OpenBytes(intact);

@@ -25,11 +25,12 @@ class ChunkWalk {
       }
       ++count_;
     }
-    MOEPACK_ASSIGN_OR_RETURN(const uint64_t wanted, UnitPlainBytes(unit.tensors));
-    if (plain == wanted) return Status::Ok();
+    const Result<uint64_t> wanted = UnitPlainBytes(unit.tensors);
+    if (!wanted.ok()) return wanted.status().With(name);
+    if (plain == *wanted) return Status::Ok();
     return Status(ErrorCode::kMalformed,
                   StrFormat("%s: chunks hold %llu plain bytes, its tensors take %llu", name.c_str(),
-                            static_cast<unsigned long long>(plain), static_cast<unsigned long long>(wanted)));
+                            static_cast<unsigned long long>(plain), static_cast<unsigned long long>(*wanted)));
   }
 
   uint64_t end() const { return end_; }

@@ -20,6 +20,8 @@ using DigestBytes = std::array<uint8_t, 32>;  // SHA-256
 enum class Encoding : uint8_t { kRaw = 0, kZstd = 1, kRans = 2 };
 
 inline constexpr uint64_t kMaxChunkPlainBytes = 1 << 20;
+// What a device must hold at once to load a unit. Room for a bf16 embedding of 200,000 tokens by 5,000.
+inline constexpr uint64_t kMaxUnitPlainBytes = uint64_t{1} << 31;
 inline constexpr uint64_t kBundleAlignment = 4096;
 inline constexpr uint64_t kMaxBlobBytes = 1 << 26;
 inline constexpr uint64_t kMaxManifestTextBytes = 64;  // product, version
@@ -43,8 +45,8 @@ struct UnitTensor {
   bool operator==(const UnitTensor&) const = default;
 };
 
-// Tensors that are loaded together: the concatenated plain bytes of `tensors`, cut into chunks of at most
-// kMaxChunkPlainBytes.
+// Tensors that are loaded together: the concatenated plain bytes of `tensors`, at most kMaxUnitPlainBytes, cut into chunks
+// of at most kMaxChunkPlainBytes.
 struct Unit {
   std::vector<UnitTensor> tensors;
   std::vector<ChunkRef> chunks;

@@ -174,6 +174,22 @@ TEST(Layout, AcceptsMergedExpertsAndVariants) {
   EXPECT_TRUE(status.ok()) << status.message();
 }
 
+TEST(Layout, AUnitIsAtMostWhatADeviceLoadsTogether) {
+  TinyBundle b = MakeTinyBundle();
+  const auto embed = [&](uint64_t rows) {
+    Unit& unit = b.dense.units[0];
+    TensorDecl& tensor = b.program.tensors[unit.tensors[0].tensor];
+    tensor.rows = unit.tensors[0].shape.rows = rows;
+    return b.Validate();
+  };
+  const uint64_t row_bytes = 4 * b.dense.units[0].tensors[0].shape.cols;
+  const Status above = embed(kMaxUnitPlainBytes / row_bytes + 1);
+  EXPECT_EQ(above.code(), ErrorCode::kLimit);
+  EXPECT_THAT(above.message(), HasSubstr("at most 2147483648 are loaded together"));
+  const Status at = embed(kMaxUnitPlainBytes / row_bytes);
+  EXPECT_THAT(at.message(), HasSubstr("plain bytes, its tensors take 2147483648")) << "the cap itself is accepted";
+}
+
 TEST(Layout, Rules) {
   const struct {
     ErrorCode code;

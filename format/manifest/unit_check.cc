@@ -47,7 +47,10 @@ Result<uint64_t> UnitPlainBytes(const std::vector<UnitTensor>& tensors) {
     if (!bytes.ok()) return bytes.status().With(StrFormat("tensor %zu of the unit", i));
     if (!CheckedAdd(total, *bytes, &total)) return Status(ErrorCode::kLimit, "unit is larger than 2^64 bytes");
   }
-  return total;
+  if (total <= kMaxUnitPlainBytes) return total;
+  return Status(ErrorCode::kLimit, StrFormat("unit of %llu plain bytes, at most %llu are loaded together; give its tensors "
+                                             "fewer bits a weight",
+                                             Wide(total), Wide(kMaxUnitPlainBytes)));
 }
 
 Status CheckDenseUnit(const Program& program, const std::vector<TensorId>& wanted, const std::vector<UnitTensor>& stored) {

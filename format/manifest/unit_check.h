@@ -8,7 +8,7 @@
 
 namespace moepack {
 
-// Sum of PlainBytes over the tensors.
+// Sum of PlainBytes over the tensors. kLimit above kMaxUnitPlainBytes.
 Result<uint64_t> UnitPlainBytes(const std::vector<UnitTensor>& tensors);
 
 // `stored` holds exactly `wanted` (TensorsOfBlock) in that order and shape. kMissingTensor names the first tensor that is

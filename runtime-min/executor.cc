@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <map>
 
 #include "base/checked.h"
 #include "runtime-min/parallel.h"
@@ -34,15 +35,16 @@ Status Executor::CreateState() {
 
 Status Executor::CreateRotaryTables() {
   rotary_table_.resize(program_.nodes.size());
+  const auto less = [](const RotaryNode* a, const RotaryNode* b) {
+    return a->magnitude != b->magnitude ? a->magnitude < b->magnitude : a->inv_freq < b->inv_freq;
+  };
+  std::map<const RotaryNode*, uint32_t, decltype(less)> tables(less);
   for (size_t n = 0; n < program_.nodes.size(); ++n) {
     if (program_.nodes[n].kind != NodeKind::kRotary) continue;
     const RotaryNode& node = program_.nodes[n].rotary;
-    const auto same = [&node](const RotaryTable& table) {
-      return table.node->inv_freq == node.inv_freq && table.node->magnitude == node.magnitude;
-    };
-    const auto found = std::find_if(rotary_.begin(), rotary_.end(), same);
-    rotary_table_[n] = static_cast<uint32_t>(found - rotary_.begin());
-    if (found != rotary_.end()) continue;
+    const auto [known, added] = tables.emplace(&node, static_cast<uint32_t>(rotary_.size()));
+    rotary_table_[n] = known->second;
+    if (!added) continue;
     uint64_t floats = 0;
     if (!CheckedMul(options_.tile_tokens, node.rotary_dim, &floats))
       return Status(ErrorCode::kLimit, "rotary: size overflows");

@@ -1,6 +1,10 @@
 #include "runtime-min/plan.h"
 
-#include <algorithm>
+#include <array>
+#include <iterator>
+#include <map>
+#include <set>
+#include <utility>
 
 #include "base/checked.h"
 
@@ -27,57 +31,108 @@ std::vector<bool> ValuesThatReachState(const Program& program) {
 // effects, so only lifetimes change.
 std::vector<Step> MakeSteps(const Program& program, const std::vector<bool>& whole) {
   std::vector<Step> steps;
+  // The step that linear nodes of an input join: [input][tail].
+  std::vector<std::array<uint32_t, 2>> step_of(program.values.size(), {kNone, kNone});
   for (uint32_t i = 0; i < program.nodes.size(); ++i) {
     const Node& node = program.nodes[i];
     const bool tail = !whole[node.output];
-    Step* joined = nullptr;
-    for (size_t s = 0; node.kind == NodeKind::kLinear && s < steps.size(); ++s) {
-      const Step& step = steps[s];
-      if (step.kind == NodeKind::kLinear && step.tail == tail && program.nodes[step.nodes[0]].inputs[0] == node.inputs[0]) {
-        joined = &steps[s];
+    if (node.kind == NodeKind::kLinear) {
+      uint32_t& step = step_of[node.inputs[0]][tail ? 1 : 0];
+      if (step != kNone) {
+        steps[step].nodes.push_back(i);
+        continue;
       }
+      step = static_cast<uint32_t>(steps.size());
     }
-    if (joined != nullptr) {
-      joined->nodes.push_back(i);
-    } else {
-      steps.push_back({node.kind, {i}, tail});
-    }
+    steps.push_back({node.kind, {i}, tail});
   }
   return steps;
 }
 
-struct Lifetime {
-  size_t first = 0, last = 0;  // steps, both included
-};
-
-std::vector<Lifetime> Lifetimes(const Program& program, const std::vector<Step>& steps) {
-  std::vector<Lifetime> lifetimes(program.values.size());
+// The last step that makes or reads each value; steps.size() for the output.
+std::vector<size_t> LastSteps(const Program& program, const std::vector<Step>& steps) {
+  std::vector<size_t> last(program.values.size(), 0);
   for (size_t s = 0; s < steps.size(); ++s) {
     for (uint32_t n : steps[s].nodes) {
       const Node& node = program.nodes[n];
-      lifetimes[node.output] = {s, s};
-      for (ValueId input : node.inputs) lifetimes[input].last = s;
+      last[node.output] = s;
+      for (ValueId input : node.inputs) last[input] = s;
     }
   }
-  lifetimes[program.output].last = steps.size();
-  return lifetimes;
+  last[program.output] = steps.size();
+  return last;
 }
 
-struct Placed {
-  uint64_t begin = 0, end = 0;
-  size_t last = 0;
+// Gives out pieces of an arena that grows at its end: the smallest gap that is large enough, of equal ones the lowest.
+class Places {
+ public:
+  // kLimit on overflow.
+  Result<uint64_t> Take(uint64_t size) {
+    if (size == 0) return uint64_t{0};
+    const auto gap = by_size_.lower_bound({size, 0});
+    if (gap == by_size_.end()) return Extend(size);
+    const auto [gap_size, offset] = *gap;
+    RemoveGap(offset, gap_size);
+    AddGap(offset + size, gap_size - size);
+    return offset;
+  }
+
+  void GiveBack(uint64_t offset, uint64_t size) {
+    if (size == 0) return;
+    auto after = by_offset_.lower_bound(offset);
+    if (after != by_offset_.end() && after->first == offset + size) {
+      size += after->second;
+      RemoveGap(after->first, after->second);
+    }
+    auto before = by_offset_.lower_bound(offset);
+    if (before != by_offset_.begin() && std::prev(before)->first + std::prev(before)->second == offset) {
+      --before;
+      const auto [begin, bytes] = *before;
+      RemoveGap(begin, bytes);
+      offset = begin;
+      size += bytes;
+    }
+    AddGap(offset, size);
+  }
+
+  uint64_t end() const { return end_; }
+
+ private:
+  // From the gap at the end on, if there is one.
+  Result<uint64_t> Extend(uint64_t size) {
+    uint64_t begin = end_;
+    if (!by_offset_.empty()) {
+      const auto [offset, gap] = *by_offset_.rbegin();
+      if (offset + gap == end_) begin = offset;
+    }
+    uint64_t end = 0;
+    if (!CheckedAdd(begin, size, &end)) return Status(ErrorCode::kLimit, "size overflows");
+    if (begin != end_) RemoveGap(begin, end_ - begin);
+    end_ = end;
+    return begin;
+  }
+
+  void AddGap(uint64_t offset, uint64_t size) {
+    if (size == 0) return;
+    by_offset_.emplace(offset, size);
+    by_size_.emplace(size, offset);
+  }
+
+  void RemoveGap(uint64_t offset, uint64_t size) {
+    by_offset_.erase(offset);
+    by_size_.erase({size, offset});
+  }
+
+  std::map<uint64_t, uint64_t> by_offset_;           // gaps: offset -> size
+  std::set<std::pair<uint64_t, uint64_t>> by_size_;  // the same: (size, offset)
+  uint64_t end_ = 0;
 };
 
-// The lowest gap of `size` floats between places that are alive at step `first`.
-uint64_t FindGap(std::vector<Placed>& alive, size_t first, uint64_t size) {
-  std::erase_if(alive, [first](const Placed& p) { return p.last < first; });
-  std::sort(alive.begin(), alive.end(), [](const Placed& a, const Placed& b) { return a.begin < b.begin; });
-  uint64_t at = 0;
-  for (const Placed& p : alive) {
-    if (p.begin >= at && p.begin - at >= size) return at;
-    at = std::max(at, p.end);
-  }
-  return at;
+// Values whose last step is s, at [s].
+std::vector<std::vector<ValueId>> EndingAt(const std::vector<size_t>& last, size_t steps) {
+  std::vector<std::vector<ValueId>> ending(steps + 1);
+  for (ValueId id = 0; id < last.size(); ++id) ending[last[id]].push_back(id);
+  return ending;
 }
 
 }  // namespace
@@ -87,24 +142,26 @@ Result<Plan> MakePlan(const Program& program, uint32_t tile_tokens, uint32_t log
   Plan plan;
   plan.steps = MakeSteps(program, whole);
   plan.values.resize(program.values.size());
-  const std::vector<Lifetime> lifetimes = Lifetimes(program, plan.steps);
-  std::vector<Placed> alive;
-  for (const Step& step : plan.steps) {
+  const std::vector<std::vector<ValueId>> ending = EndingAt(LastSteps(program, plan.steps), plan.steps.size());
+  std::vector<uint64_t> sizes(program.values.size(), 0);
+  Places places;
+  for (size_t s = 0; s < plan.steps.size(); ++s) {
+    const Step& step = plan.steps[s];
+    for (ValueId id : s > 0 ? ending[s - 1] : std::vector<ValueId>()) places.GiveBack(plan.values[id].offset, sizes[id]);
     for (uint32_t n : step.nodes) {
       const ValueId id = program.nodes[n].output;
       ValuePlace& place = plan.values[id];
       place.width = program.values[id].width;
       place.tail = step.tail;
-      uint64_t size = 0, end = 0;
-      const bool fits = CheckedMul(place.width, place.tail ? logit_rows : tile_tokens, &size) &&
-                        CheckedAlign(size, kPlaceAlignment, &size);
+      const bool fits = CheckedMul(place.width, place.tail ? logit_rows : tile_tokens, &sizes[id]) &&
+                        CheckedAlign(sizes[id], kPlaceAlignment, &sizes[id]);
       if (!fits) return Status(ErrorCode::kLimit, StrFormat("value %u: size overflows", id));
-      place.offset = FindGap(alive, lifetimes[id].first, size);
-      if (!CheckedAdd(place.offset, size, &end)) return Status(ErrorCode::kLimit, StrFormat("value %u: size overflows", id));
-      alive.push_back({place.offset, end, lifetimes[id].last});
-      plan.arena_floats = std::max(plan.arena_floats, end);
+      Result<uint64_t> offset = places.Take(sizes[id]);
+      if (!offset.ok()) return offset.status().With(StrFormat("value %u", id));
+      place.offset = *offset;
     }
   }
+  plan.arena_floats = places.end();
   return plan;
 }
 

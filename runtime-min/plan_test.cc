@@ -66,5 +66,33 @@ TEST(Plan, ValuesAliveAtOnceDoNotOverlap) {
   EXPECT_LT(plan.arena_floats, total / 2) << "memory is shared";
 }
 
+// A program may have 65536 nodes: planning takes a moment also where all of their values are alive at once.
+TEST(Plan, ManyNodesAliveAtOnce) {
+  static constexpr uint32_t kNodes = 60000;
+  Program program;
+  program.values.push_back({"tokens", ValueKind::kTokens, 0});
+  const auto add = [&](NodeKind kind, std::vector<ValueId> inputs, uint64_t width) {
+    program.values.push_back({"", ValueKind::kFloat, width});
+    Node node;
+    node.kind = kind;
+    node.inputs = std::move(inputs);
+    node.output = static_cast<ValueId>(program.values.size() - 1);
+    program.nodes.push_back(std::move(node));
+    return program.nodes.back().output;
+  };
+  std::vector<ValueId> all = {add(NodeKind::kEmbedding, {0}, 1)};
+  for (uint32_t i = 1; i < kNodes; ++i) all.push_back(add(NodeKind::kLinear, {all[i / 2]}, 1 + i % 40));
+  program.output = add(NodeKind::kConcat, all, 1);
+  const Plan plan = MakePlan(program, kTile, kLogitRows).value();
+  EXPECT_EQ(plan.steps.size(), kNodes / 2 + 2u) << "an embedding, two linear nodes of each input, a concatenation";
+  std::vector<std::pair<uint64_t, uint64_t>> places;
+  for (ValueId id = 1; id < program.values.size(); ++id) {
+    places.emplace_back(plan.values[id].offset, plan.values[id].offset + kLogitRows * plan.values[id].width);
+  }
+  std::sort(places.begin(), places.end());
+  for (size_t i = 1; i < places.size(); ++i) ASSERT_GE(places[i].first, places[i - 1].second);
+  EXPECT_GE(plan.arena_floats, places.back().second);
+}
+
 }  // namespace
 }  // namespace moepack::runtime

@@ -13,6 +13,8 @@ namespace {
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 // Cells that the exact table may visit: a second or so.
 constexpr double kMaxExactWork = 1e9;
+// Cells of two bytes that the exact table may keep: 128 MiB.
+constexpr double kMaxExactCells = 1 << 26;
 
 using Units = std::span<const std::vector<Option>>;
 
@@ -164,7 +166,9 @@ Result<Allocation> Allocate(Units units, uint64_t budget, uint64_t granularity) 
   }
   const uint64_t slack = std::min(pages, most) - least;
   const bool small = std::all_of(units.begin(), units.end(), [](const auto& u) { return u.size() < 65536; });
-  if (small && static_cast<double>(options) * static_cast<double>(slack + 1) <= kMaxExactWork)
+  const auto columns = static_cast<double>(slack + 1);
+  if (small && static_cast<double>(options) * columns <= kMaxExactWork &&
+      static_cast<double>(units.size()) * columns <= kMaxExactCells)
     return Exact(units, cheapest, slack, granularity);
   return Relaxed(units, pages, granularity);
 }

@@ -24,8 +24,8 @@ struct Allocation {
 };
 
 // Costs are rounded up to multiples of `granularity` (> 0). Exact by dynamic programming (bound = loss) while the table
-// stays small; otherwise Lagrangian relaxation with greedy filling, and `bound` from the dual. Ties go to the smaller
-// cost, then to the lower index. kGate with the smallest possible cost when no choice fits.
+// stays small (a second of work, 128 MiB); otherwise Lagrangian relaxation with greedy filling, and `bound` from the dual.
+// Ties go to the smaller cost, then to the lower index. kGate with the smallest possible cost when no choice fits.
 Result<Allocation> Allocate(std::span<const std::vector<Option>> units, uint64_t budget, uint64_t granularity);
 
 // A loss that no choice within the budget can undercut, from the Lagrangian dual; costs in bytes, not rounded.

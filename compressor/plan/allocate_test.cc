@@ -1,6 +1,7 @@
 #include "compressor/plan/allocate.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
 #include <limits>
 #include <random>
@@ -71,6 +72,25 @@ TEST(Allocate, LargeInstancesComeWithAProvenGap) {
   ASSERT_TRUE(found.ok());
   EXPECT_LE(found->cost, most / 3);
   EXPECT_GT(found->bound, 0);
+  EXPECT_LT(found->gap(), 1e-3);
+}
+
+// A table of 4e8 cells would take 800 MB.
+TEST(Allocate, MemoryIsBoundedAndTheGapSaysSo) {
+  Units units;
+  for (uint64_t u = 0; u < 2000; ++u) units.push_back({{10, 9.0 + static_cast<double>(u % 7)}, {110 + u % 13, 1.0}});
+  const auto peak_kib = [] {
+    rusage usage{};
+    ::getrusage(RUSAGE_SELF, &usage);
+    return usage.ru_maxrss;
+  };
+  const auto before = peak_kib();
+  const auto found = Allocate(units, 200'000, 1);
+  ASSERT_TRUE(found.ok());
+  EXPECT_LT(peak_kib() - before, 200 * 1024);
+  EXPECT_LE(found->cost, 200'000u);
+  EXPECT_GT(found->bound, 0);
+  EXPECT_LE(found->bound, found->loss);
   EXPECT_LT(found->gap(), 1e-3);
 }
 

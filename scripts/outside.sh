@@ -9,7 +9,7 @@ work="$root/build/outside"
 mkdir -p "$work"
 
 check_onnx() {
-  (cd "$work" && npm install --silent --no-save --ignore-scripts --prefix . onnxruntime-node >/dev/null)
+  (cd "$work" && npm install --silent --no-save --ignore-scripts --prefix . onnxruntime-node@1.30.0 >/dev/null)
   local name model golden
   for name in wren qwen2_moe mixtral olmoe qwen3_moe; do
     model="tests/golden/$name" golden="tests/golden/$name/golden"

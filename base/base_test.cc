@@ -144,6 +144,27 @@ TEST_F(FileTest, AtomicFileAppearsOnCommitOnly) {
   EXPECT_EQ(AsText(ReadFile(PosixEnv(), path, 100).value()), "whole");
 }
 
+TEST_F(FileTest, TemporaryNamesCannotBeForeseenAndAreNotFollowed) {
+  const std::string path = directory_ + "/file", bait = directory_ + "/bait";
+  EXPECT_NE(TemporaryPath(path).value(), TemporaryPath(path).value());
+  ASSERT_TRUE(WriteFileAtomically(PosixEnv(), bait, AsBytes("bait")).ok());
+  std::filesystem::create_symlink(bait, path);
+  EXPECT_EQ(PosixEnv().CreateNew(path, "shown").status().message(), "shown: cannot create: File exists");
+  EXPECT_EQ(AsText(ReadFile(PosixEnv(), bait, 100).value()), "bait");
+}
+
+TEST_F(FileTest, ErrorsOfAnAtomicFileNameItsPath) {
+  const std::string path = directory_ + "/file";
+  auto file = AtomicFile::Create(PosixEnv(), path);
+  ASSERT_TRUE(file.ok());
+  ASSERT_TRUE((*file)->Append(AsBytes("whole")).ok());
+  ASSERT_TRUE((*file)->Finish().ok());
+  EXPECT_FALSE(PosixEnv().Exists(path).value()) << "finished, but without its name";
+  EXPECT_EQ((*file)->OpenWritten().value()->path(), path);
+  ASSERT_TRUE(PosixEnv().MakeDirectory(path).ok());
+  EXPECT_EQ((*file)->Commit().message(), path + ": cannot put it in its place: Is a directory");
+}
+
 TEST_F(FileTest, ErrorsNameThePathAndTheKind) {
   const Status missing = ReadFile(PosixEnv(), directory_ + "/none", 10).status();
   EXPECT_EQ(missing.code(), ErrorCode::kNotFound);

@@ -3,6 +3,7 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -56,6 +57,19 @@ class PosixReadFile final : public RandomAccessFile {
 
  private:
   int fd_;
+  std::string path_;
+};
+
+// Another file's bytes under the name that people know.
+class RenamedFile final : public RandomAccessFile {
+ public:
+  RenamedFile(std::unique_ptr<RandomAccessFile> file, std::string path) : file_(std::move(file)), path_(std::move(path)) {}
+  Result<uint64_t> Size() const override { return file_->Size(); }
+  Status Read(uint64_t offset, std::span<uint8_t> out) const override { return file_->Read(offset, out); }
+  const std::string& path() const override { return path_; }
+
+ private:
+  std::unique_ptr<RandomAccessFile> file_;
   std::string path_;
 };
 
@@ -128,10 +142,10 @@ class PosixEnvironment final : public Env {
     return std::unique_ptr<RandomAccessFile>(std::move(file));
   }
 
-  Result<std::unique_ptr<WritableFile>> OpenWrite(const std::string& path) override {
-    const int fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    if (fd < 0) return SystemError(path, "create");
-    return std::unique_ptr<WritableFile>(std::make_unique<PosixWriteFile>(fd, path));
+  Result<std::unique_ptr<WritableFile>> CreateNew(const std::string& path, const std::string& shown) override {
+    const int fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
+    if (fd < 0) return SystemError(shown, "create");
+    return std::unique_ptr<WritableFile>(std::make_unique<PosixWriteFile>(fd, shown));
   }
 
   Result<std::unique_ptr<MappedFile>> Map(const std::string& path) override {
@@ -187,7 +201,7 @@ class PosixEnvironment final : public Env {
   }
 
   Status Rename(const std::string& from, const std::string& to) override {
-    return ::rename(from.c_str(), to.c_str()) == 0 ? Status::Ok() : SystemError(from, ("rename to " + to).c_str());
+    return ::rename(from.c_str(), to.c_str()) == 0 ? Status::Ok() : SystemError(to, "put it in its place");
   }
 
   Status Remove(const std::string& path) override {
@@ -249,14 +263,20 @@ std::string JoinPath(const std::string& directory, const std::string& name) {
   return directory + "/" + name;
 }
 
+Result<std::string> TemporaryPath(const std::string& path) {
+  uint8_t random[8];
+  if (::getrandom(random, sizeof(random), 0) != sizeof(random)) return SystemError(path, "draw random numbers for");
+  return path + ".tmp-" + ToHex(ByteSpan(random));
+}
+
 Result<std::unique_ptr<AtomicFile>> AtomicFile::Create(Env& env, const std::string& path) {
-  std::string temporary = StrFormat("%s.tmp-%d", path.c_str(), static_cast<int>(::getpid()));
+  MOEPACK_ASSIGN_OR_RETURN(std::string temporary, TemporaryPath(path));
   // A rename would replace a device or a pipe by a file.
   MOEPACK_ASSIGN_OR_RETURN(const bool exists, env.Exists(path));
   if (exists && env.OpenRead(path).status().code() == ErrorCode::kBadInput) {
     return Status(ErrorCode::kAccess, path + ": cannot be written: not a regular file");
   }
-  auto file_or = env.OpenWrite(temporary);
+  auto file_or = env.CreateNew(temporary, path);
   if (file_or.status().code() == ErrorCode::kNotFound) {
     return Status(ErrorCode::kAccess, path + ": cannot be written: there is no folder " + DirectoryOf(path));
   }
@@ -272,9 +292,20 @@ AtomicFile::~AtomicFile() {
 
 Status AtomicFile::Append(ByteSpan data) { return file_->Append(data); }
 
-Status AtomicFile::Commit() {
+Status AtomicFile::Finish() {
   MOEPACK_RETURN_IF_ERROR(file_->Sync());
   MOEPACK_RETURN_IF_ERROR(file_->Close());
+  finished_ = true;
+  return Status::Ok();
+}
+
+Result<std::unique_ptr<RandomAccessFile>> AtomicFile::OpenWritten() const {
+  MOEPACK_ASSIGN_OR_RETURN(auto file, env_.OpenRead(temporary_));
+  return std::unique_ptr<RandomAccessFile>(std::make_unique<RenamedFile>(std::move(file), path_));
+}
+
+Status AtomicFile::Commit() {
+  if (!finished_) MOEPACK_RETURN_IF_ERROR(Finish());
   MOEPACK_RETURN_IF_ERROR(env_.Rename(temporary_, path_));
   committed_ = true;
   return env_.SyncDirectory(DirectoryOf(path_));

@@ -47,15 +47,16 @@ class Env {
  public:
   virtual ~Env() = default;
   virtual Result<std::unique_ptr<RandomAccessFile>> OpenRead(const std::string& path) = 0;
-  virtual Result<std::unique_ptr<WritableFile>> OpenWrite(const std::string& path) = 0;  // creates or truncates
+  // A file that was not there before (a link is refused, not followed). Its errors name `shown`.
+  virtual Result<std::unique_ptr<WritableFile>> CreateNew(const std::string& path, const std::string& shown) = 0;
   virtual Result<std::unique_ptr<MappedFile>> Map(const std::string& path) = 0;
   virtual Result<bool> Exists(const std::string& path) = 0;
   virtual Result<bool> IsDirectory(const std::string& path) = 0;                    // false when nothing is there
   virtual Result<std::vector<std::string>> List(const std::string& directory) = 0;  // names, sorted, without . and ..
   virtual Status MakeDirectory(const std::string& path) = 0;                        // with parents; fine when it exists
-  virtual Status Rename(const std::string& from, const std::string& to) = 0;
-  virtual Status Remove(const std::string& path) = 0;      // one file or empty directory
-  virtual Status RemoveTree(const std::string& path) = 0;  // fine when it does not exist
+  virtual Status Rename(const std::string& from, const std::string& to) = 0;        // errors name `to`
+  virtual Status Remove(const std::string& path) = 0;                               // one file or empty directory
+  virtual Status RemoveTree(const std::string& path) = 0;                           // fine when it does not exist
   virtual Status SyncDirectory(const std::string& path) = 0;
 };
 
@@ -69,16 +70,22 @@ Result<Bytes> ReadFile(Env& env, const std::string& path, uint64_t max_bytes);
 std::string DirectoryOf(const std::string& path);
 std::string JoinPath(const std::string& directory, const std::string& name);
 
-// A file that appears under its name complete or not at all: written beside it as NAME.tmp-PID, synced, renamed on
-// Commit, and removed by the destructor when Commit was not reached.
+// A name beside `path` that nobody can foresee (64 random bits), so that nobody can wait there with a link, and that a file
+// left behind by a killed process does not block.
+Result<std::string> TemporaryPath(const std::string& path);
+
+// A file that appears under its name complete or not at all: written beside it under a TemporaryPath, synced, renamed on
+// Commit, and removed by the destructor when Commit was not reached. Errors name `path`.
 class AtomicFile {
  public:
   static Result<std::unique_ptr<AtomicFile>> Create(Env& env, const std::string& path);
   ~AtomicFile();
   Status Append(ByteSpan data);
+  // Brings what was appended to the disk: what is left for Commit is the name. No Append after it. May be left out.
+  Status Finish();
   Status Commit();
-  // Where the bytes are until Commit: what was appended can be read there, to check it before it gets its name.
-  const std::string& temporary_path() const { return temporary_; }
+  // What was appended, to check it before it gets its name.
+  Result<std::unique_ptr<RandomAccessFile>> OpenWritten() const;
 
  private:
   AtomicFile(Env& env, std::string path, std::string temporary, std::unique_ptr<WritableFile> file)
@@ -86,7 +93,7 @@ class AtomicFile {
   Env& env_;
   std::string path_, temporary_;
   std::unique_ptr<WritableFile> file_;
-  bool committed_ = false;
+  bool finished_ = false, committed_ = false;
 };
 
 // AtomicFile in one call.

@@ -1,10 +1,12 @@
 #include "base/thread_pool.h"
 
+#include <pthread.h>
 #include <sched.h>
 
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
+#include <cstring>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -31,7 +33,9 @@ struct ThreadPool::State {
   // One word, so that joining and closing exclude each other: workers inside, whether the loop is open, its number.
   static constexpr uint64_t kInside = 0xffff, kOpen = 1 << 16, kNumber = ~uint64_t{0} << 17, kNextNumber = 1 << 17;
 
-  std::vector<std::thread> workers;
+  // Not std::thread: its constructor throws when the system has no thread left, and base has no exceptions.
+  std::vector<pthread_t> workers;
+  Status status;
   std::mutex mutex;
   std::condition_variable wake;
   std::atomic<uint64_t> gate{0};
@@ -77,6 +81,18 @@ struct ThreadPool::State {
     }
   }
 
+  // 0 or an errno value.
+  int Start() {
+    pthread_t worker;
+    const auto enter = [](void* state) -> void* {
+      static_cast<State*>(state)->Work();
+      return nullptr;
+    };
+    const int error = ::pthread_create(&worker, nullptr, enter, this);
+    if (error == 0) workers.push_back(worker);
+    return error;
+  }
+
   void Open() {
     std::lock_guard lock(mutex);
     gate.store((gate.load(std::memory_order_relaxed) & kNumber) + kNextNumber + kOpen, std::memory_order_release);
@@ -95,7 +111,14 @@ struct ThreadPool::State {
 
 ThreadPool::ThreadPool(int threads) : state_(std::make_unique<State>()) {
   const int total = threads > 0 ? threads : AvailableCores();
-  for (int i = 1; i < total; ++i) state_->workers.emplace_back([state = state_.get()] { state->Work(); });
+  state_->workers.reserve(static_cast<size_t>(total));
+  for (int i = 1; i < total; ++i) {
+    const int error = state_->Start();
+    if (error == 0) continue;
+    state_->status = Status(ErrorCode::kNoMemory, StrFormat("cannot start thread %d of %d: %s; give fewer --threads", i + 1,
+                                                            total, std::strerror(error)));
+    break;
+  }
 }
 
 ThreadPool::~ThreadPool() {
@@ -104,8 +127,10 @@ ThreadPool::~ThreadPool() {
     state_->stop.store(true);
   }
   state_->wake.notify_all();
-  for (std::thread& worker : state_->workers) worker.join();
+  for (const pthread_t worker : state_->workers) ::pthread_join(worker, nullptr);
 }
+
+const Status& ThreadPool::status() const { return state_->status; }
 
 int ThreadPool::threads() const { return static_cast<int>(state_->workers.size()) + 1; }
 

@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <memory>
 
+#include "base/status.h"
+
 namespace moepack {
 
 class ThreadPool {
@@ -18,7 +20,12 @@ class ThreadPool {
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
+  // Workers that run: those asked for, or fewer when status() is an error.
   int threads() const;
+
+  // kNoMemory when the system did not start all workers. The pool works with those it has, but a program ends here: what
+  // was asked for cannot be had.
+  const Status& status() const;
 
   // Calls body(begin, end) for [0, count) cut into blocks of `block` items (the last may be shorter), and returns when
   // all are done. Blocks are claimed dynamically; their borders depend on count and block only. One ParallelFor at a

@@ -124,6 +124,7 @@ Status Run(int argc, char** argv) {
   }
   MOEPACK_ASSIGN_OR_RETURN(const Model model, OpenModel(PosixEnv(), command.Get<std::string>("model")));
   ThreadPool pool(command.threads());
+  MOEPACK_RETURN_IF_ERROR(pool.status());
   const auto start = std::chrono::steady_clock::now();
   MOEPACK_ASSIGN_OR_RETURN(const Profile profile, Calibrate(model, texts, options, pool, command.progress()));
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();

@@ -146,6 +146,7 @@ Status Run(int argc, char** argv) {
   request.dry_run = command.Has("dry-run");
   request.tool_version = MOEPACK_VERSION;
   ThreadPool pool(command.threads());
+  MOEPACK_RETURN_IF_ERROR(pool.status());
   MOEPACK_ASSIGN_OR_RETURN(const CompressReport report, Compress(PosixEnv(), request, pool, command.progress()));
   if (command.json()) {
     cli::PrintJson(Summary(report));

@@ -142,6 +142,7 @@ Status Run(int argc, char** argv) {
   MOEPACK_ASSIGN_OR_RETURN(const Job job, MakeJob(command, model));
   MOEPACK_ASSIGN_OR_RETURN(const auto file, AtomicFile::Create(PosixEnv(), command.Get<std::string>("output")));
   ThreadPool pool(command.threads());
+  MOEPACK_RETURN_IF_ERROR(pool.status());
   Totals totals;
   const auto start = std::chrono::steady_clock::now();
   const auto sink = [&](uint64_t first, const Matrix& logits) {

@@ -18,7 +18,7 @@ Result<PackReport> AddSignature(Env& env, const std::string& bundle, const Secre
   MOEPACK_ASSIGN_OR_RETURN(const auto file, AtomicFile::Create(env, output));
   MOEPACK_RETURN_IF_ERROR(file->Append(SerializeEnvelope(envelope)));
   MOEPACK_RETURN_IF_ERROR(CopyRange(*in, kEnvelopeBytes, size, *file));
-  MOEPACK_RETURN_IF_ERROR(CheckWritten(env, *file, pool, progress));
+  MOEPACK_RETURN_IF_ERROR(CheckWritten(*file, pool, progress));
   MOEPACK_RETURN_IF_ERROR(file->Commit());
   PackReport report;
   report.file_bytes = size;

@@ -26,8 +26,8 @@ Status SignInto(const SecretKey& key, ByteSpan manifest_bytes, Envelope* envelop
   return Status::Ok();
 }
 
-Status CheckWritten(Env& env, const AtomicFile& file, ThreadPool& pool, Progress& progress) {
-  MOEPACK_ASSIGN_OR_RETURN(auto written, env.OpenRead(file.temporary_path()));
+Status CheckWritten(const AtomicFile& file, ThreadPool& pool, Progress& progress) {
+  MOEPACK_ASSIGN_OR_RETURN(auto written, file.OpenWritten());
   MOEPACK_ASSIGN_OR_RETURN(const uint64_t size, written->Size());
   MOEPACK_ASSIGN_OR_RETURN(const verify::SignedManifest head, verify::ReadSignedManifest(*written, size));
   MOEPACK_ASSIGN_OR_RETURN(const verify::TrustPolicy policy, verify::TrustItsSigners(head));

@@ -14,6 +14,6 @@ namespace moepack {
 Status SignInto(const SecretKey& key, ByteSpan manifest_bytes, Envelope* envelope);
 
 // Checks a bundle that is about to be committed as a device would, down to its last byte, trusting the envelope's keys.
-Status CheckWritten(Env& env, const AtomicFile& file, ThreadPool& pool, Progress& progress);
+Status CheckWritten(const AtomicFile& file, ThreadPool& pool, Progress& progress);
 
 }  // namespace moepack

@@ -1,7 +1,5 @@
 #include "packager/chunk_spool.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 
 #include "base/checked.h"
@@ -9,8 +7,8 @@
 namespace moepack {
 
 Result<std::unique_ptr<ChunkSpool>> ChunkSpool::Create(Env& env, const std::string& output) {
-  std::string path = StrFormat("%s.chunks.tmp-%d", output.c_str(), static_cast<int>(::getpid()));
-  MOEPACK_ASSIGN_OR_RETURN(auto file, env.OpenWrite(path));
+  MOEPACK_ASSIGN_OR_RETURN(std::string path, TemporaryPath(output + ".chunks"));
+  MOEPACK_ASSIGN_OR_RETURN(auto file, env.CreateNew(path, output));
   return std::unique_ptr<ChunkSpool>(new ChunkSpool(env, std::move(path), std::move(file)));
 }
 

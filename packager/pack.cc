@@ -186,7 +186,7 @@ Result<PackReport> Pack(Env& env, const std::string& directory, const PackOption
   MOEPACK_RETURN_IF_ERROR(file->Append(SerializeEnvelope(envelope)));
   MOEPACK_RETURN_IF_ERROR(WriteTables(placed, *file));
   MOEPACK_RETURN_IF_ERROR(spool->CopyTo(*file));
-  MOEPACK_RETURN_IF_ERROR(CheckWritten(env, *file, pool, progress));
+  MOEPACK_RETURN_IF_ERROR(CheckWritten(*file, pool, progress));
   MOEPACK_RETURN_IF_ERROR(file->Commit());
   report.file_bytes = placed.file_bytes;
   report.table_bytes = placed.chunks_begin;

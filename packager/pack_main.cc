@@ -82,6 +82,20 @@ Result<verify::TrustPolicy> PolicyOf(const cli::Command& command, const SecretKe
   return policy;
 }
 
+// Both files or none, and what was there before stays when it is none. All bytes are on the disk before the first file gets
+// its name.
+Status SaveBoth(PrivateFile& key_file, bool replace, const std::string& trust, const verify::TrustPolicy& policy) {
+  if (trust.empty()) return key_file.Commit(replace);
+  MOEPACK_ASSIGN_OR_RETURN(const auto trust_file, AtomicFile::Create(PosixEnv(), trust));
+  MOEPACK_RETURN_IF_ERROR(trust_file->Append(AsBytes(verify::WriteTrustJson(policy))));
+  MOEPACK_RETURN_IF_ERROR(trust_file->Finish());
+  MOEPACK_RETURN_IF_ERROR(key_file.Commit(replace));
+  const Status status = trust_file->Commit();
+  if (status.ok()) return status;
+  const Status undone = key_file.Undo();
+  return undone.ok() ? status : undone.With(status.message());
+}
+
 Status Keygen(const cli::Command& command) {
   MOEPACK_RETURN_IF_ERROR(command.Require("output"));
   const std::string output = command.Get<std::string>("output");
@@ -93,13 +107,8 @@ Status Keygen(const cli::Command& command) {
   MOEPACK_ASSIGN_OR_RETURN(const Passphrase passphrase, CommandPassphrase(command));
   MOEPACK_ASSIGN_OR_RETURN(const SecretKey key, SecretKey::Generate());
   MOEPACK_ASSIGN_OR_RETURN(const verify::TrustPolicy policy, PolicyOf(command, key));
-  // The trust file first: should the key fail, it is the one that can be removed without loss.
-  if (!trust.empty())
-    MOEPACK_RETURN_IF_ERROR(WriteFileAtomically(PosixEnv(), trust, AsBytes(verify::WriteTrustJson(policy))));
-  if (const Status status = key.Save(output, passphrase, replace); !status.ok()) {
-    if (!trust.empty()) (void)PosixEnv().Remove(trust);
-    return status;
-  }
+  MOEPACK_ASSIGN_OR_RETURN(const auto key_file, key.Write(output, passphrase));
+  MOEPACK_RETURN_IF_ERROR(SaveBoth(*key_file, replace, trust, policy));
   if (command.json()) {
     cli::PrintJson({{"key", output},
                     {"public_key", HexKey(key)},
@@ -142,6 +151,7 @@ Status Sign(const cli::Command& command) {
     MOEPACK_RETURN_IF_ERROR(verify::VerifiedBundle::Open(std::move(file), policy).status());
   }
   ThreadPool pool(command.threads());
+  MOEPACK_RETURN_IF_ERROR(pool.status());
   MOEPACK_ASSIGN_OR_RETURN(const PackReport report, AddSignature(PosixEnv(), bundle, key, output, pool, command.progress()));
   PrintReport(command, output, report);
   return Status::Ok();
@@ -179,6 +189,7 @@ Status PackFolder(const cli::Command& command) {
   options.zstd_level = command.Get<int>("zstd-level");
   const std::string output = command.Get<std::string>("output");
   ThreadPool pool(command.threads());
+  MOEPACK_RETURN_IF_ERROR(pool.status());
   MOEPACK_ASSIGN_OR_RETURN(const PackReport report, Pack(PosixEnv(), command.Get<std::string>("DIR"), options, signers,
                                                          output, pool, command.progress()));
   PrintReport(command, output, report);

@@ -94,6 +94,7 @@ int moepack_bundle_verify(const moepack_bundle* bundle, int threads, char* messa
     return Report(Status(ErrorCode::kUsage, "threads: expected 0 to 1024"), message, message_bytes);
   }
   moepack::ThreadPool pool(threads);
+  if (!pool.status().ok()) return Report(pool.status(), message, message_bytes);
   return Report(bundle->bundle->VerifyAll(pool, moepack::NoProgress()), message, message_bytes);
 }
 

@@ -37,10 +37,10 @@ class FaultEnv final : public Env {
     MOEPACK_ASSIGN_OR_RETURN(auto file, base_.OpenRead(path));
     return std::unique_ptr<RandomAccessFile>(std::make_unique<ReadFile>(*this, std::move(file)));
   }
-  Result<std::unique_ptr<WritableFile>> OpenWrite(const std::string& path) override {
-    MOEPACK_RETURN_IF_ERROR(Step(true, path));
-    MOEPACK_ASSIGN_OR_RETURN(auto file, base_.OpenWrite(path));
-    return std::unique_ptr<WritableFile>(std::make_unique<WriteFile>(*this, path, std::move(file)));
+  Result<std::unique_ptr<WritableFile>> CreateNew(const std::string& path, const std::string& shown) override {
+    MOEPACK_RETURN_IF_ERROR(Step(true, shown));
+    MOEPACK_ASSIGN_OR_RETURN(auto file, base_.CreateNew(path, shown));
+    return std::unique_ptr<WritableFile>(std::make_unique<WriteFile>(*this, shown, std::move(file)));
   }
   Result<std::unique_ptr<MappedFile>> Map(const std::string& path) override {
     MOEPACK_RETURN_IF_ERROR(Step(false, path));
@@ -63,7 +63,7 @@ class FaultEnv final : public Env {
     return base_.MakeDirectory(path);
   }
   Status Rename(const std::string& from, const std::string& to) override {
-    MOEPACK_RETURN_IF_ERROR(Step(true, from));
+    MOEPACK_RETURN_IF_ERROR(Step(true, to));
     return base_.Rename(from, to);
   }
   Status Remove(const std::string& path) override {

@@ -10,8 +10,6 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "packager/sign/private_file.h"
-
 namespace moepack {
 namespace {
 
@@ -142,7 +140,7 @@ Result<SecretKey> SecretKey::Load(Env& env, const std::string& path, const Passp
   return not_a_key;
 }
 
-Status SecretKey::Save(const std::string& path, const Passphrase& passphrase, bool replace) const {
+Result<std::unique_ptr<PrivateFile>> SecretKey::Write(const std::string& path, const Passphrase& passphrase) const {
   const BioPointer bio(BIO_new(BIO_s_mem()));
   if (!bio) return Fault("write to memory");
   const bool written = passphrase.empty()
@@ -152,7 +150,12 @@ Status SecretKey::Save(const std::string& path, const Passphrase& passphrase, bo
   if (!written) return Fault("write a PEM key");
   char* data = nullptr;
   const long size = BIO_get_mem_data(bio.get(), &data);
-  return WritePrivateFile(path, ByteSpan(reinterpret_cast<const uint8_t*>(data), static_cast<size_t>(size)), replace);
+  return PrivateFile::Create(path, ByteSpan(reinterpret_cast<const uint8_t*>(data), static_cast<size_t>(size)));
+}
+
+Status SecretKey::Save(const std::string& path, const Passphrase& passphrase, bool replace) const {
+  MOEPACK_ASSIGN_OR_RETURN(const auto file, Write(path, passphrase));
+  return file->Commit(replace);
 }
 
 Result<std::array<uint8_t, 64>> SecretKey::Sign(ByteSpan message) const {

@@ -11,6 +11,7 @@
 #include "base/bytes.h"
 #include "base/env.h"
 #include "base/status.h"
+#include "packager/sign/private_file.h"
 
 namespace moepack {
 
@@ -43,8 +44,9 @@ class SecretKey {
   SecretKey(SecretKey&&) = default;
   SecretKey& operator=(SecretKey&&) = default;
 
-  // Writes PKCS#8 PEM, mode 0600, whole or not at all; encrypted (PBES2: PBKDF2-HMAC-SHA-256, AES-256-CBC) unless the
-  // passphrase is empty. An existing file is replaced only with `replace`, otherwise kUsage.
+  // PKCS#8 PEM, encrypted (PBES2: PBKDF2-HMAC-SHA-256, AES-256-CBC) unless the passphrase is empty, ready to get its name.
+  Result<std::unique_ptr<PrivateFile>> Write(const std::string& path, const Passphrase& passphrase) const;
+  // Write and Commit. An existing file is replaced only with `replace`, otherwise kUsage.
   Status Save(const std::string& path, const Passphrase& passphrase, bool replace) const;
 
   const std::array<uint8_t, 32>& public_key() const { return public_key_; }

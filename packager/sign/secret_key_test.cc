@@ -64,6 +64,27 @@ TEST_F(SecretKeyTest, SavesForItsOwnerOnlyAndNeverOverAnother) {
   EXPECT_EQ(PosixEnv().List(directory_.path()).value(), std::vector<std::string>{"key.pem"});
 }
 
+TEST_F(SecretKeyTest, AReplacedKeyCanBeBroughtBack) {
+  const SecretKey old = SecretKey::Generate().value(), other = SecretKey::Generate().value();
+  ASSERT_TRUE(old.Save(path_, Passphrase(), false).ok());
+  const std::string before = Text();
+  {
+    const auto file = other.Write(path_, Passphrase()).value();
+    EXPECT_EQ(Text(), before) << "written, but without its name";
+    ASSERT_TRUE(file->Commit(true).ok());
+    EXPECT_NE(Text(), before);
+    ASSERT_TRUE(file->Undo().ok());
+  }
+  EXPECT_EQ(Text(), before);
+  const std::string fresh = directory_.Path("new.pem");
+  {
+    const auto file = other.Write(fresh, Passphrase()).value();
+    ASSERT_TRUE(file->Commit(false).ok());
+    ASSERT_TRUE(file->Undo().ok());
+  }
+  EXPECT_EQ(PosixEnv().List(directory_.path()).value(), std::vector<std::string>{"key.pem"});
+}
+
 TEST_F(SecretKeyTest, PassphraseProtects) {
   const SecretKey key = SecretKey::Generate().value();
   ASSERT_TRUE(key.Save(path_, Passphrase("correct horse"), false).ok());

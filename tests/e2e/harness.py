@@ -27,11 +27,13 @@ class Outcome:
         return json.loads(self.out)
 
 
-def run(*args, expect=0, limit_bytes=None, program="moepack"):
+def run(*args, expect=0, limit_bytes=None, limit_memory=None, program="moepack"):
     """Runs moepack with the arguments; fails the test when the exit status is not `expect`."""
     command = [str(BIN / program), *map(str, args)]
     if limit_bytes is not None:  # no file may grow beyond it: what a full disk looks like to the program
         command = ["sh", "-c", f'ulimit -f {limit_bytes // 512}; exec "$@"', "sh", *command]
+    if limit_memory is not None:  # bytes of address space
+        command = ["sh", "-c", f'ulimit -s 8192; ulimit -v {limit_memory // 1024}; exec "$@"', "sh", *command]
     outcome = Outcome(subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=900))
     if outcome.status != expect:
         raise AssertionError(f"{' '.join(command)}\nexit {outcome.status}, expected {expect}\n{outcome.out[-2000:]}\n{outcome.err[-4000:]}")

@@ -17,7 +17,8 @@ class MemoryFile final : public RandomAccessFile, public MappedFile {
   MemoryFile(std::string path, ByteSpan bytes) : path_(std::move(path)), bytes_(bytes) {}
   Result<uint64_t> Size() const override { return static_cast<uint64_t>(bytes_.size()); }
   Status Read(uint64_t offset, std::span<uint8_t> out) const override {
-    if (offset > bytes_.size() || out.size() > bytes_.size() - offset) return Status(ErrorCode::kTruncated, path_ + ": ends early");
+    if (offset > bytes_.size() || out.size() > bytes_.size() - offset)
+      return Status(ErrorCode::kTruncated, path_ + ": ends early");
     std::copy_n(bytes_.begin() + static_cast<ptrdiff_t>(offset), out.size(), out.begin());
     return Status::Ok();
   }
@@ -34,7 +35,9 @@ class MemoryEnv final : public Env {
  public:
   std::map<std::string, Bytes> files;  // "m/config.json" -> bytes
 
-  Result<std::unique_ptr<RandomAccessFile>> OpenRead(const std::string& path) override { return Find<RandomAccessFile>(path); }
+  Result<std::unique_ptr<RandomAccessFile>> OpenRead(const std::string& path) override {
+    return Find<RandomAccessFile>(path);
+  }
   Result<std::unique_ptr<MappedFile>> Map(const std::string& path) override { return Find<MappedFile>(path); }
   Result<bool> Exists(const std::string& path) override { return files.count(path) != 0 || path == "m"; }
   Result<bool> IsDirectory(const std::string& path) override { return path == "m"; }
@@ -43,7 +46,7 @@ class MemoryEnv final : public Env {
     for (const auto& [path, bytes] : files) names.push_back(path.substr(2));
     return names;
   }
-  Result<std::unique_ptr<WritableFile>> OpenWrite(const std::string&) override { return ReadOnly(); }
+  Result<std::unique_ptr<WritableFile>> CreateNew(const std::string&, const std::string&) override { return ReadOnly(); }
   Status MakeDirectory(const std::string&) override { return ReadOnly(); }
   Status Rename(const std::string&, const std::string&) override { return ReadOnly(); }
   Status Remove(const std::string&) override { return ReadOnly(); }

@@ -221,7 +221,7 @@ Result<PathKind> KindOf(const std::string& path) {
   MOEPACK_ASSIGN_OR_RETURN(const uint64_t size, file->Size());
   Bytes start(std::min<uint64_t>(size, kBundleMagic.size()));
   MOEPACK_RETURN_IF_ERROR(file->Read(0, start));
-  const bool magic = std::equal(start.begin(), start.end(), kBundleMagic.begin());
+  const bool magic = !start.empty() && std::equal(start.begin(), start.end(), kBundleMagic.begin());
   return magic || path.ends_with(".moeb") ? PathKind::kBundle : PathKind::kModel;
 }
 

@@ -95,8 +95,8 @@ Status Engine::Run(std::span<const int32_t> tokens, uint32_t logit_rows) {
   }
   for (int32_t token : tokens) {
     if (token < 0 || static_cast<uint64_t>(token) >= token_limit_) {
-      return Status(ErrorCode::kUsage, StrFormat("token %d: the model has tokens 0 to %llu", token,
-                                                 static_cast<unsigned long long>(token_limit_ - 1)));
+      return Status(ErrorCode::kBadInput, StrFormat("token %d: the model has tokens 0 to %llu", token,
+                                                    static_cast<unsigned long long>(token_limit_ - 1)));
     }
   }
   MOEPACK_RETURN_IF_ERROR(executor_->Run(tokens, position_, logit_rows));

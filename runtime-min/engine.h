@@ -44,9 +44,9 @@ class Engine {
                                                 const EngineOptions& options);
   ~Engine();
 
-  // Appends 1..tile_tokens() tokens to the sequence and computes logits of the last `logit_rows` of them. kUsage for a token
-  // that the model does not have, kLimit when the context is full, errors of loading experts (kDigest: layer, expert and
-  // offset). After an error the sequence is as before.
+  // Appends 1..tile_tokens() tokens to the sequence and computes logits of the last `logit_rows` of them. kBadInput for a
+  // token that the model does not have, kLimit when the context is full, errors of loading experts (kDigest: layer, expert
+  // and offset). After an error the sequence is as before.
   Status Run(std::span<const int32_t> tokens, uint32_t logit_rows = 1);
   // At least one token, in tiles, and the logits of the last one. After an error whole tiles may have been appended.
   Status Prefill(std::span<const int32_t> tokens);

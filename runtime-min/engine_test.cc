@@ -124,8 +124,8 @@ TEST(Engine, RefusesWhatTheModelDoesNotHave) {
   const Program program = testing::ToyLanguageModel();
   ThreadPool pool(1);
   const auto engine = MakeEngine(ToyUnits(program, "f32"), pool, {.context = 10, .tile_tokens = 8});
-  EXPECT_EQ(engine->Run(std::vector<int32_t>{kToyVocabulary}).code(), ErrorCode::kUsage);
-  EXPECT_EQ(engine->Run(std::vector<int32_t>{-1}).code(), ErrorCode::kUsage);
+  EXPECT_EQ(engine->Run(std::vector<int32_t>{kToyVocabulary}).code(), ErrorCode::kBadInput);
+  EXPECT_EQ(engine->Run(std::vector<int32_t>{-1}).code(), ErrorCode::kBadInput);
   EXPECT_EQ(engine->Run({}).code(), ErrorCode::kUsage);
   EXPECT_EQ(engine->Run(ToyTokens(9)).code(), ErrorCode::kUsage);
   EXPECT_TRUE(engine->Run(ToyTokens(8)).ok());

@@ -62,11 +62,14 @@ Status Verify(const cli::Command& command) {
     MOEPACK_RETURN_IF_ERROR(bundle->VerifyExpert(expert.table, expert.expert));
   } else {
     ThreadPool pool(command.threads());
+    MOEPACK_RETURN_IF_ERROR(pool.status());
     MOEPACK_RETURN_IF_ERROR(bundle->VerifyAll(pool, command.progress()));
   }
   if (command.json()) {
     nlohmann::json out = Describe(*bundle, policy);
     out["scope"] = one_expert ? "expert" : "bundle";
+    out["expert"] = nullptr;
+    if (one_expert) out["expert"] = StrFormat("%u:%u", expert.table, expert.expert);
     cli::PrintJson(out);
     return Status::Ok();
   }

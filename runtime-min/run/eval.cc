@@ -1,4 +1,5 @@
 // moepack run eval: how far a bundle's next-token distributions are from the full model's.
+#include <cmath>
 #include <cstdio>
 
 #include "base/checked.h"
@@ -23,7 +24,7 @@ class BaseRows {
       return Status(
           ErrorCode::kBadInput,
           StrFormat("%s: %llu bytes, expected %llu for %llu rows of %llu logits; make it with moepack logits and the same "
-                    "--data and --ctx",
+                    "--data, --ctx and --chunks",
                     path.c_str(), static_cast<unsigned long long>(size), static_cast<unsigned long long>(expected.value()),
                     static_cast<unsigned long long>(rows), static_cast<unsigned long long>(vocab)));
     }
@@ -84,6 +85,14 @@ void PrintReport(const cli::Command& command, const DivergenceReport& r) {
       r.kld_max, 100 * r.same_top1);
 }
 
+Status CheckGateOptions(const cli::Command& command) {
+  const double max_kld = command.GetOr<double>("max-kld", 0), min_top1 = command.GetOr<double>("min-top1", 0);
+  if (!(max_kld >= 0 && std::isfinite(max_kld)))
+    return Status(ErrorCode::kUsage, "--max-kld: expected a number of at least 0");
+  if (!(min_top1 >= 0 && min_top1 <= 1)) return Status(ErrorCode::kUsage, "--min-top1: expected a share from 0 to 1");
+  return Status::Ok();
+}
+
 // kGate when a number is worse than asked for, or not a number.
 Status CheckGates(const cli::Command& command, const DivergenceReport& r) {
   if (command.Has("max-kld") && !(r.kld_mean <= command.Get<double>("max-kld"))) {
@@ -103,16 +112,18 @@ Status Eval(int argc, char** argv) {
   cli::Command command(
       {"moepack run eval",
        "Compares a verified bundle with the full model's logits on held-out text: the second half of every chunk.",
-       "BUNDLE --trust T.json --base L.f32 --data FILE --ctx N [--max-kld K] [--min-top1 SHARE]",
+       "BUNDLE --trust T.json --base L.f32 --data FILE --ctx N [--chunks C] [--max-kld K] [--min-top1 SHARE]",
        {"moepack logits examples/wren/model --data mixed.eval.txt --ctx 256 -o base.f32",
         "moepack run eval wren.moeb --trust trust.json --base base.f32 --data mixed.eval.txt --ctx 256 --max-kld 0.01"}});
   AddSessionOptions(&command);
   command.options().add_options()("base", po::value<std::string>(), "logits of the full model, from moepack logits")(
-      "data", po::value<std::string>(), "the same text file")("ctx", po::value<uint32_t>(), "the same tokens of a chunk")(
-      "max-kld", po::value<double>(), "exit 6 when the mean KLD is above it")(
+      "data", po::value<std::string>(), "the same text file")("max-kld", po::value<double>(),
+                                                              "exit 6 when the mean KLD is above it")(
       "min-top1", po::value<double>(), "exit 6 when the share of equal top-1 tokens (0 to 1) is below it");
+  AddChunkOptions(&command);
   MOEPACK_RETURN_IF_ERROR(command.Parse(argc, argv));
   if (command.help_shown()) return Status::Ok();
+  MOEPACK_RETURN_IF_ERROR(CheckGateOptions(command));
   for (const char* name : {"base", "data", "ctx"}) MOEPACK_RETURN_IF_ERROR(command.Require(name));
   MOEPACK_ASSIGN_OR_RETURN(Session session, OpenSession(command, command.Get<uint32_t>("ctx"), true));
   MOEPACK_ASSIGN_OR_RETURN(const std::vector<int32_t> tokens, TokenizeFile(session, command.Get<std::string>("data")));

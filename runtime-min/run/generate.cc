@@ -32,6 +32,7 @@ Result<std::vector<int32_t>> Prompt(const cli::Command& command, const Session& 
   }
   std::vector<int32_t> tokens = session.tokenizer->Encode(text);
   if (tokens.empty()) return Status(ErrorCode::kUsage, "the prompt is empty");
+  MOEPACK_RETURN_IF_ERROR(CheckLength(session, "the prompt", tokens.size()));
   return tokens;
 }
 

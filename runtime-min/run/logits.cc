@@ -18,6 +18,7 @@ Status AppendLogits(const Session& session, AtomicFile* out) {
 // Every row of one sequence.
 Status WriteSequence(const cli::Command& command, Session& session, AtomicFile* out, uint64_t* rows) {
   MOEPACK_ASSIGN_OR_RETURN(const std::vector<int32_t> tokens, ParseTokens(command.Get<std::string>("tokens")));
+  MOEPACK_RETURN_IF_ERROR(CheckLength(session, "--tokens", tokens.size()));
   const size_t tile = session.engine->tile_tokens();
   for (size_t at = 0; at < tokens.size(); at += tile) {
     const auto part = std::span(tokens).subspan(at, std::min(tile, tokens.size() - at));
@@ -50,14 +51,14 @@ Status WriteScored(const cli::Command& command, Session& session, AtomicFile* ou
 Status Logits(int argc, char** argv) {
   cli::Command command({"moepack run logits",
                         "Writes logits of a verified bundle as little-endian float32 rows.",
-                        "BUNDLE --trust T.json (--tokens 1,2,3 | --data FILE --ctx N) -o L.f32",
+                        "BUNDLE --trust T.json (--tokens 1,2,3 | --data FILE --ctx N [--chunks C]) -o L.f32",
                         {"moepack run logits wren.moeb --trust trust.json --tokens 785,264,2997 -o logits.f32",
                          "moepack run logits wren.moeb --trust trust.json --data mixed.eval.txt --ctx 256 -o logits.f32"}});
   AddSessionOptions(&command);
   command.options().add_options()("tokens", po::value<std::string>(), "ids of one sequence: a row for each")(
       "data", po::value<std::string>(), "text file, cut into chunks; the second half of each chunk is written")(
-      "ctx", po::value<uint32_t>(), "tokens of a chunk (with --data)")("output,o", po::value<std::string>(),
-                                                                       "file to write");
+      "output,o", po::value<std::string>(), "file to write");
+  AddChunkOptions(&command);
   MOEPACK_RETURN_IF_ERROR(command.Parse(argc, argv));
   if (command.help_shown()) return Status::Ok();
   MOEPACK_RETURN_IF_ERROR(command.Require("output"));
@@ -69,7 +70,7 @@ Status Logits(int argc, char** argv) {
   MOEPACK_RETURN_IF_ERROR(command.Has("tokens") ? WriteSequence(command, session, out.get(), &rows)
                                                 : WriteScored(command, session, out.get(), &rows));
   MOEPACK_RETURN_IF_ERROR(out->Commit());
-  if (command.json()) cli::PrintJson({{"rows", rows}, {"vocab", session.engine->vocab_size()}, {"verified", true}});
+  if (command.json()) cli::PrintJson({{"rows", rows}, {"vocabulary", session.engine->vocab_size()}, {"verified", true}});
   return Status::Ok();
 }
 

@@ -64,6 +64,7 @@ Result<Session> OpenSession(const cli::Command& command, uint32_t context, bool 
   MOEPACK_ASSIGN_OR_RETURN(auto bundle, verify::VerifiedBundle::Open(std::move(file), policy));
   Session session;
   session.pool = std::make_unique<ThreadPool>(command.threads());
+  MOEPACK_RETURN_IF_ERROR(session.pool->status());
   if (!bundle->tokenizer_blob().empty()) {
     MOEPACK_ASSIGN_OR_RETURN(session.tokenizer, Tokenizer::Parse(bundle->tokenizer_blob()));
   }
@@ -74,7 +75,8 @@ Result<Session> OpenSession(const cli::Command& command, uint32_t context, bool 
 
 Status RequireTokenizer(const Session& session) {
   if (session.tokenizer != nullptr) return Status::Ok();
-  return Status(ErrorCode::kTokenizer, "the bundle holds no tokenizer, so it takes token ids only: moepack run logits --tokens");
+  return Status(ErrorCode::kTokenizer,
+                "the bundle holds no tokenizer, so it takes token ids only: moepack run logits --tokens");
 }
 
 Result<std::vector<int32_t>> TokenizeFile(const Session& session, const std::string& path) {
@@ -88,6 +90,13 @@ Result<std::vector<int32_t>> TokenizeFile(const Session& session, const std::str
                                                    static_cast<unsigned long long>(vocabulary)));
   }
   return tokens;
+}
+
+Status CheckLength(const Session& session, const char* what, size_t tokens) {
+  if (tokens <= session.engine->context()) return Status::Ok();
+  return Status(ErrorCode::kLimit, StrFormat("%s: %zu tokens, a sequence holds at most %u (--ctx, or what the model takes); "
+                                             "give fewer",
+                                             what, tokens, session.engine->context()));
 }
 
 Result<std::vector<int32_t>> ParseTokens(const std::string& text) {
@@ -107,13 +116,21 @@ Result<std::vector<int32_t>> ParseTokens(const std::string& text) {
   }
 }
 
+void AddChunkOptions(cli::Command* command) {
+  command->options().add_options()("ctx", po::value<uint32_t>(), "tokens of a chunk (with --data)")(
+      "chunks", po::value<uint64_t>(), "at most this many chunks (default: all)");
+}
+
 Result<EvalChunks> ChunksOf(const cli::Command& command, uint64_t tokens) {
   const uint32_t ctx = command.Get<uint32_t>("ctx");
   if (ctx < kMinEvalContext) {
     return Status(ErrorCode::kUsage,
                   StrFormat("--ctx: expected at least %llu", static_cast<unsigned long long>(kMinEvalContext)));
   }
-  const EvalChunks chunks(tokens, ctx);
+  const uint64_t most = command.GetOr<uint64_t>("chunks", UINT64_MAX);
+  if (most == 0) return Status(ErrorCode::kUsage, "--chunks: expected at least 1");
+  EvalChunks chunks(tokens, ctx);
+  chunks.chunks = std::min(chunks.chunks, most);
   if (chunks.chunks > 0) return chunks;
   return Status(ErrorCode::kUsage, StrFormat("--data: %llu tokens do not fill one chunk of %u tokens",
                                              static_cast<unsigned long long>(tokens), ctx));

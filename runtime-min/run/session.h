@@ -41,10 +41,15 @@ Status RequireTokenizer(const Session& session);
 
 // Tokens of a whole text file, each with a logit of its own: kTokenizer otherwise.
 Result<std::vector<int32_t>> TokenizeFile(const Session& session, const std::string& path);
+// kLimit when `tokens` tokens of `what` are more than the context.
+Status CheckLength(const Session& session, const char* what, size_t tokens);
 // "1,2,3"
 Result<std::vector<int32_t>> ParseTokens(const std::string& text);
 
-// How --ctx cuts `tokens` tokens into chunks. kUsage when --ctx is too small or there is no whole chunk.
+// --ctx and --chunks.
+void AddChunkOptions(cli::Command* command);
+
+// How --ctx and --chunks cut `tokens` tokens into chunks. kUsage when one is too small or there is no whole chunk.
 Result<EvalChunks> ChunksOf(const cli::Command& command, uint64_t tokens);
 
 // Runs chunk `c` of `tokens` as a sequence of its own and calls row_sink(first, count) for tiles of scored rows in order:

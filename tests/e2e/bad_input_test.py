@@ -116,6 +116,57 @@ class BadInput(Case):
         self.assert_refused("compress", WREN, "--codex", "i8g64", status=2, says="codex")
 
 
+    def test_gates_that_are_no_numbers(self):
+        for option, values in (("--max-kld", ("nan", "-1", "inf")), ("--min-top1", ("nan", "-0.1", "1.01", "97"))):
+            for value in values:
+                self.assert_refused("run", "eval", WORK / "wren-i8g64.moeb", "--trust", TRUST, "--base", "none.f32", "--data", "none.txt",
+                                    "--ctx", 256, f"{option}={value}", status=2, says=option)
+
+    def test_tokens_that_the_model_does_not_have(self):
+        out = self.dir / "l.f32"
+        self.assert_refused("logits", WREN, "--tokens", "1,4096", "-o", out, status=3, says="4096")
+        self.assert_refused("run", "logits", WORK / "wren-i8g64.moeb", "--trust", TRUST, "--tokens", "1,4096", "-o", out, status=3, says="4096")
+
+    def test_prompt_that_is_too_long(self):
+        run_wren = ("run", "generate", WORK / "wren-i8g64.moeb", "--trust", TRUST)
+        self.assert_refused(*run_wren, "--prompt", "one two three four five six seven", "--ctx", 4, status=3, says=["prompt", " tokens", "at most 4"])
+        ids = ",".join(["5"] * 3000)
+        for command in (("logits", WREN), ("run", "logits", WORK / "wren-i8g64.moeb", "--trust", TRUST)):
+            self.assert_refused(*command, "--tokens", ids, "-o", self.dir / "l.f32", status=3, says=["3000 tokens", "at most 1024"])
+
+    def test_empty_files(self):
+        for name in ("empty.onnx", "empty.moeb", "config.json"):
+            (self.dir / name).write_bytes(b"")
+        for path, status in ((self.dir / "empty.onnx", 3), (self.dir / "config.json", 3), (self.dir / "empty.moeb", 4)):
+            self.assert_refused("inspect", path, status=status, says=path.name)
+        self.assert_refused("logits", self.dir / "empty.onnx", "--tokens", "1", "-o", self.dir / "l.f32", status=3, says="empty.onnx")
+        self.assert_refused("run", "logits", self.dir / "empty.moeb", "--trust", TRUST, "--tokens", "1", "-o", self.dir / "l.f32",
+                            status=4, says="empty.moeb")
+
+    def test_keygen_that_fails_loses_nothing(self):
+        key, trust = self.dir / "key.pem", self.dir / "trust.json"
+        run("pack", "keygen", "-o", key, "--trust", trust)
+        before = (key.read_bytes(), trust.read_bytes())
+        (self.dir / "folder").mkdir()
+        for k, t in ((self.dir / "none/key.pem", trust), (self.dir / "folder", trust), (key, self.dir / "none/trust.json"),
+                     (key, self.dir / "folder")):
+            outcome = run("pack", "keygen", "--force", "-o", k, "--trust", t, expect=3 if k.parent.name == "none" else 7)
+            self.assertNotIn(".tmp-", outcome.err)
+            self.assertEqual((key.read_bytes(), trust.read_bytes()), before)
+        self.assertEqual({p.name for p in self.dir.iterdir()}, {"key.pem", "trust.json", "folder"})
+        run("pack", "keygen", "--force", "-o", key, "--trust", trust)
+        self.assertNotEqual(key.read_bytes(), before[0])
+        self.assertNotEqual(trust.read_bytes(), before[1])
+        self.assertEqual({p.name for p in self.dir.iterdir()}, {"key.pem", "trust.json", "folder"})
+
+    def test_threads_that_cannot_be_had(self):
+        # A thread's stack takes 8 MiB of address space; 4 GiB do not hold 1024 of them.
+        outcome = run("verify", WORK / "wren-i8g64.moeb", "--trust", TRUST, "--threads", 1024, "--quiet", expect=7, limit_memory=4 << 30)
+        self.assertIn("cannot start thread", outcome.err)
+        self.assertIn("--threads", outcome.err)
+        self.assertEqual(outcome.out, "")
+
+
 class DiskFull(Case):
     """Every command that writes, with room for less than its output."""
 

@@ -78,6 +78,23 @@ class Pipeline(Case):
         self.assertGreater(report["same_top1"], 0.97)
         run(*command, "--max-kld", "0.0000001", expect=6)
 
+    def test_eval_of_the_first_chunks(self):
+        data = self.dir / "text.txt"
+        data.write_text((TEXT / "novel.eval.txt").read_text()[:20000])
+        base = run("logits", WREN, "--data", data, "--ctx", 256, "--chunks", 2, "-o", self.dir / "base.f32", "--json").json()
+        command = ("run", "eval", WORK / "wren-i8g64.moeb", "--trust", TRUST, "--base", self.dir / "base.f32", "--data", data, "--ctx", 256)
+        self.assertEqual(run(*command, "--chunks", 2, "--json").json()["tokens"], base["rows"])
+        self.assertIn("--chunks", run(*command, expect=3).err)
+        run(*command, "--chunks", 0, expect=2)
+        device = run("run", "logits", WORK / "wren-i8g64.moeb", "--trust", TRUST, "--data", data, "--ctx", 256, "--chunks", 2,
+                     "-o", self.dir / "device.f32", "--json").json()
+        self.assertEqual((device["rows"], device["vocabulary"]), (base["rows"], base["vocabulary"]))
+
+    def test_verify_names_the_expert(self):
+        command = ("verify", WORK / "wren-i8g64.moeb", "--trust", TRUST, "--json")
+        self.assertEqual(run(*command, "--expert", "1:3").json()["expert"], "1:3")
+        self.assertIsNone(run(*command).json()["expert"])
+
     def test_bench_keys(self):
         report = run("run", "bench", WORK / "wren-i4g64.moeb", "--trust", TRUST, "-n", 16, "--json").json()
         for key in ("ttft_ms", "prefill_tokens_per_s", "decode_tokens_per_s", "p50_ms", "p95_ms", "p99_ms", "hit_rate", "expert_loads",

@@ -31,6 +31,14 @@ Result<Bytes> Compress(ByteSpan plain, int level) {
   return out;
 }
 
+// What a device will get. It does not compare identities when it loads (SPEC.md, section 5), so they are made sure of here.
+Status CheckGivesBack(ByteSpan stored, const ChunkRef& ref) {
+  Bytes plain(ref.plain_bytes);
+  const size_t size = ZSTD_decompress(plain.data(), plain.size(), stored.data(), stored.size());
+  if (size == plain.size() && Sha256(plain) == ref.plain_digest) return Status::Ok();
+  return Status(ErrorCode::kInternal, "zstd: a chunk does not decompress to what was compressed");
+}
+
 }  // namespace
 
 Result<EncodedChunk> EncodeChunk(ByteSpan plain, int level) {
@@ -44,6 +52,7 @@ Result<EncodedChunk> EncodeChunk(ByteSpan plain, int level) {
   out.ref.encoding = Encoding::kZstd;
   out.ref.stored_bytes = compressed.size();
   out.ref.stored_digest = Sha256(compressed);
+  MOEPACK_RETURN_IF_ERROR(CheckGivesBack(compressed, out.ref));
   out.stored = std::move(compressed);
   return out;
 }

@@ -5,7 +5,6 @@
 #include <cstring>
 
 #include "base/checked.h"
-#include "base/digest/sha256.h"
 
 namespace moepack::runtime {
 namespace {
@@ -69,7 +68,7 @@ Status ChunkDecoder::DecodeChunk(const verify::VerifiedBundle& bundle, const Chu
 }
 
 // In one call into a buffer of the signed size: the decoder then needs no window of its own, so a frame cannot make it
-// allocate, whatever window it declares.
+// allocate, whatever window it declares. The plain bytes are not digested again: SPEC.md, section 5, says why.
 Status ChunkDecoder::Decompress(const ChunkRef& chunk, ByteSpan stored, std::span<uint8_t> out) {
   if (context_ == nullptr) return Status(ErrorCode::kNoMemory, "cannot allocate a decompressor");
   if (ZSTD_getFrameContentSize(stored.data(), stored.size()) != out.size()) {
@@ -80,7 +79,6 @@ Status ChunkDecoder::Decompress(const ChunkRef& chunk, ByteSpan stored, std::spa
   }
   const size_t written = ZSTD_decompressDCtx(context_.get(), out.data(), out.size(), stored.data(), stored.size());
   if (ZSTD_isError(written) || written != out.size()) return ChunkError(chunk, "its zstd frame does not decompress");
-  if (Sha256(out) != chunk.plain_digest) return ChunkError(chunk, "its plain bytes are not those of its identity");
   return Status::Ok();
 }
 

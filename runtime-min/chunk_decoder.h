@@ -22,7 +22,7 @@ class ChunkDecoder {
 
   // Reads every chunk of `unit`, which belongs to a table of `bundle`, checks its digest before a decompressor sees it,
   // and joins the plain bytes. kDigest, kTruncated, kAccess from the bundle; kLimit for more than kMaxUnitPlainBytes;
-  // kMalformed when verified bytes do not decompress to exactly the signed size and plain digest; kNoMemory. Messages name
+  // kMalformed when verified bytes do not decompress to exactly the signed size; kNoMemory. Messages name
   // the chunk's offset in the file.
   Result<PlainUnit> Decode(const verify::VerifiedBundle& bundle, const Unit& unit);
 

@@ -70,6 +70,8 @@ TEST(ValidateProgram, Caps) {
                     {"layer 4096", [](Program& p) { p.tensors[0].layer = 4096; }},
                     {"expert table 0: layer -1", [](Program& p) { p.expert_tables[0].layer = -1; }},
                     {"expert table 0: layer 4096", [](Program& p) { p.expert_tables[0].layer = 4096; }},
+                    {"window 16777217",
+                     [](Program& p) { NodeOf(p, NodeKind::kAttention).attention.window = (1 << 24) + 1; }},
                     {"expert table 0: 0 experts", [](Program& p) { p.expert_tables[0].intermediate.clear(); }},
                     {"expert table 0: 4097 experts", [](Program& p) { p.expert_tables[0].intermediate.resize(4097, 4); }},
                     {"expert table 0: hidden", [](Program& p) { p.expert_tables[0].hidden = 0; }},
@@ -217,7 +219,6 @@ TEST(ValidateProgram, AttentionAndMoe) {
           {"(attention): output is 4 wide", [](Program& p) { p.values[NodeOf(p, NodeKind::kAttention).output].width = 4; }},
           {"scale is not finite", [&](Program& p) { attention(p).scale = kInfinity; }},
           {"softcap must be finite", [&](Program& p) { attention(p).softcap = -1; }},
-          {"window 16777217", [&](Program& p) { attention(p).window = (1 << 24) + 1; }},
           {"state slot 1, only 1 declared", [&](Program& p) { attention(p).state_slot = 1; }},
           {"state slot 0 belongs to another attention",
            [](Program& p) {

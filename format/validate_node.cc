@@ -219,7 +219,9 @@ Status NodeChecker::CheckAttention(const Node& node) {
   MOEPACK_RETURN_IF_ERROR(Width("output", OutputWidth(node), q_width));
   if (!std::isfinite(a.scale)) return Bad("scale is not finite");
   if (!NotNegative(a.softcap)) return Bad("softcap must be finite and not negative");
-  if (a.window > kMaxPositions) return Bad(StrFormat("window %u, at most %u", a.window, kMaxPositions));
+  if (a.window > kMaxPositions) {
+    return Status(ErrorCode::kLimit, Bad(StrFormat("window %u, at most %u", a.window, kMaxPositions)).message());
+  }
   if (a.state_slot >= slot_used_.size())
     return Bad(StrFormat("state slot %u, only %zu declared", a.state_slot, slot_used_.size()));
   if (slot_used_[a.state_slot]) return Bad(StrFormat("state slot %u belongs to another attention", a.state_slot));

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Installs what a build needs from Debian 12. --device adds the aarch64 cross compiler, arm64 libraries and qemu-user;
-# --checks adds clang tools and numpy for the checks. Needs root or sudo; does nothing when all is there.
+# --checks adds clang tools and the Python modules that checks and vectors use. Needs root or sudo; does nothing when all is there.
 set -euo pipefail
 packages=(build-essential cmake ninja-build ccache pkg-config git python3
   protobuf-compiler libprotobuf-dev libonnx-dev libeigen3-dev libzstd-dev libsodium-dev libssl-dev
   libboost-program-options-dev libyaml-cpp-dev nlohmann-json3-dev libgtest-dev libgmock-dev)
 device=(g++-aarch64-linux-gnu qemu-user libprotobuf-dev:arm64 libzstd-dev:arm64 libsodium-dev:arm64 libssl-dev:arm64
   libboost-program-options-dev:arm64)
-checks=(clang clang-format clang-tidy libclang-rt-14-dev python3-numpy)
+checks=(clang clang-format clang-tidy libclang-rt-14-dev python3-numpy python3-cryptography python3-zstandard)
 
 wanted=("${packages[@]}")
 arm=no

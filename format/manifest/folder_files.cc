@@ -152,7 +152,7 @@ Result<BlockHead> ReadBlockHead(Env& env, const std::string& path, int32_t block
   head.units = std::move(*units);
   MOEPACK_ASSIGN_OR_RETURN(const uint64_t end, PlaceUnits(bytes->size(), &head.units));
   if (end != head.file_bytes) {
-    return Status(ErrorCode::kTruncated,
+    return Status(ErrorCode::kBadInput,
                   StrFormat("%s: %llu bytes, its index says %llu", path.c_str(),
                             static_cast<unsigned long long>(head.file_bytes), static_cast<unsigned long long>(end)));
   }

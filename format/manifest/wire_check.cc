@@ -97,8 +97,8 @@ Status Scanner::ScanValue(const Message& message, const Field& field, size_t end
   if (field.type == Type::kMessage) return ScanMessage(*field.message, inner_end);
   if (field.type != Type::kBytes) return ScanPacked(message, field, inner_end);
   if (length == 0) return Bad(message, field.name, "empty bytes must be left out");
-  if (length > field.limit) return Status(ErrorCode::kLimit, Bad(message, field.name, "longer than allowed").message());
   if (field.exact != 0 && length != field.exact) return Bad(message, field.name, "has the wrong length");
+  if (length > field.limit) return Status(ErrorCode::kLimit, Bad(message, field.name, "longer than allowed").message());
   offset_ = inner_end;
   return Status::Ok();
 }

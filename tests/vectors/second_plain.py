@@ -1,0 +1,143 @@
+"""Codecs, plain bytes, stored chunks and the tokenizer blob (SPEC.md sections 5, 7, 8). Part of the second reader."""
+import struct
+
+import zstandard
+
+from second_wire import Refused
+from second_program import must
+
+PLANES = {8: (8,), 6: (4, 2), 5: (4, 1), 4: (4,), 3: (2, 1), 2: (2,)}
+
+
+def check_codec(c):
+    if c["element"] == 3:
+        must(c["bits"] in PLANES and c["group_size"] in (0, 16, 32, 64, 128, 256), "R-601", "bits or group size")
+    else:
+        must(c["bits"] == c["has_min"] == c["group_size"] == 0, "R-601", "integer fields of a float codec")
+    if c["sparsity"] != 1:
+        must(c["kept_per_row"] == 0, "R-601", "kept_per_row")
+    if c["sparsity"] != 2:
+        must(c["n"] == c["m"] == 0, "R-601", "n and m")
+    if c["sparsity"] == 1:
+        must(1 <= c["kept_per_row"] <= 2**20, "R-601", "kept_per_row")
+    if c["sparsity"] == 2:
+        must(c["m"] in (4, 8, 16) and 1 <= c["n"] < c["m"], "R-601", "n and m")
+
+
+def sections(c, rows, cols):
+    """[(name, bytes, bytes a row)] in file order."""
+    must(c["sparsity"] != 1 or c["kept_per_row"] <= cols, "R-602", "keeps more columns than there are")
+    must(c["sparsity"] != 2 or cols % c["m"] == 0, "R-602", "columns are no multiple of m")
+    kept = (cols, c["kept_per_row"], cols // c["m"] * c["n"] if c["m"] else 0)[c["sparsity"]]
+    out = []
+    if c["sparsity"]:
+        out.append(("mask", rows, -(-cols // 8), 0))
+    if c["element"] == 3:
+        groups = -(-cols // c["group_size"]) if c["group_size"] else 1
+        out += [("codes", rows, -(-kept * bits // 8), kept * bits % 8) for bits in PLANES[c["bits"]]]
+        out += [("halves", rows, 2 * groups, 0)] * (2 if c["has_min"] else 1)
+    else:
+        out.append((("f32", "bf16", "f16")[c["element"]], rows, kept * (4 if c["element"] == 0 else 2), 0))
+    return kept, out
+
+
+def plain_bytes(tensor):
+    _, parts = sections(tensor["codec"], tensor["rows"], tensor["cols"])
+    return sum(rows * row_bytes for _, rows, row_bytes, _ in parts)
+
+
+def check_mask(c, cols, kept, data, rows, row_bytes):
+    for row in range(rows):
+        mask = int.from_bytes(data[row * row_bytes:(row + 1) * row_bytes], "little")
+        must(mask >> cols == 0 and bin(mask).count("1") == kept, "R-604", "mask")
+        if c["sparsity"] == 2:
+            for begin in range(0, cols, c["m"]):
+                must(bin(mask >> begin & (1 << c["m"]) - 1).count("1") == c["n"], "R-604", "mask of a run")
+
+
+def check_plain(tensor, data):
+    """`data` is exactly the tensor's plain bytes."""
+    c, at = tensor["codec"], 0
+    kept, parts = sections(c, tensor["rows"], tensor["cols"])
+    for what, rows, row_bytes, used_bits in parts:
+        part = data[at:at + rows * row_bytes]
+        at += rows * row_bytes
+        if what == "mask":
+            check_mask(c, tensor["cols"], kept, part, rows, row_bytes)
+        elif what == "codes" and used_bits:
+            must(all(part[(row + 1) * row_bytes - 1] >> used_bits == 0 for row in range(rows)), "R-605", "bits past the last column")
+        elif what == "halves":
+            must(all(high & 0x7C != 0x7C for high in part[len(part) // 2:]), "R-606", "scale or minimum")
+        elif what == "f16":
+            must(all(high & 0x7C != 0x7C for high in part[1::2]), "R-606", "value")
+        elif what == "bf16":
+            must(all(low & 0x80 == 0 or high & 0x7F != 0x7F for low, high in zip(part[0::2], part[1::2])), "R-606", "value")
+        elif what == "f32":
+            must(all(low & 0x80 == 0 or high & 0x7F != 0x7F for low, high in zip(part[2::4], part[3::4])), "R-606", "value")
+
+
+def frame_bytes(data):
+    """Length of the one zstd frame at the start of `data` (RFC 8878, section 3.1.1), None when it is none."""
+    if len(data) < 6 or data[:4] != bytes.fromhex("28b52ffd"):
+        return None
+    descriptor = data[4]
+    single, checksum = descriptor >> 5 & 1, descriptor >> 2 & 1
+    at = 5 + (0 if single else 1) + (0, 1, 2, 4)[descriptor & 3] + (single, 2, 4, 8)[descriptor >> 6]
+    while True:
+        if at + 3 > len(data):
+            return None
+        header = int.from_bytes(data[at:at + 3], "little")
+        at += 3 + (1 if header >> 1 & 3 == 1 else header >> 3)
+        if header & 1:
+            return at + 4 * checksum
+
+
+def decode_chunk(chunk, stored):
+    if chunk["encoding"] == 0:
+        return stored
+    must(frame_bytes(stored) == len(stored), "R-603", "not exactly one zstd frame")
+    try:
+        parameters = zstandard.get_frame_parameters(stored)
+        must(parameters.content_size == chunk["plain_bytes"], "R-603", "content size of the frame")
+        plain = zstandard.ZstdDecompressor().decompress(stored, max_output_size=chunk["plain_bytes"])
+    except zstandard.ZstdError as error:
+        raise Refused("R-603", str(error)) from error
+    must(len(plain) == chunk["plain_bytes"], "R-603", "length of the frame")
+    return plain
+
+
+def check_tokenizer(blob):
+    at = 0
+
+    def take(count):
+        nonlocal at
+        must(count <= len(blob) - at, "R-704", "cut off")
+        at += count
+        return blob[at - count:at]
+
+    must(blob[:6] == b"MTOK\x01\x00", "R-701", "magic or version")
+    take(6)
+    pre, normalizer = (take(2) + b"\0\0")[:2]
+    must(pre == 1 and normalizer <= 1, "R-702", "pre-tokenizer or normalizer")
+    tokens, merges, special, ends = struct.unpack("<4I", take(16))
+    must(256 <= tokens <= 2**20 and merges <= 2**22 and special <= tokens and ends <= tokens, "R-703", "counts")
+    lengths = struct.unpack(f"<{tokens}H", take(2 * tokens))
+    must(max(lengths) <= 1024, "R-703", "length of a token")
+    texts = [take(length) for length in lengths]
+    pairs = list(struct.iter_unpack("<II", take(8 * merges)))
+    ids = []
+    must(all(max(pair) < tokens for pair in pairs), "R-705", "merge of unknown tokens")
+    for count in (special, ends):
+        ids.append([i for i, in struct.iter_unpack("<I", take(4 * count))])
+        must(all(i < tokens for i in ids[-1]), "R-705", "unknown id")
+        must(all(a < b for a, b in zip(ids[-1], ids[-1][1:])), "R-705", "ids do not rise")
+    must(at == len(blob), "R-704", "bytes after the end")
+    ordinary = {}
+    for i, text in enumerate(texts):
+        if text and i not in set(ids[0]):
+            must(text not in ordinary, "R-706", "two tokens alike")
+            ordinary[text] = i
+    must(all(bytes([byte]) in ordinary for byte in range(256)), "R-706", "a byte without token")
+    must(all(ordinary.get(texts[i]) == i for pair in pairs for i in pair), "R-707", "merge of tokens that no text makes")
+    must(all(texts[left] + texts[right] in ordinary for left, right in pairs), "R-707", "merge without a token")
+    must(len(set(pairs)) == len(pairs), "R-707", "pair merged twice")

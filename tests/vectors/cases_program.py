@@ -1,6 +1,7 @@
-"""Programs: R-5xx. Nodes of the base program by their numbers: 0 embedding; 1 norm; 2, 3, 4 linear (4 with bias); 5, 6 rotary;
-7 attention; 8 linear; 9 add; 10 norm with bias; 11 linear; 12 moe; 13 add; 14, 15 slice; 16 concat; 17 clamp; 18 scale;
-19 linear; 20 sigmoid; 21 mul; 22 linear; 23 moe, not gated; 24 add; 25 norm; 26 linear (tied head)."""
+"""Programs: R-5xx.
+
+Nodes of the base program by their numbers: 0 embedding; 1 norm; 2, 3, 4 linear (4 with bias); 5, 6 rotary; 7 attention;
+8 linear; 9 add; 10 norm with bias; 11 linear; 12 moe; 13 add; 14, 15 slice; 16 concat; 17 clamp; 18 scale; 19 linear; 20 sigmoid; 21 mul; 22 linear; 23 moe, not gated; 24 add; 25 norm; 26 linear (tied head)."""
 from vectors import add, both, put
 from writer import node
 
@@ -42,14 +43,18 @@ for name, path, value in (
         ("tensor_of_no_columns", "tensors.0.cols", 0), ("tensor_of_too_many_columns", "tensors.0.cols", 2**20 + 1),
         ("tensor_of_2_to_the_63_rows", "tensors.0.rows", 2**63), ("tensor_of_layer_4096", "tensors.0.layer", 8192),
         ("tensor_of_layer_minus_2", "tensors.0.layer", 3), ("table_of_layer_4096", "expert_tables.1.layer", 4096),
-        ("table_of_layer_2_to_the_32", "expert_tables.1.layer", 2**32 - 1), ("table_without_experts", "expert_tables.1.intermediate", []),
+        ("table_of_layer_2_to_the_32", "expert_tables.1.layer", 2**32 - 1),
+        ("table_without_experts", "expert_tables.1.intermediate", []),
         ("hidden_width_zero", "expert_tables.0.hidden", 0), ("hidden_width_too_large", "expert_tables.0.hidden", 2**20 + 1),
-        ("intermediate_zero", "expert_tables.1.intermediate", [8, 0, 8]), ("intermediate_too_large", "expert_tables.1.intermediate", [8, 2**20 + 1, 8]),
-        ("no_original_parameters", "original_parameters", 0), ("too_many_original_parameters", "original_parameters", 2**60 + 1),
+        ("intermediate_zero", "expert_tables.1.intermediate", [8, 0, 8]),
+        ("intermediate_too_large", "expert_tables.1.intermediate", [8, 2**20 + 1, 8]),
+        ("no_original_parameters", "original_parameters", 0),
+        ("too_many_original_parameters", "original_parameters", 2**60 + 1),
         ("window_too_long", "nodes.7.attention.window", 2**24 + 1)):
     bad("R-501", f"program_{name}", path, value, attack=OVERFLOW)
 add("R-501", "program_of_too_many_parameters", extend("expert_tables", *[
-    {"layer": 2 + i, "hidden": 2**20, "intermediate": [2**20] * 4096, "original": list(range(4096)), "gated": 1} for i in range(86)]), attack=OVERFLOW)
+    {"layer": 2 + i, "hidden": 2**20, "intermediate": [2**20] * 4096, "original": list(range(4096)),
+     "gated": 1} for i in range(86)]), attack=OVERFLOW)
 
 # ---- names, kinds, versions ----
 
@@ -95,42 +100,54 @@ bad("R-509", "block_of_32_bits", "nodes.0.block", 2**32 - 1, attack=OVERFLOW)
 bad("R-510", "norm_takes_a_tensor_of_another_block", "nodes.25.norm.bias_plus_one", 9)
 add("R-510", "embedding_again_in_a_later_block", both(new_value(), insert(9, node(1, "embedding", [0], NEW))), attack=LIES)
 add("R-511", "tensor_never_used", extend("tensors", {"name": b"unused", "rows": 1, "cols": 16}), attack=LIES)
-add("R-511", "table_never_used", extend("expert_tables", {"layer": 7, "hidden": 16, "intermediate": [8], "original": [0]}), attack=LIES)
+add("R-511", "table_never_used", extend("expert_tables", {"layer": 7, "hidden": 16, "intermediate": [8], "original": [0]}),
+    attack=LIES)
 bad("R-511", "slot_never_used", "state_slots", 2)
-ROUTING = {"k": 1, "scale": 1.0}
-add("R-511", "table_used_twice", both(new_value(), insert(13, node(1, "moe", [11, 12], NEW, routing=ROUTING, activation={"gated": 1}))), attack=TWICE)
-add("R-511", "slot_used_twice", both(new_value(), insert(8, node(1, "attention", [6, 7, 5], NEW, heads=2, kv_heads=1, head_dim=8, scale=0.3))), attack=TWICE)
+MOE = node(1, "moe", [11, 12], NEW, routing={"k": 1, "scale": 1.0}, activation={"gated": 1})
+ATTENTION = node(1, "attention", [6, 7, 5], NEW, heads=2, kv_heads=1, head_dim=8, scale=0.3)
+add("R-511", "table_used_twice", both(new_value(), insert(13, MOE)), attack=TWICE)
+add("R-511", "slot_used_twice", both(new_value(), insert(8, ATTENTION)), attack=TWICE)
 
 # ---- inputs and widths ----
 
-for name, at, inputs in (("embedding_of_two", 0, [0, 0]), ("linear_of_two", 2, [2, 2]), ("norm_of_none", 1, []), ("rotary_of_two", 5, [3, 3]),
-                         ("attention_of_two", 7, [6, 7]), ("moe_of_one", 12, [11]), ("add_of_one", 9, [1]), ("add_of_three", 9, [1, 9, 1]),
+for name, at, inputs in (("embedding_of_two", 0, [0, 0]), ("linear_of_two", 2, [2, 2]), ("norm_of_none", 1, []),
+                         ("rotary_of_two", 5, [3, 3]),
+                         ("attention_of_two", 7, [6, 7]), ("moe_of_one", 12, [11]), ("add_of_one", 9, [1]),
+                         ("add_of_three", 9, [1, 9, 1]),
                          ("clamp_of_two", 17, [17, 17]), ("slice_of_none", 14, []), ("concat_of_none", 16, [])):
     bad("R-512", f"inputs_{name}", f"nodes.{at}.inputs", inputs)
 for name, path, value in (
         ("embedding", "values.1.width", 8), ("norm", "values.2.width", 24), ("linear", "nodes.2.linear.weight", 3),
         ("linear_bias", "nodes.4.linear.bias_plus_one", 9), ("norm_weight", "nodes.1.norm.group", 8),
-        ("norm_bias", "nodes.10.norm.bias_plus_one", 6), ("rotary_input", "nodes.5.rotary.heads", 3), ("rotary_output", "values.6.width", 24),
+        ("norm_bias", "nodes.10.norm.bias_plus_one", 6), ("rotary_input", "nodes.5.rotary.heads", 3),
+        ("rotary_output", "values.6.width", 24),
         ("rotary_of_2_to_the_32", "nodes.5.rotary.heads", 2**32 - 1), ("queries", "nodes.7.attention.head_dim", 16),
-        ("keys", "nodes.7.attention.kv_heads", 2), ("values", "nodes.7.inputs", [6, 7, 6]), ("attention_output", "values.8.width", 24),
-        ("moe_input", "nodes.12.inputs", [12, 12]), ("router", "nodes.12.inputs", [11, 11]), ("moe_output", "values.13.width", 24),
-        ("sum", "values.10.width", 24), ("summand", "nodes.9.inputs", [1, 5]), ("slice_past_the_end", "nodes.15.slice.begin", 9),
-        ("slice_behind_the_end", "nodes.15.slice.begin", 17), ("slice_of_2_to_the_64", "nodes.15.slice.begin", 2**64 - 8), ("concat", "values.17.width", 24)):
+        ("keys", "nodes.7.attention.kv_heads", 2), ("values", "nodes.7.inputs", [6, 7, 6]),
+        ("attention_output", "values.8.width", 24),
+        ("moe_input", "nodes.12.inputs", [12, 12]), ("router", "nodes.12.inputs", [11, 11]),
+        ("moe_output", "values.13.width", 24),
+        ("sum", "values.10.width", 24), ("summand", "nodes.9.inputs", [1, 5]),
+        ("slice_past_the_end", "nodes.15.slice.begin", 9),
+        ("slice_behind_the_end", "nodes.15.slice.begin", 17), ("slice_of_2_to_the_64", "nodes.15.slice.begin", 2**64 - 8),
+        ("concat", "values.17.width", 24)):
     bad("R-513", f"width_of_{name}", path, value, attack=OVERFLOW if "2_to" in name else LIES)
 
 # ---- numbers ----
 
 for name, path, value in (
-        ("norm_eps_nan", "nodes.1.norm.eps", NAN), ("norm_eps_negative", "nodes.1.norm.eps", -1.0), ("magnitude_infinite", "nodes.5.rotary.magnitude", INFINITY),
+        ("norm_eps_nan", "nodes.1.norm.eps", NAN), ("norm_eps_negative", "nodes.1.norm.eps", -1.0),
+        ("magnitude_infinite", "nodes.5.rotary.magnitude", INFINITY),
         ("frequency_nan", "nodes.5.rotary.inv_freq", [1.0, NAN]), ("scale_infinite", "nodes.7.attention.scale", -INFINITY),
         ("softcap_negative", "nodes.7.attention.softcap", -1.0), ("softcap_nan", "nodes.7.attention.softcap", NAN),
-        ("routing_eps_negative", "nodes.12.moe.routing.eps", -1e-6), ("routing_scale_nan", "nodes.12.moe.routing.scale", NAN),
+        ("routing_eps_negative", "nodes.12.moe.routing.eps", -1e-6),
+        ("routing_scale_nan", "nodes.12.moe.routing.scale", NAN),
         ("alpha_nan", "nodes.18.elementwise.alpha", NAN), ("clamp_to_zero", "nodes.17.elementwise.alpha", 0.0),
         ("clamp_negative", "nodes.17.elementwise.alpha", -4.0), ("alpha_of_a_sum", "nodes.9.elementwise.alpha", 1.0)):
     bad("R-514", f"number_{name}", path, value)
 bad("R-515", "norm_group_zero", "nodes.1.norm.group", 0)
 bad("R-515", "norm_group_5_of_16", "nodes.1.norm.group", 5)
-add("R-515", "one_plus_no_weight", both(new_value(), insert(13, node(1, "norm", [10], NEW, group=16, one_plus_weight=1))), attack=LIES)
+add("R-515", "one_plus_no_weight", both(new_value(), insert(13, node(1, "norm", [10], NEW, group=16, one_plus_weight=1))),
+    attack=LIES)
 for value in (0, 3, 10, 2**32 - 2):
     bad("R-516", f"rotary_dim_{value}", "nodes.5.rotary.rotary_dim", value)
 bad("R-516", "frequency_missing", "nodes.5.rotary.inv_freq", [1.0])

@@ -58,7 +58,8 @@ def message(**fields):
 
 add("R-001", "magic_of_a_zip", whole_file(lambda data: data.__setitem__(slice(0, 4), b"PK\3\4")))
 add("R-001", "magic_with_text_line_end", envelope(7, b"\r"))
-add("R-001", "three_bytes_of_something_else", whole_file(lambda data: data.__setitem__(slice(0, None), b"ELF")), attack=CRASH)
+add("R-001", "three_bytes_of_something_else", whole_file(lambda data: data.__setitem__(slice(0, None), b"ELF")),
+    attack=CRASH)
 for version in (0, 2, 2**32 - 1):
     add("R-002", f"format_version_{version}", envelope(8, struct.pack("<I", version)), attack=ALGORITHM)
 for count in (17, 2**32 - 1):
@@ -137,12 +138,14 @@ def flip(at):
 
 
 ORDER_8 = bytes.fromhex("26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05")
-add("R-101", "s_plus_l", forged(KEY.public, lambda s: s[:32] + little(int.from_bytes(s[32:], "little") + L)), attack=ALGORITHM)
+add("R-101", "s_plus_l", forged(KEY.public, lambda s: s[:32] + little(int.from_bytes(s[32:], "little") + L)),
+    attack=ALGORITHM)
 add("R-101", "s_is_l", forged(KEY.public, lambda s: s[:32] + little(L)), attack=ALGORITHM)
 add("R-101", "s_has_its_top_bits_set", forged(KEY.public, lambda s: s[:63] + bytes([s[63] | 0xE0])), attack=ALGORITHM)
 add("R-101", "r_of_small_order", neutral_r, attack=ALGORITHM)
 for name, key in (("one", little(1)), ("zero", little(0)), ("minus_one", little(P - 1)), ("order_8", ORDER_8),
-                  ("one_not_canonical", little(P + 1)), ("zero_not_canonical", little(P)), ("one_negative", little(1 + 2**255))):
+                  ("one_not_canonical", little(P + 1)), ("zero_not_canonical", little(P)),
+                  ("one_negative", little(1 + 2**255))):
     add("R-101", f"key_of_small_order_{name}", forged(key, little(1) + little(0)), attack=ALGORITHM)
 add("R-101", "key_not_on_the_curve", forged(little(2), little(1) + little(0)), attack=ALGORITHM)
 add("R-101", "key_above_p", forged(little(2**255 - 1), little(1) + little(0)), attack=ALGORITHM)
@@ -250,7 +253,8 @@ def table_of_another_bundle(build):
     build.file = swap
 
 
-for index, name in enumerate(("program", "tokenizer", "dense_table", "expert_table_0", "expert_table_1", "hot_list", "provenance")):
+for index, name in enumerate(("program", "tokenizer", "dense_table", "expert_table_0", "expert_table_1", "hot_list",
+                              "provenance")):
     add("R-108", f"flip_in_{name}", flip_in_blob(index), attack=FLIP)
 add("R-108", "signed_digest_of_a_blob_is_wrong", wrong_digest(2), attack=FLIP)
 add("R-108", "expert_table_of_another_bundle", table_of_another_bundle, attack=ROLLBACK)

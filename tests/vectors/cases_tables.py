@@ -3,7 +3,8 @@ import writer
 from vectors import add, both, put
 from writer import CODECS, make_chunk
 
-LIES, LAYOUT, OVERFLOW, TWICE, BOMB = ("type or shape lies", "overlap, holes, polyglot", "integer overflow", "duplicate names",
+LIES, LAYOUT, OVERFLOW, TWICE, BOMB = ("type or shape lies", "overlap, holes, polyglot", "integer overflow",
+                                       "duplicate names",
                                        "decompression bomb")
 ROLLBACK = "rollback, mix-and-match"
 
@@ -22,15 +23,22 @@ add("R-401", "expert_unit_without_chunks", table(lambda t: t["units"][1].update(
 
 # ---- codecs ----
 
-FLOAT, INT, KEEP, N_OF_M = {"element": 1}, {"element": 3, "bits": 4}, {"sparsity": 1, "kept_per_row": 5}, {"sparsity": 2, "n": 2, "m": 4}
+FLOAT, INT = {"element": 1}, {"element": 3, "bits": 4}
+KEEP, N_OF_M = {"sparsity": 1, "kept_per_row": 5}, {"sparsity": 2, "n": 2, "m": 4}
 for name, codec in (
-        ("integer_of_no_bits", {"element": 3}), ("integer_of_7_bits", {**INT, "bits": 7}), ("integer_of_1_bit", {**INT, "bits": 1}),
-        ("group_of_17", {**INT, "group_size": 17}), ("group_of_8", {**INT, "group_size": 8}), ("float_with_bits", {**FLOAT, "bits": 4}),
+        ("integer_of_no_bits", {"element": 3}), ("integer_of_7_bits", {**INT, "bits": 7}),
+        ("integer_of_1_bit", {**INT, "bits": 1}),
+        ("group_of_17", {**INT, "group_size": 17}), ("group_of_8", {**INT, "group_size": 8}),
+        ("float_with_bits", {**FLOAT, "bits": 4}),
         ("float_with_minimum", {**FLOAT, "has_min": 1}), ("float_with_groups", {**FLOAT, "group_size": 16}),
-        ("dense_with_kept", {**INT, "kept_per_row": 4}), ("dense_with_n", {**INT, "n": 1}), ("dense_with_m", {**INT, "m": 4}),
-        ("mask_with_n", {**FLOAT, **KEEP, "n": 1}), ("mask_with_m", {**FLOAT, **KEEP, "m": 4}), ("mask_that_keeps_nothing", {**FLOAT, "sparsity": 1}),
-        ("mask_that_keeps_too_many", {**FLOAT, "sparsity": 1, "kept_per_row": 2**20 + 1}), ("n_of_m_with_kept", {**INT, **N_OF_M, "kept_per_row": 2}),
-        ("n_of_5", {**INT, **N_OF_M, "m": 5}), ("none_of_m", {**INT, "sparsity": 2, "m": 4}), ("all_of_m", {**INT, **N_OF_M, "n": 4}),
+        ("dense_with_kept", {**INT, "kept_per_row": 4}), ("dense_with_n", {**INT, "n": 1}),
+        ("dense_with_m", {**INT, "m": 4}),
+        ("mask_with_n", {**FLOAT, **KEEP, "n": 1}), ("mask_with_m", {**FLOAT, **KEEP, "m": 4}),
+        ("mask_that_keeps_nothing", {**FLOAT, "sparsity": 1}),
+        ("mask_that_keeps_too_many", {**FLOAT, "sparsity": 1, "kept_per_row": 2**20 + 1}),
+        ("n_of_m_with_kept", {**INT, **N_OF_M, "kept_per_row": 2}),
+        ("n_of_5", {**INT, **N_OF_M, "m": 5}), ("none_of_m", {**INT, "sparsity": 2, "m": 4}),
+        ("all_of_m", {**INT, **N_OF_M, "n": 4}),
         ("more_than_m", {**INT, **N_OF_M, "n": 7})):
     add("R-402", f"codec_{name}", put("dense.units.1.tensors.1.codec", codec), attack=LIES)
 
@@ -67,7 +75,8 @@ add("R-407", "encoding_rans", chunk(lambda c: c.update(encoding=2)), attack="alg
 
 # ---- hot list ----
 
-for name, experts in (("expert_twice", [{"expert": 2}, {"expert": 2}]), ("expert_of_no_table", [{"table": 2}]), ("expert_4_of_4", [{"expert": 4}])):
+for name, experts in (("expert_twice", [{"expert": 2}, {"expert": 2}]), ("expert_of_no_table", [{"table": 2}]),
+                      ("expert_4_of_4", [{"expert": 4}])):
     add("R-408", f"hot_{name}", put("hot.experts", experts), attack=TWICE if "twice" in name else LIES)
 add(None, "hot_list_empty", put("hot.experts", []))
 
@@ -80,9 +89,12 @@ add("R-409", "dense_tensor_of_another_block", put("dense.units.3.tensors.0.tenso
 add("R-409", "expert_without_gate", table(lambda t: t["units"][1]["tensors"].pop(0)), attack=LIES)
 add("R-409", "expert_without_down", table(lambda t: t["units"][1]["tensors"].pop()), attack=LIES)
 add("R-409", "expert_matrices_swapped", table(lambda t: t["units"][1]["tensors"].reverse()), attack=LIES)
-add("R-409", "gate_where_none_belongs", table(lambda t: t["units"][0]["tensors"].insert(0, {"codec": {}, "rows": 8, "cols": 16}), index=1), attack=LIES)
-for name, path, value in (("dense_rows", "dense.units.1.tensors.2.rows", 9), ("dense_cols", "dense.units.1.tensors.2.cols", 2**40),
-                          ("dense_no_rows", "dense.units.1.tensors.2.rows", 0), ("expert_rows", "experts.0.units.1.tensors.0.rows", 2**63),
+add("R-409", "gate_where_none_belongs", table(lambda t: t["units"][0]["tensors"].insert(0,
+    {"codec": {}, "rows": 8, "cols": 16}), index=1), attack=LIES)
+for name, path, value in (("dense_rows", "dense.units.1.tensors.2.rows", 9),
+                          ("dense_cols", "dense.units.1.tensors.2.cols", 2**40),
+                          ("dense_no_rows", "dense.units.1.tensors.2.rows", 0),
+                          ("expert_rows", "experts.0.units.1.tensors.0.rows", 2**63),
                           ("expert_cols", "experts.1.units.1.tensors.1.cols", 8)):
     add("R-410", f"shape_of_{name}", put(path, value), attack=LIES)
 add("R-410", "expert_of_another_width", put("experts.1.experts.1.variants", [{"physical": 0}]), attack=LIES)
@@ -94,9 +106,11 @@ def extra(tensor):
 
 add("R-411", "tensor_too_many", dense(lambda units: units[3]["tensors"].append(extra(1))), attack=LIES)
 add("R-411", "expert_tensor_too_many", table(lambda t: t["units"][1]["tensors"].append(extra(2))), attack=LIES)
-add("R-411", "dense_unit_too_many", dense(lambda units: units.append(dict(units[3], chunks=[dict(c) for c in units[3]["chunks"]]))), attack=LIES)
+add("R-411", "dense_unit_too_many", dense(lambda units: units.append(dict(units[3],
+    chunks=[dict(c) for c in units[3]["chunks"]]))), attack=LIES)
 add("R-412", "expert_table_missing", lambda build: build.model["experts"].pop(), attack=LIES)
-add("R-412", "expert_table_too_many", lambda build: build.model["experts"].append({"version": 1, "table": 2, "experts": [], "units": []}), attack=LIES)
+add("R-412", "expert_table_too_many", lambda build: build.model["experts"].append({"version": 1, "table": 2, "experts": [],
+    "units": []}), attack=LIES)
 add("R-412", "expert_tables_swapped", both(put("experts.0.table", 1), put("experts.1.table", 0)), attack=ROLLBACK)
 add("R-412", "expert_entry_missing", table(lambda t: t["experts"].pop()), attack=LIES)
 add("R-412", "expert_entry_too_many", table(lambda t: t["experts"].append({"variants": [{"physical": 1}]})), attack=LIES)
@@ -122,7 +136,8 @@ add("R-416", "hole_behind_the_blobs", places(lambda chunks: shift(chunks, 4096))
 add("R-416", "chunks_overlap", places(lambda chunks: shift(chunks[-1:], -4096)), attack=LAYOUT)
 add("R-416", "chunk_inside_a_blob", places(lambda chunks: chunks[0].update(offset=4096)), attack=LAYOUT)
 add("R-416", "chunk_at_2_to_the_64", places(lambda chunks: chunks[-1].update(offset=2**64 - 4096)), attack=OVERFLOW)
-add("R-416", "chunks_swapped", places(lambda chunks: (chunks[3].update(offset=chunks[4]["offset"]), shift(chunks[4:5], -4096))), attack=LAYOUT)
+add("R-416", "chunks_swapped", places(lambda chunks: (chunks[3].update(offset=chunks[4]["offset"]),
+                                                      shift(chunks[4:5], -4096))), attack=LAYOUT)
 
 
 def counted(change):
@@ -143,5 +158,7 @@ add("R-417", "archive_behind_the_end", bytes_behind, attack=LAYOUT)
 
 # ---- codecs against shapes ----
 
-add("R-602", "keeps_17_of_16_columns", put("dense.units.1.tensors.1.codec", {"element": 3, "bits": 8, "sparsity": 1, "kept_per_row": 17}), attack=LIES)
-add("R-602", "runs_of_16_in_12_columns", put("experts.1.units.1.tensors.1.codec", {**CODECS["bf16+2:4"], "m": 16}), attack=LIES)
+add("R-602", "keeps_17_of_16_columns", put("dense.units.1.tensors.1.codec",
+                                           {"element": 3, "bits": 8, "sparsity": 1, "kept_per_row": 17}), attack=LIES)
+add("R-602", "runs_of_16_in_12_columns", put("experts.1.units.1.tensors.1.codec", {**CODECS["bf16+2:4"], "m": 16}),
+    attack=LIES)

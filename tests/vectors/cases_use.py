@@ -53,19 +53,26 @@ def wrong_checksum(plain):
 
 
 def with_dictionary(plain):
-    dictionary = zstandard.ZstdCompressionDict(zstandard.train_dictionary(1024, [plain[i:i + 64] for i in range(0, len(plain), 64)] * 8).as_bytes())
+    dictionary = zstandard.ZstdCompressionDict(zstandard.train_dictionary(1024,
+        [plain[i:i + 64] for i in range(0, len(plain), 64)] * 8).as_bytes())
     return zstandard.ZstdCompressor(level=3, dict_data=dictionary).compress(plain)
 
 
 SKIPPABLE = struct.pack("<II", 0x184D2A50, 4) + b"skip"
 for name, change, attack in (
-        ("two_frames", lambda p: compress(p) + compress(b""), LIES), ("bytes_behind_the_frame", lambda p: compress(p) + b"\0", LIES),
-        ("skippable_frame_behind", lambda p: compress(p) + SKIPPABLE, LIES), ("skippable_frame_before", lambda p: SKIPPABLE + compress(p), LIES),
-        ("only_a_skippable_frame", lambda p: SKIPPABLE, LIES), ("no_content_size", no_size, BOMB), ("content_size_of_less", lambda p: compress(p[:-1]), BOMB),
-        ("content_size_of_more", lambda p: compress(p + b"\0"), BOMB), ("frame_cut_off", lambda p: compress(p)[:-1], "truncation"),
-        ("not_zstd", lambda p: b"BZh9" + bytes(40), LIES), ("damaged_block", damaged, LIES), ("wrong_checksum", wrong_checksum, LIES),
+        ("two_frames", lambda p: compress(p) + compress(b""), LIES),
+        ("bytes_behind_the_frame", lambda p: compress(p) + b"\0", LIES),
+        ("skippable_frame_behind", lambda p: compress(p) + SKIPPABLE, LIES),
+        ("skippable_frame_before", lambda p: SKIPPABLE + compress(p), LIES),
+        ("only_a_skippable_frame", lambda p: SKIPPABLE, LIES), ("no_content_size", no_size, BOMB),
+        ("content_size_of_less", lambda p: compress(p[:-1]), BOMB),
+        ("content_size_of_more", lambda p: compress(p + b"\0"), BOMB),
+        ("frame_cut_off", lambda p: compress(p)[:-1], "truncation"),
+        ("not_zstd", lambda p: b"BZh9" + bytes(40), LIES), ("damaged_block", damaged, LIES),
+        ("wrong_checksum", wrong_checksum, LIES),
         ("dictionary_needed", with_dictionary, LIES), ("bomb_of_a_gibibyte", lambda p: rle_frame(2**30, 2**23), BOMB),
-        ("bomb_that_declares_little", lambda p: rle_frame(len(p), 2**23), BOMB), ("frame_that_holds_less", lambda p: rle_frame(len(p), len(p) - 1), BOMB)):
+        ("bomb_that_declares_little", lambda p: rle_frame(len(p), 2**23), BOMB),
+        ("frame_that_holds_less", lambda p: rle_frame(len(p), len(p) - 1), BOMB)):
     add("R-603", f"zstd_{name}", frame(change), stage=USE, attack=attack)
 add(None, "zstd_with_checksum", frame(lambda p: compress(p, write_checksum=True)))
 
@@ -129,13 +136,18 @@ for name, edit in (("a_bit_more", plain(block_1, 8, 0, flip(0, 1))), ("all_bits"
                    ("no_bits", plain(expert(0, 0), 2, 0, store(0, b"\0"))), ("runs_uneven", plain(block_1, 5, 0, move_bit)),
                    ("bits_past_the_columns", plain(expert(1, 1), 1, 0, flip(1, 0x80)))):
     add("R-604", f"mask_{name}", edit, stage=USE, attack=LIES)
-for name, edit in (("first_plane", plain(expert(0, 0), 2, 1, flip(1, 0x80))), ("second_plane", plain(expert(0, 0), 2, 2, flip(0, 0x20))),
+for name, edit in (("first_plane", plain(expert(0, 0), 2, 1, flip(1, 0x80))),
+                   ("second_plane", plain(expert(0, 0), 2, 2, flip(0, 0x20))),
                    ("last_row", plain(expert(0, 0), 2, 2, lambda part: part.__setitem__(-1, part[-1] ^ 0x80)))):
     add("R-605", f"code_bits_in_{name}", edit, stage=USE, attack=LIES)
-for name, edit in (("f32_nan", plain(block_1, 0, 0, store(4, struct.pack("<f", float("nan"))))), ("f32_infinity", plain(block_1, 0, 0, store(60, b"\0\0\x80\xff"))),
-                   ("bf16_infinity", plain(block_1, 7, 0, store(2, b"\x80\x7f"))), ("bf16_nan_in_a_sparse_row", plain(block_1, 5, 1, store(6, b"\xff\xff"))),
-                   ("f16_nan", plain(block_1, 4, 0, store(8, b"\x01\x7c"))), ("f16_infinity_in_a_sparse_row", plain(block_1, 8, 1, store(0, b"\0\xfc"))),
-                   ("scale_infinity", plain(block_1, 1, 1, half(3, 0x7C00))), ("scale_nan_in_the_last_group", plain(block_1, 2, 1, half(7, 0xFE01))),
+for name, edit in (("f32_nan", plain(block_1, 0, 0, store(4, struct.pack("<f", float("nan"))))),
+                   ("f32_infinity", plain(block_1, 0, 0, store(60, b"\0\0\x80\xff"))),
+                   ("bf16_infinity", plain(block_1, 7, 0, store(2, b"\x80\x7f"))),
+                   ("bf16_nan_in_a_sparse_row", plain(block_1, 5, 1, store(6, b"\xff\xff"))),
+                   ("f16_nan", plain(block_1, 4, 0, store(8, b"\x01\x7c"))),
+                   ("f16_infinity_in_a_sparse_row", plain(block_1, 8, 1, store(0, b"\0\xfc"))),
+                   ("scale_infinity", plain(block_1, 1, 1, half(3, 0x7C00))),
+                   ("scale_nan_in_the_last_group", plain(block_1, 2, 1, half(7, 0xFE01))),
                    ("minimum_nan", plain(block_1, 3, 4, half(7, 0x7E00)))):
     add("R-606", f"number_{name}", edit, stage=USE, attack=LIES)
 
@@ -156,18 +168,32 @@ def field(at, data):
 
 WHOLE = len(writer.encode_tokenizer(make_tokenizer()))
 for rule, name, edit, attack in (
-        ("R-701", "magic", field(0, b"mtok"), LIES), ("R-701", "version", field(4, b"\2\0"), LIES), ("R-701", "cut_in_its_magic", tokenizer_bytes(lambda b: b[:3]), "truncation"),
-        ("R-702", "pre_tokenizer_0", field(6, b"\0"), LIES), ("R-702", "pre_tokenizer_2", field(6, b"\2"), LIES), ("R-702", "normalizer_2", field(7, b"\2"), LIES),
-        ("R-703", "tokens_255", field(8, struct.pack("<I", 255)), LIES), ("R-703", "tokens_above_the_cap", field(8, struct.pack("<I", 2**20 + 1)), OVERFLOW),
-        ("R-703", "merges_above_the_cap", field(12, struct.pack("<I", 2**22 + 1)), OVERFLOW), ("R-703", "special_above_tokens", field(16, struct.pack("<I", 261)), OVERFLOW),
-        ("R-703", "ends_above_tokens", field(20, b"\xff\xff\xff\xff"), OVERFLOW), ("R-703", "token_of_1025_bytes", tokenizer(lambda t: t["texts"].__setitem__(259, b"x" * 1025)), OVERFLOW),
-        ("R-704", "cut_in_its_header", tokenizer_bytes(lambda b: b[:20]), "truncation"), ("R-704", "cut_in_its_lengths", tokenizer_bytes(lambda b: b[:100]), "truncation"),
-        ("R-704", "cut_in_its_tokens", tokenizer_bytes(lambda b: b[:24 + 520 + 100]), "truncation"), ("R-704", "cut_in_its_merges", tokenizer_bytes(lambda b: b[:WHOLE - 20]), "truncation"),
-        ("R-704", "cut_in_its_ids", tokenizer_bytes(lambda b: b[:-6]), "truncation"), ("R-704", "cut_in_its_ends", tokenizer_bytes(lambda b: b[:-1]), "truncation"),
-        ("R-704", "byte_behind_the_end", tokenizer_bytes(lambda b: b + b"\0"), "overlap, holes, polyglot"), ("R-704", "merges_that_are_not_there", field(12, struct.pack("<I", 2**22)), OVERFLOW),
-        ("R-705", "merge_of_token_260", tokenizer(lambda t: t["merges"].append((260, 97))), OVERFLOW), ("R-705", "special_260", tokenizer(lambda t: t["special"].append(260)), OVERFLOW),
-        ("R-705", "special_twice", tokenizer(lambda t: t["special"].append(258)), TWICE), ("R-705", "ends_falling", tokenizer(lambda t: t["ends"].append(3)), TWICE),
-        ("R-706", "byte_without_token", tokenizer(lambda t: t["texts"].__setitem__(65, b"AA")), LIES), ("R-706", "token_twice", tokenizer(lambda t: t["texts"].__setitem__(259, b"abc")), TWICE),
-        ("R-707", "merge_of_a_special_token", tokenizer(lambda t: t["merges"].append((258, 97))), LIES), ("R-707", "merge_of_an_unused_token", tokenizer(lambda t: t["merges"].append((97, 259))), LIES),
-        ("R-707", "merge_without_a_token", tokenizer(lambda t: t["merges"].append((99, 99))), LIES), ("R-707", "merge_twice", tokenizer(lambda t: t["merges"].append((97, 98))), TWICE)):
+        ("R-701", "magic", field(0, b"mtok"), LIES), ("R-701", "version", field(4, b"\2\0"), LIES),
+        ("R-701", "cut_in_its_magic", tokenizer_bytes(lambda b: b[:3]), "truncation"),
+        ("R-702", "pre_tokenizer_0", field(6, b"\0"), LIES), ("R-702", "pre_tokenizer_2", field(6, b"\2"), LIES),
+        ("R-702", "normalizer_2", field(7, b"\2"), LIES),
+        ("R-703", "tokens_255", field(8, struct.pack("<I", 255)), LIES),
+        ("R-703", "tokens_above_the_cap", field(8, struct.pack("<I", 2**20 + 1)), OVERFLOW),
+        ("R-703", "merges_above_the_cap", field(12, struct.pack("<I", 2**22 + 1)), OVERFLOW),
+        ("R-703", "special_above_tokens", field(16, struct.pack("<I", 261)), OVERFLOW),
+        ("R-703", "ends_above_tokens", field(20, b"\xff\xff\xff\xff"), OVERFLOW),
+        ("R-703", "token_of_1025_bytes", tokenizer(lambda t: t["texts"].__setitem__(259, b"x" * 1025)), OVERFLOW),
+        ("R-704", "cut_in_its_header", tokenizer_bytes(lambda b: b[:20]), "truncation"),
+        ("R-704", "cut_in_its_lengths", tokenizer_bytes(lambda b: b[:100]), "truncation"),
+        ("R-704", "cut_in_its_tokens", tokenizer_bytes(lambda b: b[:24 + 520 + 100]), "truncation"),
+        ("R-704", "cut_in_its_merges", tokenizer_bytes(lambda b: b[:WHOLE - 20]), "truncation"),
+        ("R-704", "cut_in_its_ids", tokenizer_bytes(lambda b: b[:-6]), "truncation"),
+        ("R-704", "cut_in_its_ends", tokenizer_bytes(lambda b: b[:-1]), "truncation"),
+        ("R-704", "byte_behind_the_end", tokenizer_bytes(lambda b: b + b"\0"), "overlap, holes, polyglot"),
+        ("R-704", "merges_that_are_not_there", field(12, struct.pack("<I", 2**22)), OVERFLOW),
+        ("R-705", "merge_of_token_260", tokenizer(lambda t: t["merges"].append((260, 97))), OVERFLOW),
+        ("R-705", "special_260", tokenizer(lambda t: t["special"].append(260)), OVERFLOW),
+        ("R-705", "special_twice", tokenizer(lambda t: t["special"].append(258)), TWICE),
+        ("R-705", "ends_falling", tokenizer(lambda t: t["ends"].append(3)), TWICE),
+        ("R-706", "byte_without_token", tokenizer(lambda t: t["texts"].__setitem__(65, b"AA")), LIES),
+        ("R-706", "token_twice", tokenizer(lambda t: t["texts"].__setitem__(259, b"abc")), TWICE),
+        ("R-707", "merge_of_a_special_token", tokenizer(lambda t: t["merges"].append((258, 97))), LIES),
+        ("R-707", "merge_of_an_unused_token", tokenizer(lambda t: t["merges"].append((97, 259))), LIES),
+        ("R-707", "merge_without_a_token", tokenizer(lambda t: t["merges"].append((99, 99))), LIES),
+        ("R-707", "merge_twice", tokenizer(lambda t: t["merges"].append((97, 98))), TWICE)):
     add(rule, f"tokenizer_{name}", edit, stage=USE, attack=attack)

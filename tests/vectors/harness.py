@@ -84,8 +84,8 @@ class Runner:
         return [int(code) for code in codes], message
 
     def ask_c(self, path, trust):
-        keys = "".join(trust["release_keys"])
-        line = f"{path} {trust['product']} {trust['threshold']} {trust['key_epoch']} {trust['minimum_security_counter']} {keys}"
+        fields = [trust[name] for name in ("product", "threshold", "key_epoch", "minimum_security_counter")]
+        line = " ".join(map(str, [path, *fields, "".join(trust["release_keys"])]))
         return [int(code) for code in self.c_interface.ask(line).split()]
 
 
@@ -97,7 +97,8 @@ def command(program, *args):
 def expected(vector):
     """Error codes of open, verify and use."""
     code = RULES[vector.rule] if vector.rule else 0
-    return {OPEN: [code] * 3, FOLDER: [code] * 3, USE: [0, 0, code], VERIFY: [0, code, code if vector.rule == "R-109" else 0]}[vector.stage]
+    return {OPEN: [code] * 3, FOLDER: [code] * 3, USE: [0, 0, code],
+            VERIFY: [0, code, code if vector.rule == "R-109" else 0]}[vector.stage]
 
 
 def second_verdicts(vector, path, data, trust):

@@ -11,7 +11,8 @@ from harness import Runner
 
 COUNT = int(os.environ.get("MOEPACK_MUTANTS", "1000"))
 SEED = int(os.environ.get("MOEPACK_SEED", "1"))
-BLOBS = [(writer.PROGRAM, 0), (writer.PROGRAM, 0), (writer.TOKENIZER, 0), (writer.DENSE, 0), (writer.DENSE, 0), (writer.EXPERTS, 0),
+BLOBS = [(writer.PROGRAM, 0), (writer.PROGRAM, 0), (writer.TOKENIZER, 0), (writer.DENSE, 0), (writer.DENSE, 0),
+         (writer.EXPERTS, 0),
          (writer.EXPERTS, 1), (writer.HOT, 0)]
 EDGES = (0, 1, 2, 3, 7, 8, 0x7F, 0x80, 0xFF)
 
@@ -59,7 +60,8 @@ def change_number(rng, part):
         target[last] = rng.choice((0.0, -1.0, 1e30, float("nan"), float("inf")))
         return
     largest = 2**32 - 1 if last != "bytes" else 2**64 - 1
-    target[last] = min(largest, max(0, rng.choice((target[last] + rng.choice((-1, 1)), 2**rng.randrange(32), rng.randrange(40)))))
+    target[last] = min(largest, max(0, rng.choice((target[last] + rng.choice((-1, 1)), 2**rng.randrange(32),
+                                                   rng.randrange(40)))))
 
 
 def make_mutant(rng):

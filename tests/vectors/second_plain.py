@@ -65,7 +65,8 @@ def check_plain(tensor, data):
         if what == "mask":
             check_mask(c, tensor["cols"], kept, part, rows, row_bytes)
         elif what == "codes" and used_bits:
-            must(all(part[(row + 1) * row_bytes - 1] >> used_bits == 0 for row in range(rows)), "R-605", "bits past the last column")
+            must(all(part[(row + 1) * row_bytes - 1] >> used_bits == 0 for row in range(rows)), "R-605",
+                 "bits past the last column")
         elif what == "halves":
             must(all(high & 0x7C != 0x7C for high in part[len(part) // 2:]), "R-606", "scale or minimum")
         elif what == "f16":

@@ -103,7 +103,8 @@ class Nodes:
     def tensor(self, node, index, rows, cols):
         must(index < len(self.p["tensors"]), "R-506", "tensor")
         tensor = self.p["tensors"][index]
-        must((tensor["rows"] if rows is None else rows, cols) == (tensor["rows"], tensor["cols"]), "R-513", "shape of a tensor")
+        must((tensor["rows"] if rows is None else rows, cols) == (tensor["rows"], tensor["cols"]), "R-513",
+             "shape of a tensor")
         if index not in self.first_use:
             self.first_use[index] = node["block"]
             if node["kind"] == "embedding":
@@ -144,7 +145,8 @@ class Nodes:
     def attention(self, node, e):
         q, k, v, out = self.widths(node, 3)
         must(e["heads"] and e["kv_heads"] and e["heads"] % e["kv_heads"] == 0, "R-517", "heads")
-        must(q == out == e["heads"] * e["head_dim"] and k == v == e["kv_heads"] * e["head_dim"], "R-513", "widths of an attention")
+        must(q == out == e["heads"] * e["head_dim"] and k == v == e["kv_heads"] * e["head_dim"], "R-513",
+             "widths of an attention")
         must(math.isfinite(e["scale"]) and math.isfinite(e["softcap"]) and e["softcap"] >= 0, "R-514", "scale or softcap")
         must(e["window"] <= 2**24, "R-501", "window")
         must(e["state_slot"] < self.p["state_slots"], "R-506", "slot")
@@ -158,7 +160,8 @@ class Nodes:
         experts = len(table["intermediate"])
         must(x == out == table["hidden"] and logits == experts, "R-513", "widths of a moe")
         must(1 <= routing["k"] <= experts, "R-518", "k")
-        must(math.isfinite(routing["eps"]) and routing["eps"] >= 0 and math.isfinite(routing["scale"]), "R-514", "eps or scale")
+        must(math.isfinite(routing["eps"]) and routing["eps"] >= 0 and math.isfinite(routing["scale"]), "R-514",
+             "eps or scale")
         must(e["activation"]["gated"] == table["gated"], "R-518", "gated")
         must(e["table"] not in self.tables, "R-511", "table used twice")
         self.tables.add(e["table"])

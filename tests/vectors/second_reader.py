@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from second_plain import check_codec, check_plain, check_tokenizer, decode_chunk, plain_bytes
 from second_program import must, read_program
-from second_wire import (BLOCK_INDEX, DENSE_TABLE, EXPERT_TABLE, FOLDER_COMPLETE, FOLDER_EXPERTS, HOT_LIST, MANIFEST, Refused, parse)
+from second_wire import (BLOCK_INDEX, DENSE_TABLE, EXPERT_TABLE, FOLDER_COMPLETE, FOLDER_EXPERTS, HOT_LIST, MANIFEST,
+                         Refused, parse)
 
 CODES = {"R-001": 302, "R-002": 311, "R-008": 402, "R-101": 400, "R-102": 403, "R-103": 501, "R-104": 500, "R-105": 500,
          "R-106": 501, "R-107": 402, "R-108": 401, "R-109": 401, "R-110": 401, "R-201": 311, "R-209": 310, "R-307": 310,
@@ -259,7 +260,8 @@ class Folder:
         files = parse((self.path / "complete").read_bytes(), FOLDER_COMPLETE)["files"]
         names = [f["name"] for f in files]
         for file_name in names:
-            must(file_name in self.NAMES or re.fullmatch(rb"block-(\d{3}|[1-9]\d{3,})\.moeu", file_name), "R-804", "unknown name")
+            must(file_name in self.NAMES or re.fullmatch(rb"block-(\d{3}|[1-9]\d{3,})\.moeu", file_name), "R-804",
+                 "unknown name")
         must(all(a < b for a, b in zip(names, names[1:])), "R-804", "names do not rise")
         self.files = {f["name"].decode(): f for f in files}
         parts = {name: self.read(name) for name in ("program.pb", "experts.pb", "hot.pb", "tokenizer.bin")}

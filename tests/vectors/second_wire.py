@@ -48,7 +48,8 @@ def one_of(field, message):
     return Field(field, MESSAGE, message=message, one_of=True)
 
 
-BLOB = {1: number("kind", U32, 6), 2: number("index", U32), 3: number("offset", U64), 4: number("bytes", U64), 5: digest("digest")}
+BLOB = {1: number("kind", U32, 6), 2: number("index", U32), 3: number("offset", U64), 4: number("bytes", U64),
+        5: digest("digest")}
 MANIFEST = {1: number("schema", U32), 2: name("product", 64), 3: name("version", 64), 4: number("key_epoch", U64),
             5: number("security_counter", U64), 6: packed("required_features", U32, 64), 7: number("unavailable", U32),
             8: number("file_bytes", U64), 9: number("chunk_count", U64), 10: many("blobs", BLOB, 2048)}
@@ -56,21 +57,25 @@ MANIFEST = {1: number("schema", U32), 2: name("product", 64), 3: name("version",
 CODEC = {1: number("element", U32, 3), 2: number("sparsity", U32, 2), 3: number("bits", U32, 8), 4: number("has_min", BOOL),
          5: number("group_size", U32, 256), 6: number("kept_per_row", U32), 7: number("n", U32, 15), 8: number("m", U32, 16)}
 UNIT_TENSOR = {1: number("tensor", U32), 2: one("codec", CODEC), 3: number("rows", U64), 4: number("cols", U64)}
-CHUNK = {1: number("offset", U64), 2: number("stored_bytes", U64), 3: number("plain_bytes", U64), 4: number("encoding", U32, 2),
+CHUNK = {1: number("offset", U64), 2: number("stored_bytes", U64), 3: number("plain_bytes", U64),
+         4: number("encoding", U32, 2),
          5: digest("stored_digest"), 6: digest("plain_digest")}
 UNIT = {1: many("tensors", UNIT_TENSOR, 2**20), 2: many("chunks", CHUNK, 2**20)}
 VARIANT = {1: number("physical", U32)}
 EXPERT_ENTRY = {1: many("variants", VARIANT, 16)}
-EXPERT_TABLE = {1: number("version", U32), 2: number("table", U32), 3: many("experts", EXPERT_ENTRY, 4096), 4: many("units", UNIT, 8192)}
+EXPERT_TABLE = {1: number("version", U32), 2: number("table", U32), 3: many("experts", EXPERT_ENTRY, 4096),
+                4: many("units", UNIT, 8192)}
 DENSE_TABLE = {1: number("version", U32), 2: many("units", UNIT, 8192)}
 HOT_EXPERT = {1: number("table", U32), 2: number("expert", U32)}
 HOT_LIST = {1: number("version", U32), 2: many("experts", HOT_EXPERT, 2**20)}
 
 VALUE = {1: name("name", 200), 2: number("kind", U32, 1), 3: number("width", U64)}
-TENSOR = {1: name("name", 200), 2: number("rows", U64), 3: number("cols", U64), 4: number("role", U32, 8), 5: number("layer", U32)}
+TENSOR = {1: name("name", 200), 2: number("rows", U64), 3: number("cols", U64), 4: number("role", U32, 8),
+          5: number("layer", U32)}
 EXPERT_TABLE_DECL = {1: number("layer", U32), 2: number("hidden", U64), 3: packed("intermediate", U64, 4096),
                      4: packed("original", U32, 4096), 5: number("gated", BOOL)}
-ROUTING = {1: number("score", U32, 1), 2: number("score_before_topk", BOOL), 3: number("k", U32), 4: number("renormalise", BOOL),
+ROUTING = {1: number("score", U32, 1), 2: number("score_before_topk", BOOL), 3: number("k", U32),
+           4: number("renormalise", BOOL),
            5: number("eps", F32), 6: number("scale", F32)}
 ACTIVATION = {1: number("function", U32, 4), 2: number("gated", BOOL)}
 NODE = {
@@ -81,18 +86,22 @@ NODE = {
                        4: number("group", U64), 5: number("eps", F32), 6: number("one_plus_weight", BOOL)}),
     8: one_of("rotary", {1: number("heads", U32), 2: number("head_dim", U32), 3: number("rotary_dim", U32),
                          4: number("interleaved", BOOL), 5: number("magnitude", F32), 6: packed("inv_freq", F32, 4096)}),
-    9: one_of("attention", {1: number("heads", U32), 2: number("kv_heads", U32), 3: number("head_dim", U32), 4: number("scale", F32),
+    9: one_of("attention", {1: number("heads", U32), 2: number("kv_heads", U32), 3: number("head_dim", U32),
+                            4: number("scale", F32),
                             5: number("window", U32), 6: number("softcap", F32), 7: number("state_slot", U32)}),
     10: one_of("moe", {1: one("routing", ROUTING), 2: one("activation", ACTIVATION), 3: number("table", U32)}),
     11: one_of("elementwise", {1: number("op", U32, 8), 2: number("alpha", F32)}),
     12: one_of("slice", {1: number("begin", U64)}),
     13: one_of("concat", {}),
 }
-PROGRAM = {1: number("version", U32), 2: many("values", VALUE, 2**18), 3: packed("inputs", U32, 4096), 4: number("output", U32),
-           5: many("nodes", NODE, 65536), 6: many("tensors", TENSOR, 2**20), 7: many("expert_tables", EXPERT_TABLE_DECL, 1024),
+PROGRAM = {1: number("version", U32), 2: many("values", VALUE, 2**18), 3: packed("inputs", U32, 4096),
+           4: number("output", U32),
+           5: many("nodes", NODE, 65536), 6: many("tensors", TENSOR, 2**20),
+           7: many("expert_tables", EXPERT_TABLE_DECL, 1024),
            8: number("state_slots", U32), 9: number("max_positions", U32), 10: number("original_parameters", U64)}
 
-FOLDER_UNIT = {1: number("expert", BOOL), 2: number("table", U32), 3: number("physical", U32), 4: many("tensors", UNIT_TENSOR, 2**20),
+FOLDER_UNIT = {1: number("expert", BOOL), 2: number("table", U32), 3: number("physical", U32),
+               4: many("tensors", UNIT_TENSOR, 2**20),
                5: number("plain_bytes", U64), 6: digest("plain_digest")}
 BLOCK_INDEX = {1: number("version", U32), 2: number("block", U32, 65536), 3: many("units", FOLDER_UNIT, 8192)}
 FOLDER_EXPERTS = {1: number("version", U32), 2: many("tables", {1: many("experts", EXPERT_ENTRY, 4096)}, 1024)}

@@ -1,4 +1,4 @@
-"""The list of vectors: each differs from a valid file in one rule only and is signed again where the signature would hide it.
+"""The list of vectors: each breaks one rule of a valid file only, and is signed again where the signature would hide it.
 
 A vector is written when it is run: nothing but this code is stored. Cases are in cases_*.py.
 """
@@ -9,8 +9,10 @@ SPEC = pathlib.Path(__file__).resolve().parents[2] / "format/SPEC.md"
 OPEN, VERIFY, USE, FOLDER = "open", "verify", "use", "folder"
 
 # Rows of the table of malicious input; each is an attack that vectors carry out.
-ATTACKS = ("path traversal", "decompression bomb", "integer overflow", "type or shape lies", "overlap, holes, polyglot", "duplicate names",
-           "signature stripping", "algorithm confusion", "threshold cheats", "key confusion", "unsigned fields", "truncation",
+ATTACKS = ("path traversal", "decompression bomb", "integer overflow", "type or shape lies", "overlap, holes, polyglot",
+           "duplicate names",
+           "signature stripping", "algorithm confusion", "threshold cheats", "key confusion", "unsigned fields",
+           "truncation",
            "verify/use race", "rollback, mix-and-match", "fast-forward", "endless download", "protobuf malleability",
            "crash before the signature check", "verified by mistake")
 

@@ -91,12 +91,15 @@ def linear(block, source, output, weight, /, **fields):
 
 
 def make_program():
-    widths = [None, 16, 16, 16, 8, 8, 16, 8, 16, 16, 16, 16, 4, 16, 16, 8, 8, 16, 16, 16, 1, 1, 16, 3, 16, 16, 16, VOCABULARY]
+    widths = [None, 16, 16, 16, 8, 8, 16, 8, 16, 16, 16, 16, 4, 16, 16, 8, 8, 16, 16, 16, 1, 1, 16, 3, 16, 16, 16,
+              VOCABULARY]
     values = [{"name": b"tokens"}] + [{"name": b"v%d" % i, "kind": 1, "width": w} for i, w in enumerate(widths) if w]
     shapes = [("embed_tokens", VOCABULARY, 16, 0), ("input_norm", 1, 16, 2), ("q_proj", 16, 16, 3), ("k_proj", 8, 16, 3),
-              ("v_proj", 8, 16, 3), ("v_proj.bias", 1, 8, 7), ("o_proj", 16, 16, 3), ("norm2", 1, 16, 2), ("norm2.bias", 1, 16, 7),
+              ("v_proj", 8, 16, 3), ("v_proj.bias", 1, 8, 7), ("o_proj", 16, 16, 3), ("norm2", 1, 16, 2),
+              ("norm2.bias", 1, 16, 7),
               ("router", 4, 16, 4), ("shared_gate", 1, 16, 5), ("router2", 3, 16, 4), ("norm", 1, 16, 2)]
-    tensors = [{"name": name.encode(), "rows": rows, "cols": cols, "role": role, "layer": 1} for name, rows, cols, role in shapes]
+    tensors = [{"name": name.encode(), "rows": rows, "cols": cols, "role": role, "layer": 1} for name, rows, cols,
+               role in shapes]
     rotary = {"head_dim": 8, "rotary_dim": 4, "magnitude": 1.0, "inv_freq": [1.0, 0.01]}
     routing = {"score_before_topk": 1, "k": 2, "renormalise": 1, "eps": 1e-6, "scale": 1.0}
     nodes = [
@@ -119,15 +122,18 @@ def make_program():
     ]
     tables = [{"hidden": 16, "intermediate": [8] * 4, "original": [0, 1, 3, 5], "gated": 1},
               {"layer": 1, "hidden": 16, "intermediate": [8, 12, 8], "original": [0, 1, 2]}]
-    return {"version": 1, "values": values, "inputs": [0], "output": 27, "nodes": nodes, "tensors": tensors, "expert_tables": tables,
+    return {"version": 1, "values": values, "inputs": [0], "output": 27, "nodes": nodes, "tensors": tensors,
+            "expert_tables": tables,
             "state_slots": 1, "max_positions": 128, "original_parameters": 12000}
 
 
 CODECS = {
-    "f32": {}, "bf16": {"element": 1}, "f16": {"element": 2}, "i8r": {"element": 3, "bits": 8}, "i4g16": {"element": 3, "bits": 4, "group_size": 16},
+    "f32": {}, "bf16": {"element": 1}, "f16": {"element": 2}, "i8r": {"element": 3, "bits": 8},
+    "i4g16": {"element": 3, "bits": 4, "group_size": 16},
     "i3mr+keep5": {"element": 3, "bits": 3, "has_min": 1, "sparsity": 1, "kept_per_row": 5},
     "bf16+2:4": {"element": 1, "sparsity": 2, "n": 2, "m": 4}, "f16+keep7": {"element": 2, "sparsity": 1, "kept_per_row": 7},
-    "i5g32": {"element": 3, "bits": 5, "group_size": 32}, "i6mr+3:8": {"element": 3, "bits": 6, "has_min": 1, "sparsity": 2, "n": 3, "m": 8},
+    "i5g32": {"element": 3, "bits": 5, "group_size": 32},
+    "i6mr+3:8": {"element": 3, "bits": 6, "has_min": 1, "sparsity": 2, "n": 3, "m": 8},
     "i2r": {"element": 3, "bits": 2},
 }
 
@@ -138,7 +144,8 @@ def full_codec(codec):
 
 def mask_row(rng, codec, cols):
     mask = 0
-    runs = [(0, cols, codec.get("kept_per_row"))] if codec["sparsity"] == 1 else [(b, codec["m"], codec["n"]) for b in range(0, cols, codec["m"])]
+    runs = [(0, cols, codec.get("kept_per_row"))] if codec["sparsity"] == 1 else [(b, codec["m"],
+        codec["n"]) for b in range(0, cols, codec["m"])]
     for begin, length, kept in runs:
         for column in rng.sample(range(length), kept):
             mask |= 1 << begin + column
@@ -160,7 +167,8 @@ def random_plain(rng, codec, rows, cols):
             count = rows * row_bytes // 2
             out += rng.randbytes(count) + bytes(rng.choice((0x20, 0x21, 0x22)) for _ in range(count))
         else:
-            pack = {"f32": lambda v: struct.pack("<f", v), "f16": lambda v: struct.pack("<e", v), "bf16": lambda v: struct.pack("<f", v)[2:]}[what]
+            pack = {"f32": lambda v: struct.pack("<f", v), "f16": lambda v: struct.pack("<e", v),
+                    "bf16": lambda v: struct.pack("<f", v)[2:]}[what]
             count = rows * row_bytes // len(pack(0.0))
             out += b"".join(pack(rng.choice((-0.5, -0.25, 0.125, 0.25, 0.5, 1.0))) for _ in range(count))
     return out
@@ -170,7 +178,8 @@ def make_unit(rng, tensors, cut=None, zstd=False):
     """tensors: [(tensor, codec name, rows, cols)]; cut: plain bytes of all chunks but the last."""
     plain = b"".join(random_plain(rng, CODECS[codec], rows, cols) for _, codec, rows, cols in tensors)
     pieces = [plain[at:at + cut] for at in range(0, len(plain), cut)] if cut else [plain]
-    unit = {"tensors": [{"tensor": t, "codec": dict(CODECS[codec]), "rows": rows, "cols": cols} for t, codec, rows, cols in tensors], "chunks": []}
+    unit = {"tensors": [{"tensor": t, "codec": dict(CODECS[codec]), "rows": rows, "cols": cols} for t, codec, rows,
+                        cols in tensors], "chunks": []}
     for piece in pieces:
         stored = zstandard.ZstdCompressor(level=3).compress(piece) if zstd else piece
         unit["chunks"].append(make_chunk(piece, stored, zstd))
@@ -184,12 +193,14 @@ def make_chunk(plain, stored, zstd):
 
 def make_tokenizer():
     texts = [bytes([byte]) for byte in range(256)] + [b"ab", b"abc", b"<eos>", b""]
-    return {"magic": b"MTOK", "version": 1, "pre": 1, "normalizer": 0, "texts": texts, "merges": [(97, 98), (256, 99)], "special": [258],
+    return {"magic": b"MTOK", "version": 1, "pre": 1, "normalizer": 0, "texts": texts, "merges": [(97, 98), (256, 99)],
+            "special": [258],
             "ends": [258]}
 
 
 def encode_tokenizer(t):
-    out = t["magic"] + struct.pack("<HBB4I", t["version"], t["pre"], t["normalizer"], len(t["texts"]), len(t["merges"]), len(t["special"]), len(t["ends"]))
+    out = t["magic"] + struct.pack("<HBB4I", t["version"], t["pre"], t["normalizer"], len(t["texts"]), len(t["merges"]),
+                                   len(t["special"]), len(t["ends"]))
     out += b"".join(struct.pack("<H", len(text)) for text in t["texts"]) + b"".join(t["texts"])
     out += b"".join(struct.pack("<II", *pair) for pair in t["merges"])
     return out + b"".join(struct.pack("<I", i) for i in t["special"] + t["ends"])
@@ -199,7 +210,8 @@ def make_model():
     rng = random.Random(7)
     program = make_program()
     tensor = lambda i, codec: (i, codec, program["tensors"][i]["rows"], program["tensors"][i]["cols"])
-    codecs = {1: "f32", 2: "i8r", 3: "i4g16", 4: "i6mr+3:8", 5: "f16", 6: "bf16+2:4", 7: "f32", 8: "bf16", 9: "f16+keep7", 10: "i2r"}
+    codecs = {1: "f32", 2: "i8r", 3: "i4g16", 4: "i6mr+3:8", 5: "f16", 6: "bf16+2:4", 7: "f32", 8: "bf16", 9: "f16+keep7",
+              10: "i2r"}
     dense = [make_unit(rng, [tensor(0, "bf16")], cut=5000, zstd=True),
              make_unit(rng, [tensor(i, codecs[i]) for i in range(1, 10)]),
              make_unit(rng, [tensor(10, "i2r"), tensor(11, "i3mr+keep5")]),
@@ -208,12 +220,14 @@ def make_model():
     plain = lambda width, *c: [(1, c[0], width, 16), (2, c[1], 16, width)]
     table0 = [make_unit(rng, gated("i8r", "bf16+2:4", "i3mr+keep5")), make_unit(rng, gated("i5g32", "i6mr+3:8", "i2r")),
               make_unit(rng, gated("f32", "f16", "bf16"), cut=700), make_unit(rng, gated("i4g16", "i4g16", "i4g16"))]
-    table1 = [make_unit(rng, plain(8, "bf16", "bf16"), zstd=True), make_unit(rng, plain(12, "i4g16", "f16+keep7")), make_unit(rng, plain(8, "i2r", "i2r"))]
+    table1 = [make_unit(rng, plain(8, "bf16", "bf16"), zstd=True), make_unit(rng, plain(12, "i4g16", "f16+keep7")),
+              make_unit(rng, plain(8, "i2r", "i2r"))]
     entries = lambda *lists: [{"variants": [{"physical": u} for u in units]} for units in lists]
     return {"program": program, "tokenizer": make_tokenizer(), "provenance": b"{}", "dense": {"version": 1, "units": dense},
             "experts": [{"version": 1, "experts": entries([0, 3], [1], [2], [2]), "units": table0},
                         {"version": 1, "table": 1, "experts": entries([0], [1], [2]), "units": table1}],
-            "hot": {"version": 1, "experts": [{"expert": 2}, {"table": 1, "expert": 1}, {}, {"expert": 1}, {"table": 1}, {"table": 1, "expert": 2}]}}
+            "hot": {"version": 1, "experts": [{"expert": 2}, {"table": 1, "expert": 1}, {}, {"expert": 1}, {"table": 1},
+                                              {"table": 1, "expert": 2}]}}
 
 
 MODEL = make_model()
@@ -332,7 +346,8 @@ class BuildFolder:
         blocks = self.block_files()
         experts = {"version": 1, "tables": [{"experts": table["experts"]} for table in m["experts"]]}
         files = {"program.pb": encode(wire.PROGRAM, m["program"]), "experts.pb": encode(wire.FOLDER_EXPERTS, experts),
-                 "tokenizer.bin": encode_tokenizer(m["tokenizer"]), "hot.pb": encode(wire.HOT_LIST, m["hot"]), "provenance.json": m["provenance"],
+                 "tokenizer.bin": encode_tokenizer(m["tokenizer"]), "hot.pb": encode(wire.HOT_LIST, m["hot"]),
+                 "provenance.json": m["provenance"],
                  **{name: head + rest for name, (head, rest) in blocks.items()}}
         self.files(files)
         records = [{"name": name.encode(), "bytes": len(data), "digest": sha256(blocks[name][0] if name in blocks else data)}

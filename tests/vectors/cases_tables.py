@@ -1,7 +1,7 @@
 """Tables, layout and codecs: R-4xx, R-601, R-602."""
 import writer
 from vectors import add, both, put
-from writer import CODECS, make_chunk
+from writer import CODECS, make_chunk, node
 
 LIES, LAYOUT, OVERFLOW, TWICE, BOMB = ("type or shape lies", "overlap, holes, polyglot", "integer overflow",
                                        "duplicate names",
@@ -162,3 +162,17 @@ add("R-602", "keeps_17_of_16_columns", put("dense.units.1.tensors.1.codec",
                                            {"element": 3, "bits": 8, "sparsity": 1, "kept_per_row": 17}), attack=LIES)
 add("R-602", "runs_of_16_in_12_columns", put("experts.1.units.1.tensors.1.codec", {**CODECS["bf16+2:4"], "m": 16}),
     attack=LIES)
+
+
+def three_gibibytes(build):
+    """Three more embeddings of 2^30 bytes each in the first unit."""
+    model = build.model
+    for i in range(3):
+        tensor, value = len(model["program"]["tensors"]), len(model["program"]["values"])
+        model["program"]["tensors"].append({"name": b"large%d" % i, "rows": 2**24, "cols": 16})
+        model["program"]["values"].append({"kind": 1, "width": 16})
+        model["program"]["nodes"].insert(1, node(0, "embedding", [0], value, table=tensor))
+        model["dense"]["units"][0]["tensors"].append({"tensor": tensor, "codec": {}, "rows": 2**24, "cols": 16})
+
+
+add("R-418", "unit_of_three_gibibytes", three_gibibytes, attack=OVERFLOW)

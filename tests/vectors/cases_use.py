@@ -5,7 +5,7 @@ import zstandard
 
 import writer
 from second_plain import sections
-from vectors import USE, add
+from vectors import IDENTITY, USE, add
 from writer import CODECS, full_codec, make_chunk, make_tokenizer
 
 BOMB, LIES, TWICE, OVERFLOW = "decompression bomb", "type or shape lies", "duplicate names", "integer overflow"
@@ -74,6 +74,14 @@ for name, change, attack in (
         ("bomb_that_declares_little", lambda p: rle_frame(len(p), 2**23), BOMB),
         ("frame_that_holds_less", lambda p: rle_frame(len(p), len(p) - 1), BOMB)):
     add("R-603", f"zstd_{name}", frame(change), stage=USE, attack=attack)
+
+
+def another_identity(build):
+    chunk = build.model["dense"]["units"][0]["chunks"][0]
+    chunk["plain_digest"] = bytes(32)
+
+
+add("R-607", "zstd_chunk_of_another_identity", another_identity, stage=IDENTITY, attack=LIES)
 add(None, "zstd_with_checksum", frame(lambda p: compress(p, write_checksum=True)))
 
 # ---- plain bytes ----

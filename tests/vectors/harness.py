@@ -8,7 +8,7 @@ import tempfile
 
 import second_reader
 import writer
-from vectors import FOLDER, OPEN, USE, VECTORS, VERIFY, spec_rules
+from vectors import FOLDER, IDENTITY, OPEN, USE, VECTORS, VERIFY, spec_rules
 
 import cases_folder  # noqa: F401  (the cases register themselves)
 import cases_program  # noqa: F401
@@ -97,14 +97,14 @@ def command(program, *args):
 def expected(vector):
     """Error codes of open, verify and use."""
     code = RULES[vector.rule] if vector.rule else 0
-    return {OPEN: [code] * 3, FOLDER: [code] * 3, USE: [0, 0, code],
-            VERIFY: [0, code, code if vector.rule == "R-109" else 0]}[vector.stage]
+    used = code if vector.rule == "R-109" else 0
+    return {OPEN: [code] * 3, FOLDER: [code] * 3, USE: [0, 0, code], IDENTITY: [0, 0, 0], VERIFY: [0, code, used]}[vector.stage]
 
 
 def second_verdicts(vector, path, data, trust):
     """([codes], rule) of the second reader."""
     verdicts = [second_reader.read_folder(path)] * 3 if vector.stage == FOLDER else second_reader.read_bundle(data, trust)
-    return [code for code, _ in verdicts], next((rule for _, rule in verdicts if rule), None)
+    return [code for code, _ in verdicts[:3]], next((rule for _, rule in verdicts if rule), None)
 
 
 __all__ = ["BUILD", "FOLDER", "RULES", "Runner", "USE", "VECTORS", "VERIFY", "command", "expected", "second_verdicts"]

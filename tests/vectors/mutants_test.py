@@ -103,7 +103,7 @@ class Mutants(unittest.TestCase):
             kind, trust, data = make_mutant(rng)
             path.write_bytes(data)
             codes, message = runner.ask_library(path, trust_path)
-            second = second_reader.read_bundle(data, trust)
+            second = second_reader.read_bundle(data, trust)[:3]
             c_codes = runner.ask_c(path, trust)
             said = f"mutant {number} ({kind}, seed {SEED}): library {codes} ({message}), second reader {second}"
             self.assertEqual([code // 100 for code in codes], [code // 100 for code, _ in second], said)

@@ -46,6 +46,12 @@ def plain_bytes(tensor):
     return sum(rows * row_bytes for _, rows, row_bytes, _ in parts)
 
 
+def unit_bytes(tensors):
+    total = sum(map(plain_bytes, tensors))
+    must(total <= 2**31, "R-418", "plain bytes of a unit")
+    return total
+
+
 def check_mask(c, cols, kept, data, rows, row_bytes):
     for row in range(rows):
         mask = int.from_bytes(data[row * row_bytes:(row + 1) * row_bytes], "little")

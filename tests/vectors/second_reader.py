@@ -14,14 +14,14 @@ import sys
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from second_plain import check_codec, check_plain, check_tokenizer, decode_chunk, plain_bytes
+from second_plain import check_codec, check_plain, check_tokenizer, decode_chunk, plain_bytes, unit_bytes
 from second_program import must, read_program
 from second_wire import (BLOCK_INDEX, DENSE_TABLE, EXPERT_TABLE, FOLDER_COMPLETE, FOLDER_EXPERTS, HOT_LIST, MANIFEST,
                          Refused, parse)
 
 CODES = {"R-001": 302, "R-002": 311, "R-008": 402, "R-101": 400, "R-102": 403, "R-103": 501, "R-104": 500, "R-105": 500,
          "R-106": 501, "R-107": 402, "R-108": 401, "R-109": 401, "R-110": 401, "R-201": 311, "R-209": 310, "R-307": 310,
-         "R-403": 310, "R-407": 301, "R-409": 306, "R-410": 307, "R-413": 306, "R-501": 310, "R-504": 311, "R-801": 300,
+         "R-403": 310, "R-418": 310, "R-407": 301, "R-409": 306, "R-410": 307, "R-413": 306, "R-501": 310, "R-504": 311, "R-801": 300,
          "R-802": 313, "R-803": 401, "R-804": 300, "R-805": 300}
 FAMILY_CODES = {"0": 405, "7": 309}  # of rules that are not listed above; all others are 303
 
@@ -221,7 +221,7 @@ class Bundle:
         for chunk in unit["chunks"]:
             must(chunk["offset"] == align(end), "R-416", "place of a chunk")
             end = chunk["offset"] + chunk["stored_bytes"]
-        wanted = sum(plain_bytes(tensor) for tensor in unit["tensors"])
+        wanted = unit_bytes(unit["tensors"])
         must(wanted == sum(chunk["plain_bytes"] for chunk in unit["chunks"]), "R-415", "plain bytes of a unit")
         return end
 
@@ -249,6 +249,14 @@ class Bundle:
                 size = plain_bytes(tensor)
                 check_plain(tensor, plain[:size])
                 plain = plain[size:]
+
+    def check_identities(self):
+        """What a program that keeps chunks by their identity does with each."""
+        for unit in self.units():
+            for chunk in unit["chunks"]:
+                stored = self.data[chunk["offset"]:chunk["offset"] + chunk["stored_bytes"]]
+                must(sha256(stored) == chunk["stored_digest"], "R-109", "digest of a chunk")
+                must(sha256(decode_chunk(chunk, stored)) == chunk["plain_digest"], "R-607", "identity of a chunk")
 
 
 class Folder:
@@ -300,7 +308,7 @@ class Folder:
         for unit in index["units"]:
             for tensor in unit["tensors"]:
                 check_codec(tensor["codec"])
-            must(sum(plain_bytes(tensor) for tensor in unit["tensors"]) == unit["plain_bytes"], "R-805", "size of a unit")
+            must(unit_bytes(unit["tensors"]) == unit["plain_bytes"], "R-805", "size of a unit")
             key = (unit["expert"], unit["table"], unit["physical"])
             must(not units or units[-1][0] < key, "R-805", "order of units")
             units.append((key, unit["tensors"], offset, unit))
@@ -342,12 +350,14 @@ def judge(step):
 
 
 def read_bundle(data, trust):
-    """[(code, rule)] of opening, of checking the whole file and of using it; after a failed opening the others repeat it."""
+    """[(code, rule)] of opening, of checking the whole file, of using it and of keeping its chunks by identity; after a
+    failed opening the others repeat it."""
     opened = []
     verdict = judge(lambda: opened.append(Bundle(data, trust)))
     if verdict[0]:
-        return [verdict] * 3
-    return [verdict, judge(opened[0].verify_all), judge(opened[0].use)]
+        return [verdict] * 4
+    bundle = opened[0]
+    return [verdict, judge(bundle.verify_all), judge(bundle.use), judge(bundle.check_identities)]
 
 
 def read_folder(path):

@@ -6,7 +6,8 @@ import pathlib
 import re
 
 SPEC = pathlib.Path(__file__).resolve().parents[2] / "format/SPEC.md"
-OPEN, VERIFY, USE, FOLDER = "open", "verify", "use", "folder"
+# When a vector is found: opening, checking the whole file, using it, keeping its chunks by identity; a model folder.
+OPEN, VERIFY, USE, IDENTITY, FOLDER = "open", "verify", "use", "identity", "folder"
 
 # Rows of the table of malicious input; each is an attack that vectors carry out.
 ATTACKS = ("path traversal", "decompression bomb", "integer overflow", "type or shape lies", "overlap, holes, polyglot",

@@ -13,9 +13,9 @@ Status Damaged(std::string message) {
 
 }  // namespace
 
-Bytes SerializeEnvelope(const Envelope& envelope) {
+Bytes SerializeEnvelope(const Envelope& envelope, const Magic& magic) {
   ByteWriter writer;
-  writer.Append(kBundleMagic);
+  writer.Append(magic);
   writer.U32(kFormatVersion);
   writer.U32(static_cast<uint32_t>(envelope.signatures.size()));
   writer.U64(envelope.manifest_bytes);
@@ -28,15 +28,15 @@ Bytes SerializeEnvelope(const Envelope& envelope) {
   return writer.Release();
 }
 
-Result<uint32_t> ParseEnvelopeHead(ByteSpan head) {
-  if (head.size() < kBundleMagic.size() || !std::equal(kBundleMagic.begin(), kBundleMagic.end(), head.begin())) {
+Result<uint32_t> ParseEnvelopeHead(ByteSpan head, const Magic& magic) {
+  if (head.size() < magic.size() || !std::equal(magic.begin(), magic.end(), head.begin())) {
     return Status(ErrorCode::kNotABundle, "not a moepack bundle (its first 8 bytes differ)");
   }
   if (head.size() != kEnvelopeHeadBytes) {
     return Damaged(
         StrFormat("%zu bytes, its head has %llu", head.size(), static_cast<unsigned long long>(kEnvelopeHeadBytes)));
   }
-  ByteReader reader(head.subspan(kBundleMagic.size()));
+  ByteReader reader(head.subspan(magic.size()));
   const uint32_t version = reader.U32();
   if (version != kFormatVersion) {
     return Status(ErrorCode::kVersion,
@@ -55,9 +55,9 @@ Result<uint32_t> ParseEnvelopeHead(ByteSpan head) {
   return signatures;
 }
 
-Result<Envelope> ParseEnvelope(ByteSpan bytes) {
+Result<Envelope> ParseEnvelope(ByteSpan bytes, const Magic& magic) {
   const ByteSpan head = bytes.first(std::min<size_t>(bytes.size(), kEnvelopeHeadBytes));
-  MOEPACK_ASSIGN_OR_RETURN(const uint32_t signatures, ParseEnvelopeHead(head));
+  MOEPACK_ASSIGN_OR_RETURN(const uint32_t signatures, ParseEnvelopeHead(head, magic));
   if (bytes.size() != kEnvelopeBytes) {
     return Damaged(StrFormat("%zu bytes, must be %llu", bytes.size(), static_cast<unsigned long long>(kEnvelopeBytes)));
   }

@@ -10,13 +10,17 @@
 
 namespace moepack {
 
-inline constexpr std::array<uint8_t, 8> kBundleMagic = {'M', 'O', 'E', 'B', 'N', 'D', 'L', '\n'};
+using Magic = std::array<uint8_t, 8>;
+inline constexpr Magic kBundleMagic = {'M', 'O', 'E', 'B', 'N', 'D', 'L', '\n'};
+// Trust records (format/manifest/trust_records.h) have the same envelope.
+inline constexpr Magic kAnchorMagic = {'M', 'O', 'E', 'T', 'R', 'S', 'T', '\n'};
+inline constexpr Magic kChannelMagic = {'M', 'O', 'E', 'H', 'E', 'A', 'D', '\n'};
 inline constexpr uint32_t kFormatVersion = 1;
 inline constexpr uint32_t kMaxSignatures = 16;
 inline constexpr uint64_t kMaxManifestBytes = 1 << 20;
 
 // Role inside a key record and the signed message: a key of one role never counts for another.
-enum class KeyRole : uint8_t { kRelease = 1 };
+enum class KeyRole : uint8_t { kRelease = 1, kRoot = 2, kChannel = 3 };
 
 struct EnvelopeSignature {
   std::array<uint8_t, 32> public_key{};
@@ -35,11 +39,12 @@ inline constexpr uint64_t kEnvelopeHeadBytes = 32;
 inline constexpr uint64_t kEnvelopeSignatureBytes = 96;
 inline constexpr uint64_t kEnvelopeBytes = kEnvelopeHeadBytes + kMaxSignatures * kEnvelopeSignatureBytes;
 
-Bytes SerializeEnvelope(const Envelope& envelope);  // kEnvelopeBytes long; at most kMaxSignatures signatures
+// kEnvelopeBytes long; at most kMaxSignatures signatures
+Bytes SerializeEnvelope(const Envelope& envelope, const Magic& magic = kBundleMagic);
 // Signature count of the first kEnvelopeHeadBytes. kNotABundle, kVersion, kEnvelope (also for a wrong size).
-Result<uint32_t> ParseEnvelopeHead(ByteSpan head);
+Result<uint32_t> ParseEnvelopeHead(ByteSpan head, const Magic& magic = kBundleMagic);
 // Exactly kEnvelopeBytes. kNotABundle, kVersion, kEnvelope (lengths, caps, order of keys, reserved bytes, unused slots).
-Result<Envelope> ParseEnvelope(ByteSpan bytes);
+Result<Envelope> ParseEnvelope(ByteSpan bytes, const Magic& magic = kBundleMagic);
 
 // The message that Ed25519 signs: a domain string with role and format version, then the exact manifest bytes.
 Bytes SignedMessage(KeyRole role, ByteSpan manifest);

@@ -2,6 +2,7 @@
 import unittest
 
 import second_reader
+from checks import all_checks, is_reachable
 from harness import FOLDER, RULES, USE, VECTORS, Runner, command, expected, second_verdicts
 from vectors import ATTACKS
 
@@ -34,10 +35,16 @@ class Vectors(unittest.TestCase):
         self.assertEqual({rule: second_reader.code_of(rule) for rule in RULES}, RULES)
 
     def test_library(self):
+        messages = []
+
         def check(vector, path, trust_path, *_):
             codes, message = self.runner.ask_library(path, trust_path)
+            messages.append(message)
             self.assertEqual(codes, expected(vector), message)
         self.each(check)
+        reachable = [check for check in all_checks() if is_reachable(check)]
+        self.assertEqual([str(check) for check in reachable if not any(map(check.known_by, messages))], [])
+        print(f"{len(reachable)} checks in the source, each with a vector")
 
     def test_c_interface(self):
         def check(vector, path, _, __, trust):

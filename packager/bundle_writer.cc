@@ -7,7 +7,7 @@
 
 namespace moepack {
 
-Status SignInto(const SecretKey& key, ByteSpan manifest_bytes, Envelope* envelope) {
+Status SignInto(const SecretKey& key, ByteSpan manifest_bytes, Envelope* envelope, KeyRole role) {
   const std::string name = ToHex(ByteSpan(key.public_key()));
   std::vector<EnvelopeSignature>& signatures = envelope->signatures;
   const auto place = std::lower_bound(signatures.begin(), signatures.end(), key.public_key(),
@@ -17,11 +17,11 @@ Status SignInto(const SecretKey& key, ByteSpan manifest_bytes, Envelope* envelop
   }
   if (signatures.size() >= kMaxSignatures) {
     return Status(ErrorCode::kUsage,
-                  StrFormat("the bundle has %u signatures already, the most there is room for", kMaxSignatures));
+                  StrFormat("there are %u signatures already, the most there is room for", kMaxSignatures));
   }
   EnvelopeSignature signature;
   signature.public_key = key.public_key();
-  MOEPACK_ASSIGN_OR_RETURN(signature.signature, key.Sign(SignedMessage(KeyRole::kRelease, manifest_bytes)));
+  MOEPACK_ASSIGN_OR_RETURN(signature.signature, key.Sign(SignedMessage(role, manifest_bytes)));
   signatures.insert(place, signature);
   return Status::Ok();
 }

@@ -9,9 +9,9 @@
 
 namespace moepack {
 
-// Signs the exact manifest bytes and puts the signature in its place. kUsage when the key is there already or no slot is
-// free.
-Status SignInto(const SecretKey& key, ByteSpan manifest_bytes, Envelope* envelope);
+// Signs the exact bytes of a manifest, or of a trust record's body, and puts the signature in its place. kUsage when the key
+// is there already or no slot is free.
+Status SignInto(const SecretKey& key, ByteSpan manifest_bytes, Envelope* envelope, KeyRole role = KeyRole::kRelease);
 
 // Checks a bundle that is about to be committed as a device would, down to its last byte, trusting the envelope's keys.
 Status CheckWritten(const AtomicFile& file, ThreadPool& pool, Progress& progress);

@@ -193,7 +193,7 @@ Result<Inspection> InspectBundle(const std::string& path, const std::string& tru
   const bool verified = !trust_path.empty();
   if (!verified) progress.Note("inspect: " + path + " is shown unverified; give --trust T.json to check who signed it");
   const Result<verify::TrustPolicy> policy =
-      verified ? verify::ReadTrustJson(PosixEnv(), trust_path) : verify::TrustItsSigners(head);
+      verified ? verify::ReadTrust(PosixEnv(), trust_path) : verify::TrustItsSigners(head);
   if (!policy.ok()) return verified ? policy.status() : policy.status().With(path);
   MOEPACK_ASSIGN_OR_RETURN(const auto bundle, verify::VerifiedBundle::Open(std::move(file), *policy));
   Inspection out("bundle", bundle->program());

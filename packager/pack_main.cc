@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "base/cli/cli.h"
+#include "packager/commands/trust_commands.h"
 #include "packager/packager.h"
 #include "verify/trust_json.h"
 
@@ -146,7 +147,7 @@ Status Sign(const cli::Command& command) {
   const std::string output = command.Get<std::string>("output");
   if (command.Has("trust")) {
     MOEPACK_ASSIGN_OR_RETURN(const verify::TrustPolicy policy,
-                             verify::ReadTrustJson(PosixEnv(), command.Get<std::string>("trust")));
+                             verify::ReadTrust(PosixEnv(), command.Get<std::string>("trust")));
     MOEPACK_ASSIGN_OR_RETURN(auto file, PosixEnv().OpenRead(bundle));
     MOEPACK_RETURN_IF_ERROR(verify::VerifiedBundle::Open(std::move(file), policy).status());
   }
@@ -197,12 +198,14 @@ Status PackFolder(const cli::Command& command) {
 }
 
 Status RunPack(int argc, char** argv) {
-  cli::Command command({"moepack pack",
-                        "Packs a compressed folder into one signed bundle, checked before it gets its name.\n"
-                        "'moepack pack keygen' makes a key, 'moepack pack sign' adds a signature.",
-                        "DIR --key K.pem... -o B.moeb [--product NAME] [--version V] [--counter N] [--epoch N]",
-                        {"moepack pack keygen -o key.pem --trust trust.json --product wren",
-                         "moepack pack out/wren-4bit --key key.pem --product wren --version 1.2 --counter 7 -o wren.moeb"}});
+  cli::Command command(
+      {"moepack pack",
+       "Packs a compressed folder into one signed bundle, checked before it gets its name.\n"
+       "'moepack pack keygen' makes a key, 'moepack pack sign' adds a signature, 'moepack pack anchor' and\n"
+       "'moepack pack head' write the signed records of SPEC.md, section 13.",
+       "DIR --key K.pem... -o B.moeb [--product NAME] [--version V] [--counter N] [--epoch N]",
+       {"moepack pack keygen -o key.pem --trust trust.json --product wren",
+        "moepack pack out/wren-4bit --key key.pem --product wren --version 1.2 --counter 7 -o wren.moeb"}});
   command.Positional("DIR");
   command.options().add_options()("key", po::value<std::vector<std::string>>()->composing(), "secret key (PEM); may repeat")(
       "output,o", Text(), "where the bundle goes")("product", Text(), "product name in the manifest (default: moepack)")(
@@ -218,6 +221,8 @@ Status RunPack(int argc, char** argv) {
 Status Run(int argc, char** argv) {
   if (argc > 1 && std::strcmp(argv[1], "keygen") == 0) return RunKeygen(argc - 1, argv + 1);
   if (argc > 1 && std::strcmp(argv[1], "sign") == 0) return RunSign(argc - 1, argv + 1);
+  if (argc > 1 && std::strcmp(argv[1], "anchor") == 0) return commands::RunAnchor(argc - 1, argv + 1);
+  if (argc > 1 && std::strcmp(argv[1], "head") == 0) return commands::RunHead(argc - 1, argv + 1);
   return RunPack(argc, argv);
 }
 

@@ -3,6 +3,8 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "verify/trust_anchor.h"
+
 namespace moepack::verify {
 namespace {
 
@@ -100,6 +102,19 @@ Result<TrustPolicy> ReadTrustJson(Env& env, const std::string& path) {
   MOEPACK_ASSIGN_OR_RETURN(policy.release_keys, reader.Keys("release_keys"));
   if (const Status status = ValidateTrustPolicy(policy); !status.ok()) return status.With(path);
   return policy;
+}
+
+Result<TrustPolicy> ReadTrust(Env& env, const std::string& path) {
+  const Result<Bytes> bytes = ReadFile(env, path, kEnvelopeBytes + kMaxManifestBytes + 1);
+  if (!bytes.ok() && bytes.status().code() == ErrorCode::kLimit) {
+    return Status(ErrorCode::kTrustRecord, bytes.status().message());
+  }
+  if (!bytes.ok()) return bytes.status();
+  // A JSON text begins with a brace or a space.
+  if (bytes->empty() || (*bytes)[0] != kAnchorMagic[0]) return ReadTrustJson(env, path);
+  const Result<TrustAnchor> anchor = OpenAnchor(*bytes);
+  if (!anchor.ok()) return anchor.status().With(path);
+  return PolicyOf(*anchor, {});
 }
 
 std::string WriteTrustJson(const TrustPolicy& policy) {

@@ -55,7 +55,7 @@ Status Verify(const cli::Command& command) {
     MOEPACK_ASSIGN_OR_RETURN(expert, ParseExpert(command.Get<std::string>("expert")));
   }
   MOEPACK_ASSIGN_OR_RETURN(const verify::TrustPolicy policy,
-                           verify::ReadTrustJson(PosixEnv(), command.Get<std::string>("trust")));
+                           verify::ReadTrust(PosixEnv(), command.Get<std::string>("trust")));
   MOEPACK_ASSIGN_OR_RETURN(auto file, PosixEnv().OpenRead(command.Get<std::string>("BUNDLE")));
   MOEPACK_ASSIGN_OR_RETURN(const auto bundle, verify::VerifiedBundle::Open(std::move(file), policy));
   if (one_expert) {

@@ -59,7 +59,7 @@ Result<Session> OpenSession(const cli::Command& command, uint32_t context, bool 
   if (all_logits) options.logit_rows = options.tile_tokens;
   const double start = runtime::MonotonicMs();
   MOEPACK_ASSIGN_OR_RETURN(const verify::TrustPolicy policy,
-                           verify::ReadTrustJson(PosixEnv(), command.Get<std::string>("trust")));
+                           verify::ReadTrust(PosixEnv(), command.Get<std::string>("trust")));
   MOEPACK_ASSIGN_OR_RETURN(auto file, PosixEnv().OpenRead(command.Get<std::string>("BUNDLE")));
   MOEPACK_ASSIGN_OR_RETURN(auto bundle, verify::VerifiedBundle::Open(std::move(file), policy));
   Session session;

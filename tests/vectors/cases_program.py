@@ -1,7 +1,8 @@
 """Programs: R-5xx.
 
 Nodes of the base program by their numbers: 0 embedding; 1 norm; 2, 3, 4 linear (4 with bias); 5, 6 rotary; 7 attention;
-8 linear; 9 add; 10 norm with bias; 11 linear; 12 moe; 13 add; 14, 15 slice; 16 concat; 17 clamp; 18 scale; 19 linear; 20 sigmoid; 21 mul; 22 linear; 23 moe, not gated; 24 add; 25 norm; 26 linear (tied head)."""
+8 linear; 9 add; 10 norm with bias; 11 linear; 12 moe; 13 add; 14, 15 slice; 16 concat; 17 clamp; 18 scale;
+19 linear; 20 sigmoid; 21 mul; 22 linear; 23 moe, not gated; 24 add; 25 norm; 26 linear (tied head)."""
 from vectors import add, both, put
 from writer import node
 

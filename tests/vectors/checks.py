@@ -6,31 +6,43 @@ import pathlib
 import re
 
 SOURCE = pathlib.Path(__file__).resolve().parents[2]
-FILES = ("format/envelope.cc", "format/validate_program.cc", "format/validate_node.cc", "format/codec/codec.cc", "format/codec/layout.cc",
+FILES = ("format/envelope.cc", "format/validate_program.cc", "format/validate_node.cc", "format/codec/codec.cc",
+         "format/codec/layout.cc",
          "format/codec/plain.cc", "format/manifest/manifest.cc", "format/manifest/layout.cc", "format/manifest/tables.cc",
-         "format/manifest/unit_check.cc", "format/manifest/wire_check.cc", "format/manifest/wire_io.cc", "format/manifest/program_wire.cc",
+         "format/manifest/unit_check.cc", "format/manifest/wire_check.cc", "format/manifest/wire_io.cc",
+         "format/manifest/program_wire.cc",
          "format/manifest/folder_files.cc", "format/manifest/model_folder.cc", "tokenizer/tokenizer_blob.cc",
-         "runtime-min/chunk_decoder.cc", "verify/envelope_reader.cc", "verify/verified_bundle.cc", "verify/verify_all.cc")
-MAKES_ERROR = re.compile(r"\b(Malformed|OverLimit|Bad|Broken|Damaged|DamagedFile|ChunkError|NotFinite|WrongShape|BadPadding|Status\(ErrorCode)\b")
+         "runtime-min/chunk_decoder.cc", "verify/envelope_reader.cc", "verify/verified_bundle.cc", "verify/verify_all.cc",
+         "verify/trust_anchor.cc", "format/manifest/trust_records.cc")
+MAKES_ERROR = re.compile(r"\b(Malformed|OverLimit|Bad|Broken|Damaged|DamagedFile|ChunkError|NotFinite|WrongShape|BadPadding|"
+                         r"Status\(ErrorCode)\b")
 LITERAL = re.compile(r'"((?:[^"\\]|\\.)*)"')
 FORMAT = re.compile(r"%(?:[-+ 0#]*\d*(?:ll|z|t)?[a-zA-Z])")
 
 # Checks that no file can reach, and why. Looked for in "FILE: MESSAGE".
 UNREACHABLE = {
     "%zu bytes, its head has": "the caller reads a whole envelope",
-    "values, at most": "R-209 comes first", "tensors, at most": "R-209 comes first", "expert tables, at most": "R-209 comes first",
-    "more than %u inputs": "R-209 comes first", "unknown role": "R-205 comes first", "unknown norm kind": "R-205 comes first",
+    "values, at most": "R-209 comes first", "tensors, at most": "R-209 comes first",
+    "expert tables, at most": "R-209 comes first",
+    "more than %u inputs": "R-209 comes first", "unknown role": "R-205 comes first",
+    "unknown norm kind": "R-205 comes first",
     "unknown activation": "R-205 comes first", "unknown score function": "R-205 comes first",
     "unknown operation": "R-205 comes first", "unknown element type": "R-205 comes first",
     "matrix shape": "R-410 comes first", "matrix size overflows": "R-501 comes first",
-    "has %llu plain bytes, expected": "R-415 comes first", "quantized matrix": "a writer's check", "DecodePlain": "a caller's fault",
+    "has %llu plain bytes, expected": "R-415 comes first", "quantized matrix": "a writer's check",
+    "DecodePlain": "a caller's fault",
     "chunk sizes overflow": "R-416 comes first", "layout.cc: expert table %u says": "verified_bundle.cc has looked",
-    "larger than 2^64": "R-418 comes first", "not a message": "R-2xx come first", "not in canonical form": "R-2xx come first",
-    "not a block file": "R-803 comes first", "block file version": "R-803 comes first", "does not fit the file": "R-803 comes first",
-    "shorter than a block file": "R-803 comes first", "became shorter": "a file that changes", "not a named file": "a caller's fault",
-    "plain bytes, at most": "R-403 comes first", "raw chunk whose stored": "R-405 comes first", "cannot allocate": "no memory",
+    "larger than 2^64": "R-418 comes first", "not a message": "R-2xx come first",
+    "not in canonical form": "R-2xx come first",
+    "not a block file": "R-803 comes first", "block file version": "R-803 comes first",
+    "does not fit the file": "R-803 comes first",
+    "shorter than a block file": "R-803 comes first", "became shorter": "a file that changes",
+    "not a named file": "a caller's fault",
+    "plain bytes, at most": "R-403 comes first", "raw chunk whose stored": "R-405 comes first",
+    "cannot allocate": "no memory",
     "longer than any manifest": "R-004 comes first", "nobody has signed": "for inspect, which trusts nobody",
-    "stored bytes, at most": "R-405 and R-406 come first", "verify_all.cc: %s: %llu bytes, the signed length": "a file that changes",
+    "stored bytes, at most": "R-405 and R-406 come first",
+    "verify_all.cc: %s: %llu bytes, the signed length": "a file that changes",
 }
 
 

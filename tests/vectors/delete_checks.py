@@ -17,7 +17,7 @@ WORK = SOURCE / "build/delete-checks"
 os.environ["MOEPACK_BUILD"] = str(WORK / "build")
 
 from checks import all_checks, is_reachable  # noqa: E402
-from harness import VECTORS, Replay, Runner  # noqa: E402
+from harness import VECTORS, Replay, Runner, line_of  # noqa: E402
 
 
 def shell(*args):
@@ -27,12 +27,16 @@ def shell(*args):
 
 
 def copy_tree():
-    shutil.rmtree(WORK / "source", ignore_errors=True)
+    """What changed gets a new time, so that the build of the last run is used for the rest."""
     files = subprocess.run(["git", "ls-files"], cwd=SOURCE, capture_output=True, text=True, check=True).stdout.splitlines()
+    for old in (WORK / "source").rglob("*"):
+        if old.is_file() and str(old.relative_to(WORK / "source")) not in files:
+            old.unlink()
     for name in files:
         target = WORK / "source" / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(SOURCE / name, target)
+        if not target.exists() or target.read_bytes() != (SOURCE / name).read_bytes():
+            shutil.copyfile(SOURCE / name, target)
     shell("cmake", "-S", WORK / "source", "-B", WORK / "build", "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release")
 
 
@@ -76,8 +80,8 @@ def main():
     runner = Runner()
     inputs = {}
     for name, vector in VECTORS.items():
-        path, trust_path, _, _ = runner.write(name, vector)
-        inputs[name] = f"bundle\t{path}\t{trust_path}" if trust_path else f"folder\t{path}"
+        path, trust_path, _, trust = runner.write(name, vector)
+        inputs[name] = line_of(path, trust_path, trust)
     before = answers(inputs)
     checks = [check for check in all_checks(WORK / "source") if is_reachable(check)]
     failed = 0
@@ -85,8 +89,8 @@ def main():
         own, changed, codes = try_without(check, inputs, before)
         good = changed == own and bool(own)
         failed += not good
-        print(f"{'ok' if good else 'NOT OK'}  {check}: {len(changed)} of {len(before)} vectors fail, {len(codes)} with another code: "
-              f"{', '.join(sorted(changed))}", flush=True)
+        print(f"{'ok' if good else 'NOT OK'}  {check}: {len(changed)} of {len(before)} vectors fail, {len(codes)} with another "
+              f"code: {', '.join(sorted(changed))}", flush=True)
         if not good:
             print(f"        expected {sorted(own)}")
     runner.close()

@@ -8,12 +8,13 @@ import tempfile
 
 import second_reader
 import writer
-from vectors import FOLDER, IDENTITY, OPEN, USE, VECTORS, VERIFY, spec_rules
+from vectors import FOLDER, IDENTITY, OPEN, RECORD, USE, VECTORS, VERIFY, spec_rules
 
 import cases_folder  # noqa: F401  (the cases register themselves)
 import cases_program  # noqa: F401
 import cases_signed  # noqa: F401
 import cases_tables  # noqa: F401
+import cases_trust  # noqa: F401
 import cases_use  # noqa: F401
 import cases_wire  # noqa: F401
 
@@ -41,6 +42,14 @@ class Replay:
         self.process.wait()
 
 
+def line_of(path, trust_path, trust):
+    """What vector_replay is asked about an input."""
+    if isinstance(trust, writer.BuildRecord):
+        view = [trust.view[name] for name in ("channel", "now", "head_version", "key_epoch", "security_counter")]
+        return "\t".join(map(str, [trust.kind, path, trust_path, *view]))
+    return f"bundle\t{path}\t{trust_path}" if trust_path else f"folder\t{path}"
+
+
 class Runner:
     """Writes inputs to a folder of its own and asks the entry points about them."""
 
@@ -55,8 +64,14 @@ class Runner:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def write(self, name, vector):
-        """Returns (path, trust path, bytes, trust); of a folder only its path."""
+        """Returns (path, trust path, bytes, trust); of a folder its path; of a record (path, current, bytes, build)."""
         path = self.folder / name
+        if vector.stage == RECORD:
+            build = writer.BuildRecord()
+            vector.edit(build)
+            current = self.folder / f"{name}.current"
+            current.write_bytes(build.make_current())
+            return path, current, self.write_bytes(path, build.make()), build
         if vector.stage == FOLDER:
             build = writer.BuildFolder()
             vector.edit(build)
@@ -77,10 +92,9 @@ class Runner:
         path.write_text(json.dumps(trust))
         return path
 
-    def ask_library(self, path, trust_path):
+    def ask_library(self, path, trust_path, trust=None):
         """([open, verify, use], message)"""
-        line = f"bundle\t{path}\t{trust_path}" if trust_path else f"folder\t{path}"
-        *codes, message = self.library.ask(line).split("\t", 3)
+        *codes, message = self.library.ask(line_of(path, trust_path, trust)).split("\t", 3)
         return [int(code) for code in codes], message
 
     def ask_c(self, path, trust):
@@ -98,13 +112,20 @@ def expected(vector):
     """Error codes of open, verify and use."""
     code = RULES[vector.rule] if vector.rule else 0
     used = code if vector.rule == "R-109" else 0
-    return {OPEN: [code] * 3, FOLDER: [code] * 3, USE: [0, 0, code], IDENTITY: [0, 0, 0], VERIFY: [0, code, used]}[vector.stage]
+    return {OPEN: [code] * 3, FOLDER: [code] * 3, RECORD: [code] * 3, USE: [0, 0, code], IDENTITY: [0, 0, 0],
+            VERIFY: [0, code, used]}[vector.stage]
 
 
 def second_verdicts(vector, path, data, trust):
     """([codes], rule) of the second reader."""
-    verdicts = [second_reader.read_folder(path)] * 3 if vector.stage == FOLDER else second_reader.read_bundle(data, trust)
+    if vector.stage == FOLDER:
+        verdicts = [second_reader.read_folder(path)] * 3
+    elif vector.stage == RECORD:
+        verdicts = [second_reader.read_record(trust.kind, data, trust.make_current(), trust.view)] * 3
+    else:
+        verdicts = second_reader.read_bundle(data, trust)
     return [code for code, _ in verdicts[:3]], next((rule for _, rule in verdicts if rule), None)
 
 
-__all__ = ["BUILD", "FOLDER", "RULES", "Runner", "USE", "VECTORS", "VERIFY", "command", "expected", "second_verdicts"]
+__all__ = ["BUILD", "FOLDER", "RECORD", "RULES", "Runner", "USE", "VECTORS", "VERIFY", "command", "expected", "line_of",
+           "second_verdicts"]

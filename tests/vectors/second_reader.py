@@ -14,6 +14,7 @@ import sys
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+import second_trust
 from second_plain import check_codec, check_plain, check_tokenizer, decode_chunk, plain_bytes, unit_bytes
 from second_program import must, read_program
 from second_wire import (BLOCK_INDEX, DENSE_TABLE, EXPERT_TABLE, FOLDER_COMPLETE, FOLDER_EXPERTS, HOT_LIST, MANIFEST,
@@ -21,7 +22,9 @@ from second_wire import (BLOCK_INDEX, DENSE_TABLE, EXPERT_TABLE, FOLDER_COMPLETE
 
 CODES = {"R-001": 302, "R-002": 311, "R-008": 402, "R-101": 400, "R-102": 403, "R-103": 501, "R-104": 500, "R-105": 500,
          "R-106": 501, "R-107": 402, "R-108": 401, "R-109": 401, "R-110": 401, "R-201": 311, "R-209": 310, "R-307": 310,
-         "R-403": 310, "R-418": 310, "R-407": 301, "R-409": 306, "R-410": 307, "R-413": 306, "R-501": 310, "R-504": 311, "R-801": 300,
+         "R-403": 310, "R-418": 310, "R-407": 301, "R-409": 306, "R-410": 307, "R-413": 306, "R-501": 310, "R-504": 311,
+         "R-801": 300, "R-901": 404, "R-902": 404, "R-903": 404, "R-904": 403, "R-905": 403, "R-906": 501,
+         "R-907": 500, "R-911": 403, "R-912": 501, "R-913": 500, "R-914": 501, "R-915": 500,
          "R-802": 313, "R-803": 401, "R-804": 300, "R-805": 300}
 FAMILY_CODES = {"0": 405, "7": 309}  # of rules that are not listed above; all others are 303
 
@@ -56,9 +59,12 @@ def signature_is_right(key, signature, message):
     return True
 
 
-def read_envelope(data):
-    """Returns ([(key, signature)], manifest bytes)."""
-    must(data[:8] == MAGIC[:len(data)], "R-001", "magic")
+def read_envelope(data, role=1):
+    """Returns ([key], manifest bytes); of a trust record its body."""
+    if role == 1:
+        must(data[:8] == MAGIC[:len(data)], "R-001", "magic")
+    else:
+        must(data[:8] == (b"MOETRST\n" if role == 2 else b"MOEHEAD\n"), "R-901", "magic")
     must(len(data) >= ENVELOPE, "R-008", "shorter than an envelope")
     number = lambda at, size: int.from_bytes(data[at:at + size], "little")
     must(number(8, 4) == 1, "R-002", "format version")
@@ -71,7 +77,9 @@ def read_envelope(data):
     must(not any(any(slot) for slot in slots[count:]), "R-007", "unused slot")
     must(len(data) - ENVELOPE >= manifest_bytes, "R-008", "cut inside the manifest")
     manifest = data[ENVELOPE:ENVELOPE + manifest_bytes]
-    message = b"moepack signed manifest\n" + bytes.fromhex("0100000001000000") + data[16:24] + manifest
+    if role != 1:
+        must(len(data) == ENVELOPE + manifest_bytes, "R-902", "bytes behind the body")
+    message = b"moepack signed manifest\n\1\0\0\0" + bytes([role, 0, 0, 0]) + data[16:24] + manifest
     for slot in slots[:count]:
         must(signature_is_right(slot[:32], slot[32:], message), "R-101", "signature")
     return [slot[:32] for slot in slots[:count]], manifest
@@ -338,6 +346,19 @@ class Folder:
             data = self.open(f"block-{block:03}.moeu")
             for _, _, offset, unit in units:
                 must(sha256(data[offset:offset + unit["plain_bytes"]]) == unit["plain_digest"], "R-803", "digest of a unit")
+
+
+def read_record(kind, data, current, view):
+    """(code, rule) of an anchor, of the successor ("next") of `current`, or of a head under it."""
+    def step():
+        keys, body = read_envelope(data, 3 if kind == "head" else 2)
+        if kind == "anchor":
+            second_trust.read_anchor(keys, body)
+        elif kind == "next":
+            second_trust.read_successor(second_trust.parse_anchor(read_envelope(current, 2)[1]), keys, body)
+        else:
+            second_trust.read_head(second_trust.parse_anchor(read_envelope(current, 2)[1]), view, keys, body)
+    return judge(step)
 
 
 def judge(step):

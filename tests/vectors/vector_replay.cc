@@ -1,7 +1,9 @@
-// What the libraries say about files, for the vectors. Each line of standard input is "bundle<TAB>PATH<TAB>TRUST.json" or
-// "folder<TAB>PATH"; each answer "OPEN<TAB>VERIFY<TAB>USE<TAB>MESSAGE" with error codes (0: fine) of opening, of checking
-// the whole file, and of decoding the tokenizer and every unit as the runtime does. After a failed opening the other two
-// repeat its code. MESSAGE is that of the first error.
+// What the libraries say about files, for the vectors. Each line of standard input is "bundle<TAB>PATH<TAB>TRUST.json",
+// "folder<TAB>PATH", or of trust records "anchor", "next" or "head", each with PATH, the path of the current anchor, and
+// what the device has seen: channel, now, head version, key epoch, security counter. Each answer is
+// "OPEN<TAB>VERIFY<TAB>USE<TAB>MESSAGE" with error codes (0: fine) of opening, of checking the whole file, and of decoding
+// the tokenizer and every unit as the runtime does. After a failed opening the other two repeat its code. MESSAGE is that of
+// the first error.
 #include <cstdio>
 #include <iostream>
 #include <sstream>
@@ -11,6 +13,7 @@
 #include "runtime-min/chunk_decoder.h"
 #include "runtime-min/tensor_packer.h"
 #include "tokenizer/tokenizer.h"
+#include "verify/trust_anchor.h"
 #include "verify/trust_json.h"
 
 namespace moepack {
@@ -59,6 +62,23 @@ Status ReadFolder(const std::string& path) {
   return Status::Ok();
 }
 
+Result<Bytes> ReadRecord(const std::string& path) {
+  return ReadFile(PosixEnv(), path, kEnvelopeBytes + kMaxManifestBytes + 1);
+}
+
+// `fields` holds what is behind the two paths.
+Status OpenRecord(const std::string& kind, const std::string& path, const std::string& current, std::istringstream* fields) {
+  MOEPACK_ASSIGN_OR_RETURN(const Bytes record, ReadRecord(path));
+  if (kind == "anchor") return verify::OpenAnchor(record).status();
+  MOEPACK_ASSIGN_OR_RETURN(const Bytes current_record, ReadRecord(current));
+  MOEPACK_ASSIGN_OR_RETURN(const TrustAnchor anchor, ParseTrustAnchor(ByteSpan(current_record).subspan(kEnvelopeBytes)));
+  if (kind == "next") return verify::RotateAnchor(anchor, record).status();
+  verify::ChannelView view;
+  verify::RollbackState state;
+  *fields >> view.channel >> view.now >> state.head_version >> state.key_epoch >> state.security_counter;
+  return verify::OpenChannelHead(anchor, state, view, record).status();
+}
+
 Answer Judge(const std::string& line, ThreadPool& pool) {
   std::istringstream fields(line);
   std::string kind, path, trust;
@@ -66,7 +86,7 @@ Answer Judge(const std::string& line, ThreadPool& pool) {
   std::getline(fields, path, '\t');
   std::getline(fields, trust, '\t');
   if (kind == "bundle") return JudgeBundle(path, trust, pool);
-  const Status status = ReadFolder(path);
+  const Status status = kind == "folder" ? ReadFolder(path) : OpenRecord(kind, path, trust, &fields);
   return {status, status, status};
 }
 

@@ -6,8 +6,8 @@ import pathlib
 import re
 
 SPEC = pathlib.Path(__file__).resolve().parents[2] / "format/SPEC.md"
-# When a vector is found: opening, checking the whole file, using it, keeping its chunks by identity; a model folder.
-OPEN, VERIFY, USE, IDENTITY, FOLDER = "open", "verify", "use", "identity", "folder"
+# When a vector is found: opening, checking the whole file, using it, keeping its chunks by identity. Or what it is.
+OPEN, VERIFY, USE, IDENTITY, FOLDER, RECORD = "open", "verify", "use", "identity", "folder", "record"
 
 # Rows of the table of malicious input; each is an attack that vectors carry out.
 ATTACKS = ("path traversal", "decompression bomb", "integer overflow", "type or shape lies", "overlap, holes, polyglot",
@@ -27,7 +27,7 @@ VECTORS = {}
 
 
 def add(rule, name, edit, stage=OPEN, attack=None):
-    """`edit` changes a writer.Build (a writer.BuildFolder in stage FOLDER). rule None: must be accepted."""
+    """`edit` changes a writer.Build (BuildFolder, BuildRecord in the stages of these). rule None: must be accepted."""
     assert name not in VECTORS, name
     assert attack is None or attack in ATTACKS, attack
     VECTORS[name] = Vector(name, rule, edit, stage, attack)

@@ -3,7 +3,7 @@ import unittest
 
 import second_reader
 from checks import all_checks, is_reachable
-from harness import FOLDER, RULES, USE, VECTORS, Runner, command, expected, second_verdicts
+from harness import FOLDER, RECORD, RULES, USE, VECTORS, Runner, command, expected, second_verdicts
 from vectors import ATTACKS
 
 # Attacks that no single file shows, and the tests that carry them out.
@@ -17,7 +17,8 @@ class Vectors(unittest.TestCase):
         cls.addClassCleanup(cls.runner.close)
         cls.inputs = {name: cls.runner.write(name, vector) for name, vector in VECTORS.items()}
         rules = [vector.rule for vector in VECTORS.values()]
-        print(f"{len(rules)} vectors, {rules.count(None)} of them accepted, {len(set(rules) - {None})} rules, {len(ATTACKS)} attacks")
+        print(f"{len(rules)} vectors, {rules.count(None)} of them accepted, {len(set(rules) - {None})} rules, "
+              f"{len(ATTACKS)} attacks")
 
     def each(self, check):
         """check(vector, path, trust path, bytes, trust) for every vector."""
@@ -37,8 +38,8 @@ class Vectors(unittest.TestCase):
     def test_library(self):
         messages = []
 
-        def check(vector, path, trust_path, *_):
-            codes, message = self.runner.ask_library(path, trust_path)
+        def check(vector, path, trust_path, _, trust):
+            codes, message = self.runner.ask_library(path, trust_path, trust)
             messages.append(message)
             self.assertEqual(codes, expected(vector), message)
         self.each(check)
@@ -48,7 +49,7 @@ class Vectors(unittest.TestCase):
 
     def test_c_interface(self):
         def check(vector, path, _, __, trust):
-            if vector.stage != FOLDER:
+            if vector.stage not in (FOLDER, RECORD):
                 self.assertEqual(self.runner.ask_c(path, trust), expected(vector)[:2])
         self.each(check)
 
@@ -59,11 +60,15 @@ class Vectors(unittest.TestCase):
         self.each(check)
 
     def test_programs(self):
-        def check(vector, path, trust_path, *_):
+        def check(vector, path, trust_path, _, trust):
             codes = expected(vector)
             if vector.stage == FOLDER:
                 self.run_program(("moepack-pack", path, "--key", self.key(), "-o", self.runner.folder / "out.moeb"),
                                  codes[0])
+                return
+            if vector.stage == RECORD:
+                if trust.kind == "anchor":
+                    self.run_program(("moepack-verify", self.inputs["valid"][0], "--trust", path), codes[0])
                 return
             self.run_program(("moepack-verify", path, "--trust", trust_path), codes[1])
             if vector.stage == USE:

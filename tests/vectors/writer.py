@@ -9,6 +9,7 @@ import zstandard
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+import second_trust
 import second_wire as wire
 from second_plain import sections
 
@@ -358,3 +359,58 @@ class BuildFolder:
         folder.mkdir(parents=True)
         for name, data in files.items():
             (folder / name).write_bytes(data)
+
+
+# ---- trust records ----
+
+RECORD_KEYS = {"release": KEY, "root": sorted((Key(11), Key(12)), key=lambda key: key.public), "new_root": Key(13),
+               "channel": Key(21)}
+
+
+def key_list(*keys):
+    return [{"public_key": key.public} for key in sorted(keys, key=lambda key: key.public)]
+
+
+class BuildRecord:
+    """A trust anchor ("anchor"), the successor of one ("next") or a channel head ("head") under one."""
+
+    def __init__(self):
+        self.kind = "anchor"
+        channel = {"role": 3, "threshold": 1, "keys": key_list(RECORD_KEYS["channel"])}
+        self.current = {"version": 1, "product": b"vector", "root_version": 1, "key_epoch": 3, "minimum_security_counter": 7,
+                        "roles": [{"role": 1, "threshold": 1, "keys": key_list(KEY)},
+                                  {"role": 2, "threshold": 2, "keys": key_list(*RECORD_KEYS["root"])}, channel]}
+        self.next = copy.deepcopy(self.current)
+        self.next["root_version"] = 2
+        self.next["roles"][1] = {"role": 2, "threshold": 1, "keys": key_list(RECORD_KEYS["new_root"])}
+        self.head = {"version": 1, "product": b"vector", "channel": b"stable", "head_version": 5, "expires": 1700000000,
+                     "key_epoch": 3, "security_counter": 7, "manifest_digest": sha256(b"manifest"), "file_bytes": 82032,
+                     "rollout_permille": 1000}
+        self.view = {"channel": "stable", "now": 1700000000, "head_version": 5, "key_epoch": 0, "security_counter": 0}
+        self.keys = self.role = None           # None: those that the kind asks for
+        self.body = lambda data: data          # before it is signed
+        self.file = lambda data: None          # bytearray
+
+    def record(self):
+        return {"anchor": self.current, "next": self.next, "head": self.head}[self.kind]
+
+    @staticmethod
+    def sign(magic, role, body, keys):
+        message = b"moepack signed manifest\n" + struct.pack("<IIQ", 1, role, len(body)) + body
+        signatures = sorted((key.public, key.sign(message)) for key in keys)
+        out = bytearray(magic + struct.pack("<IIQQ", 1, len(signatures), len(body), 0))
+        out += b"".join(public + signature for public, signature in signatures)
+        return out + bytes(ENVELOPE - len(out)) + body
+
+    def make_current(self):
+        return bytes(self.sign(b"MOETRST\n", 2, encode(second_trust.ANCHOR, self.current), RECORD_KEYS["root"]))
+
+    def make(self):
+        magic, role, fields, keys = {
+            "anchor": (b"MOETRST\n", 2, second_trust.ANCHOR, RECORD_KEYS["root"]),
+            "next": (b"MOETRST\n", 2, second_trust.ANCHOR, [*RECORD_KEYS["root"], RECORD_KEYS["new_root"]]),
+            "head": (b"MOEHEAD\n", 3, second_trust.HEAD, [RECORD_KEYS["channel"]])}[self.kind]
+        body = self.body(encode(fields, self.record()))
+        out = self.sign(magic, self.role or role, body, keys if self.keys is None else self.keys)
+        self.file(out)
+        return bytes(out)

@@ -1,0 +1,11 @@
+// moepack pack anchor and moepack pack head.
+#pragma once
+
+#include "base/status.h"
+
+namespace moepack::commands {
+
+Status RunAnchor(int argc, char** argv);
+Status RunHead(int argc, char** argv);
+
+}  // namespace moepack::commands

@@ -3,6 +3,7 @@
 #include <cstdio>
 
 #include "base/checked.h"
+#include "base/digest/sha256.h"
 #include "runtime-min/run/session.h"
 
 namespace moepack::run {
@@ -65,19 +66,35 @@ Status Compare(const cli::Command& command, Session& session, const std::vector<
   return Status::Ok();
 }
 
-nlohmann::json ReportJson(const DivergenceReport& r) {
-  return {{"tokens", r.tokens},           {"ppl", r.ppl},
-          {"ppl_base", r.ppl_base},       {"ln_ratio_stderr", r.ln_ratio_stderr},
-          {"kld_mean", r.kld_mean},       {"kld_stderr", r.kld_stderr},
-          {"kld_median", r.kld_median},   {"kld_p90", r.kld_p90},
-          {"kld_p95", r.kld_p95},         {"kld_p99", r.kld_p99},
-          {"kld_p999", r.kld_p999},       {"kld_max", r.kld_max},
-          {"same_top1", r.same_top1},     {"delta_p_mean", r.delta_p_mean},
-          {"delta_p_rms", r.delta_p_rms}, {"verified", true}};
+// Whether the bundle was calibrated on this very text: it then looks closer to the full model than it is on any other.
+Result<bool> CalibratedOn(const Session& session, const std::string& path) {
+  MOEPACK_ASSIGN_OR_RETURN(const Digest digest, Sha256File(PosixEnv(), path));
+  return std::find(session.calibration_digests.begin(), session.calibration_digests.end(), ToHex(digest)) !=
+         session.calibration_digests.end();
 }
 
-void PrintReport(const cli::Command& command, const DivergenceReport& r) {
-  if (command.json()) return cli::PrintJson(ReportJson(r));
+nlohmann::json ReportJson(const DivergenceReport& r, bool on_calibration_text) {
+  return {{"tokens", r.tokens},
+          {"ppl", r.ppl},
+          {"ppl_base", r.ppl_base},
+          {"ln_ratio_stderr", r.ln_ratio_stderr},
+          {"kld_mean", r.kld_mean},
+          {"kld_stderr", r.kld_stderr},
+          {"kld_median", r.kld_median},
+          {"kld_p90", r.kld_p90},
+          {"kld_p95", r.kld_p95},
+          {"kld_p99", r.kld_p99},
+          {"kld_p999", r.kld_p999},
+          {"kld_max", r.kld_max},
+          {"same_top1", r.same_top1},
+          {"delta_p_mean", r.delta_p_mean},
+          {"delta_p_rms", r.delta_p_rms},
+          {"on_calibration_text", on_calibration_text},
+          {"verified", true}};
+}
+
+void PrintReport(const cli::Command& command, const DivergenceReport& r, bool on_calibration_text) {
+  if (command.json()) return cli::PrintJson(ReportJson(r, on_calibration_text));
   std::printf(
       "%llu tokens: perplexity %.4f (full model %.4f), KLD mean %.6f +- %.6f, median %.6f, 99%% %.6f, max %.6f, same top-1 "
       "%.2f%%\n",
@@ -127,13 +144,18 @@ Status Eval(int argc, char** argv) {
   for (const char* name : {"base", "data", "ctx"}) MOEPACK_RETURN_IF_ERROR(command.Require(name));
   MOEPACK_ASSIGN_OR_RETURN(Session session, OpenSession(command, command.Get<uint32_t>("ctx"), true));
   MOEPACK_ASSIGN_OR_RETURN(const std::vector<int32_t> tokens, TokenizeFile(session, command.Get<std::string>("data")));
+  MOEPACK_ASSIGN_OR_RETURN(const bool on_calibration_text, CalibratedOn(session, command.Get<std::string>("data")));
+  if (on_calibration_text) {
+    command.progress().Note("warning: " + command.Get<std::string>("data") +
+                            ": this text calibrated the bundle, so the numbers flatter it; evaluate on held-out text");
+  }
   MOEPACK_ASSIGN_OR_RETURN(const EvalChunks chunks, ChunksOf(command, tokens.size()));
   MOEPACK_ASSIGN_OR_RETURN(
       BaseRows base, BaseRows::Open(command.Get<std::string>("base"), chunks.total_rows(), session.engine->vocab_size()));
   Divergence divergence;
   MOEPACK_RETURN_IF_ERROR(Compare(command, session, tokens, chunks, base, &divergence));
   const DivergenceReport report = divergence.Report();
-  PrintReport(command, report);
+  PrintReport(command, report, on_calibration_text);
   return CheckGates(command, report);
 }
 

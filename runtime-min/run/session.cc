@@ -37,6 +37,17 @@ nlohmann::json Nullable(const std::optional<T>& value) {
   return value.has_value() ? nlohmann::json(*value) : nlohmann::json(nullptr);
 }
 
+// "calibration" of a provenance record: domain -> digest of its text.
+std::vector<std::string> CalibrationDigests(ByteSpan provenance) {
+  const nlohmann::json root = nlohmann::json::parse(AsText(provenance), nullptr, false);
+  std::vector<std::string> digests;
+  if (!root.is_object() || !root.contains("calibration") || !root["calibration"].is_object()) return digests;
+  for (const auto& [domain, digest] : root["calibration"].items()) {
+    if (digest.is_string()) digests.push_back(digest.get<std::string>());
+  }
+  return digests;
+}
+
 std::string Number(const std::optional<double>& value, int decimals, const char* unit, double factor = 1) {
   return value.has_value() ? StrFormat("%.*f%s", decimals, *value * factor, unit) : "-";
 }
@@ -68,6 +79,7 @@ Result<Session> OpenSession(const cli::Command& command, uint32_t context, bool 
   if (!bundle->tokenizer_blob().empty()) {
     MOEPACK_ASSIGN_OR_RETURN(session.tokenizer, Tokenizer::Parse(bundle->tokenizer_blob()));
   }
+  session.calibration_digests = CalibrationDigests(bundle->provenance_blob());
   MOEPACK_ASSIGN_OR_RETURN(session.engine, runtime::Engine::Create(std::move(bundle), *session.pool, options));
   session.load_ms = runtime::MonotonicMs() - start;
   return session;

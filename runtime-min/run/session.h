@@ -30,6 +30,8 @@ struct Session {
   std::unique_ptr<ThreadPool> pool;
   std::unique_ptr<Tokenizer> tokenizer;  // null when the bundle has none
   std::unique_ptr<runtime::Engine> engine;
+  // SHA-256, in hex, of every text that calibrated the bundle, as its signed provenance says; empty when it says none.
+  std::vector<std::string> calibration_digests;
   double load_ms = 0;  // to verify the manifest and load what is resident from the start
 };
 

@@ -10,12 +10,14 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 CTX = 256
 
 
-def run(*command, cwd=None, env=None):
-    """Output of a command, standard error included; a failure ends the script with what it printed."""
-    result = subprocess.run([str(c) for c in command], cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+def run(*command, cwd=None, messages=True):
+    """Output of a command, with standard error unless not `messages`; a failure ends the script with what it printed."""
+    result = subprocess.run([str(c) for c in command], cwd=cwd, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT if messages else subprocess.PIPE)
     text = result.stdout.decode(errors="replace")
     if result.returncode != 0:
-        sys.exit(f"{' '.join(str(c) for c in command)}\nended with {result.returncode}\n{text[-4000:]}")
+        printed = text + (result.stderr or b"").decode(errors="replace")
+        sys.exit(f"{' '.join(str(c) for c in command)}\nended with {result.returncode}\n{printed[-4000:]}")
     return text
 
 

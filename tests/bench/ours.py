@@ -23,8 +23,8 @@ class Ours:
         return run(self.bin / "moepack", *args)
 
     def json(self, *args):
-        """The JSON object of a command (its messages, on standard error, are silenced)."""
-        return json.loads(self.moepack(*args, "--json", "--quiet"))
+        """The JSON object of a command, without its messages."""
+        return json.loads(run(self.bin / "moepack", *args, "--json", "--quiet", messages=False))
 
     def file(self, name, make):
         """The path dir/name, made by make(path) if it is not there."""

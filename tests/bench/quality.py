@@ -133,7 +133,7 @@ def gap(subject, args, cache):
     mine = ours.Ours(args.bin, args.work, subject, cache)
     program = args.bin.parent / "bench/moepack-entropy-gap"
     report = cache.get(["gap", bench_lib.digest(program), subject.digest, GAP_CODECS],
-                       lambda: json.loads(bench_lib.run(program, subject.model, mine.profile, *GAP_CODECS)))
+                       lambda: json.loads(bench_lib.run(program, subject.model, mine.profile, *GAP_CODECS, messages=False)))
     below = {r["role"]: r["below_gaussian_bits"] for r in report["matrices"]}
     text = [f"`python3 tests/bench/quality.py {subject.name} --gap`, bits a weight:",
             table(("role", "codec", "method", "plain", "stored (zstd)", "entropy of codes", "entropy of scales", "stored - entropy",

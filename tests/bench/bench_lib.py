@@ -4,10 +4,17 @@ import json
 import pathlib
 import re
 import subprocess
-import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 CTX = 256
+
+
+class Failed(SystemExit):
+    """A program that ended with `status`; ends the script with its message unless it is caught."""
+
+    def __init__(self, status, message):
+        super().__init__(message)
+        self.status = status
 
 
 def run(*command, cwd=None, messages=True):
@@ -17,7 +24,7 @@ def run(*command, cwd=None, messages=True):
     text = result.stdout.decode(errors="replace")
     if result.returncode != 0:
         printed = text + (result.stderr or b"").decode(errors="replace")
-        sys.exit(f"{' '.join(str(c) for c in command)}\nended with {result.returncode}\n{printed[-4000:]}")
+        raise Failed(result.returncode, f"{' '.join(str(c) for c in command)}\nended with {result.returncode}\n{printed[-4000:]}")
     return text
 
 

@@ -90,8 +90,9 @@ class Llama:
         self.bin, self.subject, self.cache, self.threads = pathlib.Path(bin_dir), subject, cache, threads
         self.dir = work / subject.name
         self.dir.mkdir(parents=True, exist_ok=True)
-        self.full = self.dir / "full.gguf"
-        run(moepack, "export", subject.model, "--gguf", "-o", self.full, "--quiet")
+        self.full = self.dir / f"full-{subject.digest[:12]}.gguf"
+        if not self.full.is_file():
+            run(moepack, "export", subject.model, "--gguf", "-o", self.full, "--quiet")
         self.key = ["llama", digest(self.bin / "llama-quantize"), digest(self.bin / "llama-perplexity"), digest(self.full), subject.digest]
 
     def program(self, name, *args):

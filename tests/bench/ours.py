@@ -1,9 +1,10 @@
 """moepack as measured: one profile and one error table a model, bundles at given sizes, evaluated by the device runtime."""
 import json
 
-from bench_lib import CTX, digest, run
+from bench_lib import CTX, Failed, digest, run
 
 CALIBRATION_TOKENS = 65536
+GATE_NOT_MET = 6  # exit status
 PROGRAMS = ("calibrate", "compress", "pack", "logits", "run", "inspect")
 
 
@@ -69,10 +70,15 @@ class Ours:
         return ["--target-size", str(self.cache.get([*self.key, "resident by bisection", size], search))]
 
     def measure(self, aim, text):
-        """Compresses with the options `aim`, packs, evaluates the signed bundle on `text`."""
+        """Compresses with the options `aim`, packs, evaluates the signed bundle on `text`; None when no plan is that small."""
         def make():
             name = "".join(aim).strip("-")
-            bundle = self.file(f"{name}.moeb", lambda p: self.pack(name, aim, p))
+            try:
+                bundle = self.file(f"{name}.moeb", lambda p: self.pack(name, aim, p))
+            except Failed as failure:
+                if failure.status == GATE_NOT_MET:
+                    return None
+                raise
             report = self.json("run", "eval", bundle, "--trust", self.dir / "trust.json", "--base", self.base(text), "--data", text,
                                "--ctx", CTX)
             shape = self.json("inspect", bundle, "--trust", self.dir / "trust.json")

@@ -38,6 +38,10 @@ def column_table(peers, results, which):
     rows = []
     for kind, peer in peers.items():
         mine = results[kind]
+        if mine is None:
+            rows.append((kind, f"{peer[field]:,}", f"{peer['kld_mean']:.6f}", f"{100 * peer['same_top1']:.2f}", "no plan is that small",
+                         "", "", "", "", verdict(float("inf"), TARGETS.get(kind, (None, None))[which])))
+            continue
         ratio = mine["kld_mean"] / peer["kld_mean"]
         over = "" if mine[field] <= peer[field] else " (over)"
         rows.append((kind, f"{peer[field]:,}", f"{peer['kld_mean']:.6f}", f"{100 * peer['same_top1']:.2f}", f"{mine[field]:,}{over}",
@@ -53,8 +57,8 @@ def domain_table(subject, peer, mine, kinds):
         row = [domain]
         for kind in kinds:
             theirs = peer.measure(kind, subject.eval(domain))["kld_mean"]
-            own = mine.measure(mine.stored_aim(peer.measure(kind, subject.mixed_eval)["bytes"]), subject.eval(domain))["kld_mean"]
-            row.append(f"{own:.5f} / {theirs:.5f} = {own / theirs:.2f}")
+            own = mine.measure(mine.stored_aim(peer.measure(kind, subject.mixed_eval)["bytes"]), subject.eval(domain))
+            row.append("-" if own is None else f"{own['kld_mean']:.5f} / {theirs:.5f} = {own['kld_mean'] / theirs:.2f}")
         rows.append(row)
     return table(("domain", *(f"{k}: ours / llama.cpp's" for k in kinds)), rows)
 
@@ -67,7 +71,7 @@ def plot(subject, peers, stored, resident, path):
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
     for axis, field, results, title in ((axes[0], "bytes", stored, "whole file"), (axes[1], "bytes_resident", resident, "weights in RAM")):
         for data, label, mark in ((peers, "llama.cpp, imatrix", "o--"), (results, "moepack", "s-")):
-            points = sorted((r[field] / 1e6, r["kld_mean"]) for r in data.values())
+            points = sorted((r[field] / 1e6, r["kld_mean"]) for r in data.values() if r)
             axis.plot(*zip(*points), mark, label=label, markersize=4)
         for kind, peer in peers.items():
             axis.annotate(kind, (peer[field] / 1e6, peer["kld_mean"]), fontsize=6, xytext=(3, 4), textcoords="offset points")
@@ -79,6 +83,10 @@ def plot(subject, peers, stored, resident, path):
     figure.savefig(path, metadata={"Date": None})
 
 
+def brief(result):
+    return "-" if result is None else f"KLD {result['kld_mean']:.6f} ({result['bytes']} stored, {result['bytes_resident']} resident)"
+
+
 def measure_subject(subject, args, cache, llama_bin):
     peer = llama.Llama(llama_bin, args.work, subject, cache, args.bin / "moepack")
     mine = ours.Ours(args.bin, args.work, subject, cache, args.option)
@@ -87,11 +95,10 @@ def measure_subject(subject, args, cache, llama_bin):
         peers[kind] = peer.measure(kind, subject.mixed_eval)
         stored[kind] = mine.measure(mine.stored_aim(peers[kind]["bytes"]), subject.mixed_eval)
         resident[kind] = mine.measure(mine.resident_aim(peers[kind]["bytes_resident"]), subject.mixed_eval)
-        print(f"{subject.name} {kind}: llama.cpp {peers[kind]['kld_mean']:.6f}; stored {stored[kind]['kld_mean']:.6f} at "
-              f"{stored[kind]['bytes'] / peers[kind]['bytes']:.3f} of its bytes, resident {resident[kind]['kld_mean']:.6f} at "
-              f"{resident[kind]['bytes_resident'] / peers[kind]['bytes_resident']:.3f}", flush=True)
-    text = [f"`python3 tests/bench/quality.py {subject.name}`; {next(iter(stored.values()))['parameters']:,} parameters, perplexity of the "
-            f"full model {next(iter(stored.values()))['ppl_base']:.3f} (llama.cpp: {next(iter(peers.values()))['ppl_base']:.3f}). One bundle "
+        print(f"{subject.name} {kind}: {brief(peers[kind])}; stored {brief(stored[kind])}; resident {brief(resident[kind])}", flush=True)
+    some = next(r for r in stored.values() if r)
+    text = [f"`python3 tests/bench/quality.py {subject.name}`; {some['parameters']:,} parameters, perplexity of the full model "
+            f"{some['ppl_base']:.3f} (llama.cpp: {next(iter(peers.values()))['ppl_base']:.3f}). One bundle "
             "serves one column. llama.cpp's KLD is against a base of 16 bits, so about 0.0003 of it is noise of that file; ours is "
             "against float32.",
             "### Stored: the bundle file within the bytes of the GGUF file", column_table(peers, stored, 0),

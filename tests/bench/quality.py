@@ -88,7 +88,7 @@ def brief(result):
 
 
 def measure_subject(subject, args, cache, llama_bin):
-    peer = llama.Llama(llama_bin, args.work, subject, cache, args.bin / "moepack")
+    peer = llama.Llama(llama_bin, args.work, subject, cache, args.bin / "moepack", args.threads)
     mine = ours.Ours(args.bin, args.work, subject, cache, args.option)
     peers, stored, resident = {}, {}, {}
     for kind in args.types:
@@ -159,6 +159,7 @@ def main():
     parser.add_argument("--types", type=lambda s: s.split(","), default=llama.TYPES, help="llama.cpp's types, separated by commas")
     parser.add_argument("--no-domains", action="store_true")
     parser.add_argument("--llama", type=pathlib.Path, help="folder of llama.cpp's programs; built under --work when absent")
+    parser.add_argument("--threads", type=int, default=2, help="of llama.cpp, whose threads spin: 1 on a busy machine")
     parser.add_argument("--bin", type=pathlib.Path, default=ROOT / "build/release/bin")
     parser.add_argument("--work", type=pathlib.Path, default=ROOT / "build/quality")
     parser.add_argument("--option", nargs=argparse.REMAINDER, default=[], help="last: further arguments of every compress")

@@ -24,6 +24,9 @@ int AvailableCores() {
 //
 // A worker joins a loop while it is open; the caller closes the loop when no block is left and waits for those that joined
 // only. A worker that the system did not run in time so costs nothing, which matters where other processes use the cores.
+//
+// Every thread begins with a run of neighbouring blocks of its own, so that it reads memory in order, and helps with the
+// others' when that is done.
 struct ThreadPool::State {
   struct Job {
     BlockFunction function = nullptr;
@@ -40,14 +43,30 @@ struct ThreadPool::State {
   std::condition_variable wake;
   std::atomic<uint64_t> gate{0};
   std::atomic<bool> stop{false};
-  std::atomic<size_t> next{0};
-  Job job;  // changed by the caller only, while nobody is inside
+  std::atomic<size_t> entered{0};  // workers that have begun, to number them
+  // One a thread, on a cache line of its own.
+  struct alignas(64) Share {
+    std::atomic<size_t> next{0};
+    size_t end = 0;  // changed by the caller only, while nobody is inside, as is `job`
+  };
+  std::unique_ptr<Share[]> shares;
+  size_t threads = 1;
+  Job job;
 
-  void RunBlocks() {
-    for (size_t i = next.fetch_add(1, std::memory_order_relaxed); i < job.blocks;
-         i = next.fetch_add(1, std::memory_order_relaxed)) {
+  void RunShare(Share* share) {
+    for (size_t i = share->next.fetch_add(1, std::memory_order_relaxed); i < share->end;
+         i = share->next.fetch_add(1, std::memory_order_relaxed)) {
       const size_t begin = i * job.block;
       job.function(job.context, begin, std::min(job.count, begin + job.block));
+    }
+  }
+  void RunBlocks(size_t self) {
+    for (size_t i = 0; i < threads; ++i) RunShare(&shares[(self + i) % threads]);
+  }
+  void SetShares() {
+    for (size_t i = 0; i < threads; ++i) {
+      shares[i].next.store(job.blocks * i / threads, std::memory_order_relaxed);
+      shares[i].end = job.blocks * (i + 1) / threads;
     }
   }
 
@@ -67,7 +86,7 @@ struct ThreadPool::State {
     return gate.load(std::memory_order_acquire);
   }
 
-  void Work() {
+  void Work(size_t self) {
     uint64_t seen = 0;
     for (;;) {
       uint64_t now = WaitForOther(seen);
@@ -76,7 +95,7 @@ struct ThreadPool::State {
       }
       seen = now & kNumber;
       if ((now & kOpen) == 0) continue;
-      RunBlocks();
+      RunBlocks(self);
       gate.fetch_sub(1, std::memory_order_release);
     }
   }
@@ -85,7 +104,8 @@ struct ThreadPool::State {
   int Start() {
     pthread_t worker;
     const auto enter = [](void* state) -> void* {
-      static_cast<State*>(state)->Work();
+      State* pool = static_cast<State*>(state);
+      pool->Work(pool->entered.fetch_add(1, std::memory_order_relaxed) + 1);
       return nullptr;
     };
     const int error = ::pthread_create(&worker, nullptr, enter, this);
@@ -111,6 +131,8 @@ struct ThreadPool::State {
 
 ThreadPool::ThreadPool(int threads) : state_(std::make_unique<State>()) {
   const int total = threads > 0 ? threads : AvailableCores();
+  state_->threads = static_cast<size_t>(total);
+  state_->shares = std::make_unique<State::Share[]>(state_->threads);
   state_->workers.reserve(static_cast<size_t>(total));
   for (int i = 1; i < total; ++i) {
     const int error = state_->Start();
@@ -144,10 +166,10 @@ void ThreadPool::Run(size_t count, size_t block, BlockFunction function, const v
     return;
   }
   s.job = {function, context, count, block, blocks};
-  s.next.store(0, std::memory_order_relaxed);
+  s.SetShares();
   s.Open();
   s.wake.notify_all();
-  s.RunBlocks();
+  s.RunBlocks(0);
   s.CloseAndWait();
 }
 

@@ -118,4 +118,14 @@ uint64_t Engine::vocab_size() const { return source_->program().values[source_->
 uint64_t Engine::dense_bytes() const { return weights_->resident_bytes(); }
 uint64_t Engine::state_bytes() const { return executor_->state_bytes(); }
 
+uint64_t Engine::weight_bytes_per_token() const {
+  const Program& program = source_->program();
+  uint64_t bytes = 0;
+  for (const Node& node : program.nodes) {
+    if (node.kind == NodeKind::kLinear) bytes += weights_->matrix(node.linear.weight).size_bytes();
+    if (node.kind == NodeKind::kMoe) bytes += cache_->mean_bytes(node.moe.table) * node.moe.routing.k;
+  }
+  return bytes;
+}
+
 }  // namespace moepack::runtime

@@ -27,7 +27,7 @@ struct EngineOptions {
   // Most bytes that resident experts may take. At least what the experts of one token need in every layer.
   uint64_t expert_ram_bytes = kAllExperts;
   uint32_t context = 0;        // longest sequence in tokens; 0: what the program allows
-  uint32_t tile_tokens = 128;  // tokens computed at once in prefill, 1..4096; less takes less memory
+  uint32_t tile_tokens = 512;  // tokens computed at once in prefill, 1..4096; less takes less memory
   uint32_t logit_rows = 1;     // most tokens of one Run whose logits are wanted
 };
 
@@ -64,6 +64,8 @@ class Engine {
   void ResetStats() { cache_->ResetStats(); }
   uint64_t dense_bytes() const;  // resident weights outside of experts
   uint64_t state_bytes() const;  // KV caches
+  // Resident bytes that decoding one token reads: every matrix once, of experts the top k at their mean size.
+  uint64_t weight_bytes_per_token() const;
 
  private:
   Engine(std::unique_ptr<UnitSource> source, const EngineOptions& options);

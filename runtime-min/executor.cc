@@ -117,7 +117,10 @@ float* Executor::Row(ValueId value, Rows rows) {
 
 const kernels::Activations& Executor::Prepare(ValueId value, Rows rows) {
   if (prepared_ != value || prepared_rows_.begin != rows.begin || prepared_rows_.count != rows.count) {
-    activations_.Prepare(options_.isa, Row(value, rows), rows.count, Width(value), Width(value));
+    const size_t width = Width(value);
+    const float* x = Row(value, rows);
+    activations_.Reshape(options_.isa, rows.count, width);
+    ForEach(pool_, rows.count, width * 4, [&](size_t t) { activations_.Fill(x, width, t, t + 1); });
     prepared_ = value;
     prepared_rows_ = rows;
   }
@@ -135,7 +138,9 @@ void Executor::RunEmbedding(const Node& node, std::span<const int32_t> tokens, R
 void Executor::RunLinears(const Step& step, Rows rows) {
   const ValueId input = program_.nodes[step.nodes[0]].inputs[0];
   const kernels::Activations& x = Prepare(input, rows);
-  const size_t rows_per_item = RowsPerBlock(Width(input), rows.count);
+  size_t all_rows = 0;
+  for (uint32_t n : step.nodes) all_rows += Width(program_.nodes[n].output);
+  const size_t rows_per_item = RowsPerBlock(Width(input), rows.count, all_rows, pool_.threads());
   items_.clear();
   for (uint32_t n : step.nodes) {
     const Node& node = program_.nodes[n];
@@ -199,10 +204,8 @@ void Executor::RunAttention(const Node& node, Rows rows, size_t tokens, uint32_t
 }
 
 Status Executor::RunMoe(const Node& node, Rows rows) {
-  const float* x = Row(node.inputs[0], rows);
-  const kernels::Activations* prepared = rows.count == 1 ? &Prepare(node.inputs[0], rows) : nullptr;
-  return moe_->Run(node.moe, program_.expert_tables[node.moe.table], x, Row(node.inputs[1], rows), rows.count, prepared,
-                   Row(node.output, rows));
+  return moe_->Run(node.moe, program_.expert_tables[node.moe.table], Prepare(node.inputs[0], rows),
+                   Row(node.inputs[1], rows), Row(node.output, rows));
 }
 
 void Executor::RunElementwise(const Node& node, Rows rows) {

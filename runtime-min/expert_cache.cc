@@ -73,6 +73,13 @@ uint32_t ExpertCache::EntryIndex(uint32_t table, uint32_t expert) const {
   return table_begin_[table] + source_->experts()[table].experts[expert].variants[0].physical;
 }
 
+uint64_t ExpertCache::mean_bytes(uint32_t table) const {
+  const size_t experts = source_->experts()[table].experts.size();
+  uint64_t sum = 0;
+  for (uint32_t e = 0; e < experts; ++e) sum += entry(table, e).resident_bytes;
+  return sum / std::max<size_t>(1, experts);
+}
+
 bool ExpertCache::IsResident(uint32_t table, uint32_t expert) const { return entry(table, expert).resident; }
 
 void ExpertCache::Link(uint32_t index) {

@@ -50,6 +50,7 @@ class ExpertCache {
   uint64_t budget_bytes() const { return budget_bytes_; }
   uint64_t all_bytes() const { return all_bytes_; }  // what all experts together need
   uint64_t minimum_bytes() const { return minimum_bytes_; }
+  uint64_t mean_bytes(uint32_t table) const;  // resident, of one expert of a table
 
  private:
   static constexpr uint32_t kNil = 0xffffffffu;

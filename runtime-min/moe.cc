@@ -1,7 +1,6 @@
 #include "runtime-min/moe.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "base/checked.h"
 #include "runtime-min/parallel.h"
@@ -42,8 +41,9 @@ Result<MoeExecutor> MoeExecutor::Create(const Program& program, ExpertCache& cac
                                         uint32_t tile_tokens) {
   const Sizes sizes = LargestSizes(program);
   const uint64_t choices = sizes.k * tile_tokens;  // both are capped far below 2^32
-  const uint64_t turn_rows = std::min<uint64_t>(sizes.k, kExpertsPerTurn) * tile_tokens;
   MoeExecutor moe(cache, pool, isa);
+  // One expert of a whole tile, or all experts of one token; more only makes fewer and larger turns.
+  moe.turn_rows_ = std::max<uint64_t>(sizes.k, 2 * uint64_t{tile_tokens});
   moe.scores_.resize(sizes.experts * tile_tokens);
   moe.ids_.resize(choices);
   moe.weights_.resize(choices);
@@ -53,20 +53,18 @@ Result<MoeExecutor> MoeExecutor::Create(const Program& program, ExpertCache& cac
   moe.groups_.reserve(sizes.experts);
   moe.turn_experts_.reserve(sizes.experts);
   moe.items_.reserve(kExpertsPerTurn * (std::max(sizes.hidden, sizes.intermediate) / 16 + 1));
-  moe.inputs_.resize(kExpertsPerTurn);
   moe.middles_.resize(kExpertsPerTurn);
   moe.stride_ = sizes.intermediate;
-  MOEPACK_ASSIGN_OR_RETURN(moe.gathered_, CreateRows(turn_rows, sizes.hidden));
-  MOEPACK_ASSIGN_OR_RETURN(moe.gate_, CreateRows(turn_rows, sizes.intermediate));
-  MOEPACK_ASSIGN_OR_RETURN(moe.middle_, CreateRows(turn_rows, sizes.intermediate));
+  MOEPACK_ASSIGN_OR_RETURN(moe.gate_, CreateRows(moe.turn_rows_, sizes.intermediate));
+  MOEPACK_ASSIGN_OR_RETURN(moe.middle_, CreateRows(moe.turn_rows_, sizes.intermediate));
   MOEPACK_ASSIGN_OR_RETURN(moe.outputs_, CreateRows(choices, sizes.hidden));
   return moe;
 }
 
-Status MoeExecutor::Run(const MoeNode& node, const ExpertTableDecl& table, const float* x, const float* logits,
-                        size_t tokens, const kernels::Activations* prepared, float* out) {
+Status MoeExecutor::Run(const MoeNode& node, const ExpertTableDecl& table, const kernels::Activations& x,
+                        const float* logits, float* out) {
   const uint32_t k = node.routing.k;
-  const size_t experts = table.experts();
+  const size_t experts = table.experts(), tokens = x.tokens();
   ForEach(*pool_, tokens, experts * 16, [&](size_t t) {
     float* scores = scores_.data() + t * experts;
     std::copy(logits + t * experts, logits + (t + 1) * experts, scores);
@@ -74,7 +72,7 @@ Status MoeExecutor::Run(const MoeNode& node, const ExpertTableDecl& table, const
   });
   GroupByExpert(table, tokens, k);
   OrderGroups(node.table);
-  MOEPACK_RETURN_IF_ERROR(RunTurns(node, table.hidden, x, tokens == 1 ? prepared : nullptr));
+  MOEPACK_RETURN_IF_ERROR(RunTurns(node, table.hidden, x));
   Combine(tokens, k, table.hidden, out);
   return Status::Ok();
 }
@@ -105,37 +103,31 @@ void MoeExecutor::OrderGroups(uint32_t table) {
   for (const Group& group : groups_) turn_experts_.push_back(group.expert);
 }
 
-Status MoeExecutor::RunTurns(const MoeNode& node, size_t hidden, const float* x, const kernels::Activations* prepared) {
+// The groups from `done` on that fit the buffers of a turn, with their places there.
+std::span<MoeExecutor::Group> MoeExecutor::NextTurn(size_t done) {
+  size_t offset = 0, count = 0;
+  for (; count < kExpertsPerTurn && done + count < groups_.size(); ++count) {
+    Group& group = groups_[done + count];
+    if (offset + group.rows() > turn_rows_) break;
+    group.offset = offset;
+    offset += group.rows();
+  }
+  return {groups_.data() + done, count};
+}
+
+Status MoeExecutor::RunTurns(const MoeNode& node, size_t hidden, const kernels::Activations& x) {
   for (size_t done = 0; done < groups_.size();) {
-    const size_t wanted = std::min(kExpertsPerTurn, groups_.size() - done);
-    const std::span<const uint32_t> experts(turn_experts_.data() + done, wanted);
+    const std::span<Group> wanted = NextTurn(done);
+    const std::span<const uint32_t> experts(turn_experts_.data() + done, wanted.size());
     MOEPACK_ASSIGN_OR_RETURN(const size_t pinned, cache_->Pin(node.table, experts));
     if (pinned == 0) return Status(ErrorCode::kInternal, "expert cache: no expert fits although the budget was checked");
-    const std::span<Group> turn(groups_.data() + done, pinned);
-    size_t offset = 0;
-    for (Group& group : turn) {
-      group.offset = offset;
-      offset += group.rows();
-    }
-    if (prepared == nullptr) PrepareInputs(turn, hidden, x);
-    Expand(node, turn, hidden, prepared);
+    const std::span<Group> turn = wanted.first(pinned);
+    Expand(node, turn, x);
     Contract(node, turn, hidden);
     cache_->Unpin(node.table, experts.first(pinned));
     done += pinned;
   }
   return Status::Ok();
-}
-
-void MoeExecutor::PrepareInputs(std::span<const Group> turn, size_t hidden, const float* x) {
-  const size_t rows = turn.back().offset + turn.back().rows();
-  ForEach(*pool_, turn.size(), rows / turn.size() * hidden * 2, [&](size_t g) {
-    const Group& group = turn[g];
-    float* gathered = gathered_.data() + group.offset * hidden;
-    for (size_t i = 0; i < group.rows(); ++i) {
-      std::memcpy(gathered + i * hidden, x + rows_[group.begin + i] * hidden, hidden * sizeof(float));
-    }
-    inputs_[g].Prepare(isa_, gathered, group.rows(), hidden, hidden);
-  });
 }
 
 void MoeExecutor::AddItems(size_t group, size_t matrix_rows, size_t rows_per_item) {
@@ -145,15 +137,15 @@ void MoeExecutor::AddItems(size_t group, size_t matrix_rows, size_t rows_per_ite
 }
 
 // middle = act(gate(x)) * up(x), then prepared for the down matrices.
-void MoeExecutor::Expand(const MoeNode& node, std::span<const Group> turn, size_t hidden,
-                         const kernels::Activations* prepared) {
+void MoeExecutor::Expand(const MoeNode& node, std::span<const Group> turn, const kernels::Activations& x) {
   items_.clear();
-  for (size_t g = 0; g < turn.size(); ++g) AddItems(g, turn[g].intermediate, RowsPerBlock(hidden, turn[g].rows()));
+  size_t all_rows = 0;
+  for (const Group& group : turn) all_rows += group.intermediate;
+  for (size_t g = 0; g < turn.size(); ++g) {
+    AddItems(g, turn[g].intermediate, RowsPerBlock(x.cols(), turn[g].rows(), all_rows, pool_->threads()));
+  }
   pool_->ParallelFor(items_.size(), 1, [&](size_t begin, size_t end) {
-    for (size_t i = begin; i < end; ++i) {
-      const Group& group = turn[items_[i].group];
-      ExpandItem(node, group, items_[i], prepared != nullptr ? *prepared : inputs_[items_[i].group]);
-    }
+    for (size_t i = begin; i < end; ++i) ExpandItem(node, turn[items_[i].group], items_[i], x);
   });
   const size_t rows = turn.back().offset + turn.back().rows();
   ForEach(*pool_, turn.size(), rows / turn.size() * stride_ * 2, [&](size_t g) {
@@ -161,11 +153,12 @@ void MoeExecutor::Expand(const MoeNode& node, std::span<const Group> turn, size_
   });
 }
 
-void MoeExecutor::ExpandItem(const MoeNode& node, const Group& group, const Item& item, const kernels::Activations& input) {
+void MoeExecutor::ExpandItem(const MoeNode& node, const Group& group, const Item& item, const kernels::Activations& x) {
   const ExpertWeights& weights = cache_->weights(node.table, group.expert);
+  const std::span<const uint32_t> tokens(rows_.data() + group.begin, group.rows());
   float* gate = gate_.data() + group.offset * stride_;
   float* middle = middle_.data() + group.offset * stride_;
-  kernels::MatMul(isa_, weights[Index(ExpertMatrix::kUp)], input, middle, stride_, item.row_begin, item.row_end);
+  kernels::MatMul(isa_, weights[Index(ExpertMatrix::kUp)], x, tokens, middle, stride_, item.row_begin, item.row_end);
   const size_t count = item.row_end - item.row_begin;
   if (!node.activation.gated) {
     for (size_t t = 0; t < group.rows(); ++t) {
@@ -174,7 +167,7 @@ void MoeExecutor::ExpandItem(const MoeNode& node, const Group& group, const Item
     }
     return;
   }
-  kernels::MatMul(isa_, weights[Index(ExpertMatrix::kGate)], input, gate, stride_, item.row_begin, item.row_end);
+  kernels::MatMul(isa_, weights[Index(ExpertMatrix::kGate)], x, tokens, gate, stride_, item.row_begin, item.row_end);
   for (size_t t = 0; t < group.rows(); ++t) {
     const size_t at = t * stride_ + item.row_begin;
     ActivateGated(node.activation.function, gate + at, middle + at, count, middle + at);
@@ -183,7 +176,9 @@ void MoeExecutor::ExpandItem(const MoeNode& node, const Group& group, const Item
 
 void MoeExecutor::Contract(const MoeNode& node, std::span<const Group> turn, size_t hidden) {
   items_.clear();
-  for (size_t g = 0; g < turn.size(); ++g) AddItems(g, hidden, RowsPerBlock(turn[g].intermediate, turn[g].rows()));
+  for (size_t g = 0; g < turn.size(); ++g) {
+    AddItems(g, hidden, RowsPerBlock(turn[g].intermediate, turn[g].rows(), turn.size() * hidden, pool_->threads()));
+  }
   pool_->ParallelFor(items_.size(), 1, [&](size_t begin, size_t end) {
     for (size_t i = begin; i < end; ++i) {
       const Item& item = items_[i];

@@ -22,10 +22,9 @@ class MoeExecutor {
   static Result<MoeExecutor> Create(const Program& program, ExpertCache& cache, ThreadPool& pool, kernels::Isa isa,
                                     uint32_t tile_tokens);
 
-  // x: [tokens, hidden], logits: [tokens, experts], out: [tokens, hidden]. `prepared`: x prepared by the
-  // caller, or null; used when all tokens go to the same rows (one token).
-  Status Run(const MoeNode& node, const ExpertTableDecl& table, const float* x, const float* logits, size_t tokens,
-             const kernels::Activations* prepared, float* out);
+  // x: [tokens, hidden], logits: [tokens, experts], out: [tokens, hidden].
+  Status Run(const MoeNode& node, const ExpertTableDecl& table, const kernels::Activations& x, const float* logits,
+             float* out);
 
  private:
   static constexpr size_t kExpertsPerTurn = 16;
@@ -48,10 +47,10 @@ class MoeExecutor {
   MoeExecutor(ExpertCache& cache, ThreadPool& pool, kernels::Isa isa) : cache_(&cache), pool_(&pool), isa_(isa) {}
   void GroupByExpert(const ExpertTableDecl& table, size_t tokens, uint32_t k);
   void OrderGroups(uint32_t table);
-  Status RunTurns(const MoeNode& node, size_t hidden, const float* x, const kernels::Activations* prepared);
-  void PrepareInputs(std::span<const Group> turn, size_t hidden, const float* x);
+  Status RunTurns(const MoeNode& node, size_t hidden, const kernels::Activations& x);
+  std::span<Group> NextTurn(size_t done);
   void AddItems(size_t group, size_t matrix_rows, size_t rows_per_item);
-  void Expand(const MoeNode& node, std::span<const Group> turn, size_t hidden, const kernels::Activations* prepared);
+  void Expand(const MoeNode& node, std::span<const Group> turn, const kernels::Activations& x);
   void ExpandItem(const MoeNode& node, const Group& group, const Item& item, const kernels::Activations& input);
   void Contract(const MoeNode& node, std::span<const Group> turn, size_t hidden);
   void Combine(size_t tokens, uint32_t k, size_t hidden, float* out);
@@ -70,11 +69,11 @@ class MoeExecutor {
   std::vector<Group> groups_;
   std::vector<uint32_t> turn_experts_;  // expert of each group
   std::vector<Item> items_;
-  std::vector<kernels::Activations> inputs_, middles_;  // by group of the turn
-  size_t stride_ = 0;                                   // columns of gate_ and middle_: the largest intermediate width
-  FloatBuffer gathered_;                                // [rows of a turn, hidden]
-  FloatBuffer gate_, middle_;                           // [rows of a turn, stride_]
-  FloatBuffer outputs_;                                 // [tile * k, hidden]
+  std::vector<kernels::Activations> middles_;  // by group of the turn
+  size_t turn_rows_ = 0;                       // most rows of a turn
+  size_t stride_ = 0;                          // columns of gate_ and middle_: the largest intermediate width
+  FloatBuffer gate_, middle_;                  // [turn_rows_, stride_]
+  FloatBuffer outputs_;                        // [tile * k, hidden]
 };
 
 }  // namespace moepack::runtime

@@ -58,6 +58,10 @@ void SumGroups(const int16_t* v, size_t padded_cols, const SumLayout& layout, fl
   sums[layout.offset[kSumLevels - 1]] = static_cast<float>(row);
 }
 
+void SumQuads(const int16_t* v, size_t padded_cols, int32_t* minus_sums) {
+  for (size_t c = 0; c < padded_cols; c += 4) minus_sums[c / 4] = -(v[c] + v[c + 1] + v[c + 2] + v[c + 3]);
+}
+
 void SplitEvenOdd(int16_t* v, size_t padded_cols) {
   for (size_t b = 0; b < padded_cols; b += kBlock) {
     int16_t odd[kBlock / 2];
@@ -106,7 +110,13 @@ void Grow(LineVector<T>* v, size_t size) {
 }  // namespace
 
 void Activations::Prepare(Isa isa, const float* x, size_t tokens, size_t cols, size_t stride) {
+  Reshape(isa, tokens, cols);
+  Fill(x, stride, 0, tokens);
+}
+
+void Activations::Reshape(Isa isa, size_t tokens, size_t cols) {
   const Order order = OrderOf(isa);
+  order_ = static_cast<uint8_t>(order);
   tokens_ = tokens;
   cols_ = cols;
   padded_cols = (cols + kBlock - 1) / kBlock * kBlock;
@@ -115,18 +125,27 @@ void Activations::Prepare(Isa isa, const float* x, size_t tokens, size_t cols, s
   Grow(&wide, tokens * padded_cols);
   Grow(&scales, tokens);
   Grow(&sums, tokens * sum_layout.stride);
+  if (order == Order::kEvenOdd) Grow(&centres, tokens * (padded_cols / 4));
   if (order == Order::kPlanes) {
     Grow(&high, tokens * padded_cols);
     Grow(&low, tokens * padded_cols);
   }
-  for (size_t t = 0; t < tokens; ++t) {
+}
+
+void Activations::Fill(const float* x, size_t stride, size_t token_begin, size_t token_end) {
+  const Order order = static_cast<Order>(order_);
+  const SumLayout sum_layout = SumLayoutOf(padded_cols);
+  for (size_t t = token_begin; t < token_end; ++t) {
     float* row = values.data() + t * padded_cols;
     int16_t* v = wide.data() + t * padded_cols;
-    std::memcpy(row, x + t * stride, cols * sizeof(float));
-    std::fill(row + cols, row + padded_cols, 0.0f);
+    std::memcpy(row, x + t * stride, cols_ * sizeof(float));
+    std::fill(row + cols_, row + padded_cols, 0.0f);
     scales[t] = QuantizeRow(row, padded_cols, v);
     SumGroups(v, padded_cols, sum_layout, sums.data() + t * sum_layout.stride);
-    if (order == Order::kEvenOdd) SplitEvenOdd(v, padded_cols);
+    if (order == Order::kEvenOdd) {
+      SumQuads(v, padded_cols, centres.data() + t * (padded_cols / 4));
+      SplitEvenOdd(v, padded_cols);
+    }
     if (order == Order::kPlanes) {
       SplitPlanes(v, padded_cols, high.data() + t * padded_cols, low.data() + t * padded_cols);
     }

@@ -23,15 +23,17 @@ const KernelSet* FindSet(Isa isa) {
   return nullptr;
 }
 
-ActivationView ViewOf(const Activations& x) {
-  return {.tokens = x.tokens(),
+ActivationView ViewOf(const Activations& x, size_t tokens, const uint32_t* rows) {
+  return {.tokens = tokens,
           .padded_cols = x.padded_cols,
+          .rows = rows,
           .values = x.values.data(),
           .high = x.high.data(),
           .low = x.low.data(),
           .wide = x.wide.data(),
           .scales = x.scales.data(),
           .sums = x.sums.data(),
+          .centres = x.centres.data(),
           .sum_layout = SumLayoutOf(x.padded_cols)};
 }
 
@@ -44,6 +46,15 @@ MatrixView ViewOf(const ResidentTensor& w, const MatrixLayout& layout) {
           .has_min = codec.has_min,
           .sparse = codec.sparsity != Sparsity::kNone,
           .layout = layout};
+}
+
+void Multiply(Isa isa, const ResidentTensor& w, const ActivationView& x, float* y, size_t y_stride, size_t row_begin,
+              size_t row_end) {
+  const KernelSet* set = FindSet(isa);
+  const Result<MatrixLayout> layout = ResidentLayoutOf(w.codec(), w.shape());
+  if (set == nullptr || !layout.ok()) return;  // neither exists: a ResidentTensor has a layout, an Isa comes from the list
+  const size_t kind = static_cast<size_t>(KindOf(w.codec()));
+  set->matmul[kind](ViewOf(w, *layout), x, y, y_stride, row_begin, row_end);
 }
 
 }  // namespace
@@ -104,11 +115,12 @@ Kind KindOf(const Codec& codec) {
 
 void MatMul(Isa isa, const ResidentTensor& w, const Activations& x, float* y, size_t y_stride, size_t row_begin,
             size_t row_end) {
-  const KernelSet* set = FindSet(isa);
-  const Result<MatrixLayout> layout = ResidentLayoutOf(w.codec(), w.shape());
-  if (set == nullptr || !layout.ok()) return;  // neither exists: a ResidentTensor has a layout, an Isa comes from the list
-  const size_t kind = static_cast<size_t>(KindOf(w.codec()));
-  set->matmul[kind](ViewOf(w, *layout), ViewOf(x), y, y_stride, row_begin, row_end);
+  Multiply(isa, w, ViewOf(x, x.tokens(), nullptr), y, y_stride, row_begin, row_end);
+}
+
+void MatMul(Isa isa, const ResidentTensor& w, const Activations& x, std::span<const uint32_t> tokens, float* y,
+            size_t y_stride, size_t row_begin, size_t row_end) {
+  Multiply(isa, w, ViewOf(x, tokens.size(), tokens.data()), y, y_stride, row_begin, row_end);
 }
 
 namespace {

@@ -45,11 +45,14 @@ template <typename T>
 using LineVector = std::vector<T, LineAllocator<T>>;
 
 // Activations of some tokens, prepared once and shared by all matrices that read them. Reused between calls without
-// allocating once it has grown to its largest size. Not thread-safe while Prepare runs; read-only use is.
+// allocating once it has grown to its largest size. Not thread-safe while it changes (Fill of different tokens is).
 class Activations {
  public:
-  // x: [tokens, cols], rows `stride` floats apart. Copies; x may go away.
+  // x: [tokens, cols], rows `stride` floats apart. Copies; x may go away. The same as Reshape and Fill of all tokens.
   void Prepare(Isa isa, const float* x, size_t tokens, size_t cols, size_t stride);
+  // In two steps, so that threads can fill different tokens: x is that of token 0.
+  void Reshape(Isa isa, size_t tokens, size_t cols);
+  void Fill(const float* x, size_t stride, size_t token_begin, size_t token_end);
   size_t tokens() const { return tokens_; }
   size_t cols() const { return cols_; }
 
@@ -59,16 +62,23 @@ class Activations {
   LineVector<int8_t> high, low;  // [tokens, padded_cols] integer = high * 256 + low; filled for byte multipliers only
   LineVector<float> scales;      // [tokens] the step; NaN when the token has an element that is not finite
   LineVector<float> sums;        // [tokens, SumLayout::stride] integers summed over groups of every size
-  size_t padded_cols = 0;        // cols rounded up to a whole block
+  LineVector<int32_t>
+      centres;  // [tokens, padded_cols / 4] minus the sum of four columns' integers; sets with even and odd columns apart
+  size_t padded_cols = 0;  // cols rounded up to a whole block
 
  private:
   size_t tokens_ = 0, cols_ = 0;
+  uint8_t order_ = 0;  // Order of kernels_internal.h
 };
 
 // y[t * y_stride + r] = sum over c of W[r, c] * x[t, c], for rows [row_begin, row_end) and all tokens of x.
 // x must have been prepared for the same isa. Writes nothing else. Allocates nothing.
 void MatMul(Isa isa, const ResidentTensor& w, const Activations& x, float* y, size_t y_stride, size_t row_begin,
             size_t row_end);
+
+// The same for some tokens of x: y[i * y_stride + r] is that of token tokens[i].
+void MatMul(Isa isa, const ResidentTensor& w, const Activations& x, std::span<const uint32_t> tokens, float* y,
+            size_t y_stride, size_t row_begin, size_t row_end);
 
 // Weights of one row as float32: out[cols]. For embeddings.
 void DecodeRow(const ResidentTensor& w, size_t row, float* out);

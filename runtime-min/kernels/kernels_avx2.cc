@@ -11,6 +11,7 @@ namespace {
 
 struct Avx2 {
   static constexpr size_t kLanes = 8, kTileTokens = 2;
+  static constexpr bool kCentresSums = false;
   using Code = int16_t;
   // Even and odd columns of the two halves of a block.
   struct Codes {
@@ -140,14 +141,16 @@ struct Avx2 {
     const __m256i lane_groups = group.up == 2 ? _mm256_set_epi32(1, 1, 1, 1, 0, 0, 0, 0) : _mm256_setzero_si256();
     __m256 sum[R][T];
     LoadSums<R, T>(acc, span.first, sum);
+    const int16_t* in[T];
+    for (int t = 0; t < T; ++t) in[t] = x.wide + RowOf(x, span.token + static_cast<size_t>(t)) * x.padded_cols + span.col;
     for (size_t b = 0; b < span.count; ++b) {
-      const int16_t* in = x.wide + span.token * x.padded_cols + span.col + b * kBlock;
+      source.Prefetch(b);
       for (int r = 0; r < R; ++r) {
         const Codes codes = source.Load(r, b);
         for (size_t half = 0; half < 2; ++half) {
           const __m256 scale = HalfScales(scales[r] + group(b), group.up, half, lane_groups);
           for (int t = 0; t < T; ++t) {
-            const __m256i* xs = Vectors(in + t * x.padded_cols) + half;
+            const __m256i* xs = Vectors(in[t] + b * kBlock) + half;
             const __m256i dot = _mm256_add_epi32(_mm256_madd_epi16(codes.even[half], _mm256_loadu_si256(xs)),
                                                  _mm256_madd_epi16(codes.odd[half], _mm256_loadu_si256(xs + 2)));
             sum[r][t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), scale, sum[r][t]);
@@ -191,12 +194,13 @@ struct Avx2 {
 
   template <int R, int T, class Source>
   static void DotFloats(const Source& source, const ActivationView& x, const Span& span, float* acc) {
-    const float* in = x.values + span.token * x.padded_cols + span.col;
+    const float* in[T];
+    for (int t = 0; t < T; ++t) in[t] = x.values + RowOf(x, span.token + static_cast<size_t>(t)) * x.padded_cols + span.col;
     __m256 sum[R][T];
     LoadSums<R, T>(acc, span.first, sum);
     for (size_t i = 0; i < span.count; ++i) {
       __m256 xs[T];
-      for (int t = 0; t < T; ++t) xs[t] = _mm256_loadu_ps(in + t * x.padded_cols + i * kLanes);
+      for (int t = 0; t < T; ++t) xs[t] = _mm256_loadu_ps(in[t] + i * kLanes);
       for (int r = 0; r < R; ++r) {
         const __m256 weights = source.Load(r, i);
         for (int t = 0; t < T; ++t) sum[r][t] = _mm256_fmadd_ps(weights, xs[t], sum[r][t]);

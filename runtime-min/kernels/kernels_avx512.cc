@@ -16,6 +16,7 @@ namespace {
 
 struct Avx512 {
   static constexpr size_t kLanes = 16, kTileTokens = 4;
+  static constexpr bool kCentresSums = true;
   using Code = int16_t;
   // Even and odd columns of a block.
   struct Codes {
@@ -76,6 +77,17 @@ struct Avx512 {
     }
   }
 
+  template <int kBits>
+  static Codes LoadRaw(const uint8_t* p0, const uint8_t* p1) {
+    if constexpr (kBits == 4) {
+      const __m512i v = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p0)));
+      return {_mm512_and_si512(v, _mm512_set1_epi16(15)), _mm512_srli_epi16(v, 4)};
+    } else {
+      const __m512i bytes = LoadUnsigned<kBits>(p0, p1);
+      return {_mm512_and_si512(bytes, _mm512_set1_epi16(255)), _mm512_srli_epi16(bytes, 8)};
+    }
+  }
+
   static Codes LoadCodes(const Code* p) { return {_mm512_load_si512(p), _mm512_load_si512(p + 32)}; }
   static void StoreCodes(Code* p, const Codes& codes) {
     _mm512_store_si512(p, codes.even);
@@ -110,6 +122,14 @@ struct Avx512 {
     return _mm512_srl_epi32(lane, _mm_cvtsi32_si128(group.up == 0 ? 31 : 4 - static_cast<int>(group.up)));
   }
 
+  // What the dots of a block begin with, so that codes above their centre by kCentre need not be centred.
+  template <int kCentre>
+  static __m512i Centre(const ActivationView& x, const Span& span, size_t t, size_t block) {
+    if constexpr (kCentre == 0) return _mm512_setzero_si512();
+    const int32_t* sums = x.centres + RowOf(x, span.token + t) * (x.padded_cols / 4) + (span.col + block * kBlock) / 4;
+    return _mm512_slli_epi32(_mm512_loadu_si512(sums), __builtin_ctz(kCentre == 0 ? 1 : kCentre));
+  }
+
   // Sums of R rows and T tokens so far.
   template <int R, int T>
   static void LoadSums(const float* acc, bool first, __m512 (&sum)[R][T]) {
@@ -129,22 +149,40 @@ struct Avx512 {
   template <int R, int T, class Source>
   static void DotCodes(const Source& source, GroupIndex group, const float (*scales)[kPanelScales], const ActivationView& x,
                        const Span& span, float* acc) {
+    if (group.up == 0) {
+      DotBlocks<R, T, true>(source, group, scales, x, span, acc);
+    } else {
+      DotBlocks<R, T, false>(source, group, scales, x, span, acc);
+    }
+  }
+
+  // kWhole: a block lies in one group.
+  template <int R, int T, bool kWhole, class Source>
+  static void DotBlocks(const Source& source, GroupIndex group, const float (*scales)[kPanelScales], const ActivationView& x,
+                        const Span& span, float* acc) {
     const __m512i lane_groups = LaneGroups(group);
-    const int16_t* in = x.wide + span.token * x.padded_cols + span.col;
+    const int16_t* in[T];
+    for (int t = 0; t < T; ++t) in[t] = x.wide + RowOf(x, span.token + static_cast<size_t>(t)) * x.padded_cols + span.col;
     __m512 sum[R][T];
     LoadSums<R, T>(acc, span.first, sum);
     for (size_t b = 0; b < span.count; ++b) {
-      __m512i even[T], odd[T];
+      source.Prefetch(b);
+      __m512i begin[T], even[T], odd[T];
       for (int t = 0; t < T; ++t) {
-        even[t] = _mm512_loadu_si512(in + t * x.padded_cols + b * kBlock);
-        odd[t] = _mm512_loadu_si512(in + t * x.padded_cols + b * kBlock + 32);
+        begin[t] = Centre<Source::kCentre>(x, span, static_cast<size_t>(t), b);
+        even[t] = _mm512_loadu_si512(in[t] + b * kBlock);
+        odd[t] = _mm512_loadu_si512(in[t] + b * kBlock + 32);
       }
       for (int r = 0; r < R; ++r) {
         const Codes codes = source.Load(r, b);
-        const __m512 near = _mm512_castps128_ps512(_mm_loadu_ps(scales[r] + group(b)));
-        const __m512 scale = _mm512_permutexvar_ps(lane_groups, near);
+        __m512 scale;
+        if constexpr (kWhole) {
+          scale = _mm512_set1_ps(scales[r][group(b)]);
+        } else {
+          scale = _mm512_permutexvar_ps(lane_groups, _mm512_castps128_ps512(_mm_loadu_ps(scales[r] + group(b))));
+        }
         for (int t = 0; t < T; ++t) {
-          __m512i dot = _mm512_dpwssd_epi32(_mm512_setzero_si512(), codes.even, even[t]);
+          __m512i dot = _mm512_dpwssd_epi32(begin[t], codes.even, even[t]);
           dot = _mm512_dpwssd_epi32(dot, codes.odd, odd[t]);
           sum[r][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scale, sum[r][t]);
         }
@@ -182,12 +220,13 @@ struct Avx512 {
 
   template <int R, int T, class Source>
   static void DotFloats(const Source& source, const ActivationView& x, const Span& span, float* acc) {
-    const float* in = x.values + span.token * x.padded_cols + span.col;
+    const float* in[T];
+    for (int t = 0; t < T; ++t) in[t] = x.values + RowOf(x, span.token + static_cast<size_t>(t)) * x.padded_cols + span.col;
     __m512 sum[R][T];
     LoadSums<R, T>(acc, span.first, sum);
     for (size_t i = 0; i < span.count; ++i) {
       __m512 xs[T];
-      for (int t = 0; t < T; ++t) xs[t] = _mm512_loadu_ps(in + t * x.padded_cols + i * kLanes);
+      for (int t = 0; t < T; ++t) xs[t] = _mm512_loadu_ps(in[t] + i * kLanes);
       for (int r = 0; r < R; ++r) {
         const __m512 weights = source.Load(r, i);
         for (int t = 0; t < T; ++t) sum[r][t] = _mm512_fmadd_ps(weights, xs[t], sum[r][t]);

@@ -63,13 +63,16 @@ static inline size_t SumLevelOf(uint16_t group_size) {
 
 struct ActivationView {
   size_t tokens, padded_cols;
-  const float* values;  // [tokens, padded_cols]
+  const uint32_t* rows;  // [tokens] row of each token in the arrays below; null when they are in order
+  const float* values;   // [tokens, padded_cols]
   const int8_t *high, *low;
   const int16_t* wide;
-  const float* scales;  // [tokens]
-  const float* sums;    // [tokens, sum_layout.stride]
+  const float* scales;     // [tokens]
+  const float* sums;       // [tokens, sum_layout.stride]
+  const int32_t* centres;  // [tokens, padded_cols / 4]
   SumLayout sum_layout;
 };
+static inline size_t RowOf(const ActivationView& x, size_t token) { return x.rows == nullptr ? token : x.rows[token]; }
 
 struct MatrixView {
   const uint8_t* data;

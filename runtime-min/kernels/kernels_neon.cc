@@ -15,6 +15,7 @@ constexpr size_t kQuarters = 4;  // vectors of 16 columns in a block
 
 struct Neon {
   static constexpr size_t kLanes = 4, kTileTokens = 2;
+  static constexpr bool kCentresSums = false;
   using Code = int8_t;
   struct Codes {
     int8x16_t v[kQuarters];
@@ -126,13 +127,15 @@ struct Neon {
                         const Span& span, float* acc) {
     float32x4_t sum[R][T];
     LoadSums<R, T>(acc, span.first, sum);
+    size_t in[T];
+    for (int t = 0; t < T; ++t) in[t] = RowOf(x, span.token + static_cast<size_t>(t)) * x.padded_cols + span.col;
     for (size_t b = 0; b < span.count; ++b) {
-      const size_t at = span.token * x.padded_cols + span.col + b * kBlock;
+      source.Prefetch(b);
       for (int r = 0; r < R; ++r) {
         const Codes codes = source.Load(r, b);
         for (int t = 0; t < T; ++t) {
-          const int8_t* high = x.high + at + t * x.padded_cols;
-          const int8_t* low = x.low + at + t * x.padded_cols;
+          const int8_t* high = x.high + in[t] + b * kBlock;
+          const int8_t* low = x.low + in[t] + b * kBlock;
           for (size_t g = 0; g < kGroups; ++g) {
             const int32x4_t dot = DotQuarters<kQuarters / kGroups>(
                 codes.v + g * (kQuarters / kGroups), high + g * (kBlock / kGroups), low + g * (kBlock / kGroups));
@@ -198,14 +201,14 @@ struct Neon {
 
   template <int R, int T, class Source>
   static void DotFloats(const Source& source, const ActivationView& x, const Span& span, float* acc) {
-    const float* in = x.values + span.token * x.padded_cols + span.col;
+    const float* in[T];
+    for (int t = 0; t < T; ++t) in[t] = x.values + RowOf(x, span.token + static_cast<size_t>(t)) * x.padded_cols + span.col;
     float32x4_t sum[R][T];
     LoadSums<R, T>(acc, span.first, sum);
     for (size_t i = 0; i < span.count; ++i) {
       for (int r = 0; r < R; ++r) {
         const float32x4_t weights = source.Load(r, i);
-        for (int t = 0; t < T; ++t)
-          sum[r][t] = vfmaq_f32(sum[r][t], weights, vld1q_f32(in + t * x.padded_cols + i * kLanes));
+        for (int t = 0; t < T; ++t) sum[r][t] = vfmaq_f32(sum[r][t], weights, vld1q_f32(in[t] + i * kLanes));
       }
     }
     StoreSums<R, T>(sum, acc);

@@ -48,9 +48,9 @@ void MatMulInt(const MatrixView& w, const ActivationView& x, float* y, size_t y_
       Piece piece;
       for (size_t c = 0; c < w.cols; c += piece.count) {
         LoadPiece(w, row, &reader, c, &piece);
-        for (size_t t = 0; t < tokens; ++t) acc[t] += DotPiece(piece, w.has_min, x.wide + (t0 + t) * x.padded_cols);
+        for (size_t t = 0; t < tokens; ++t) acc[t] += DotPiece(piece, w.has_min, x.wide + RowOf(x, t0 + t) * x.padded_cols);
       }
-      for (size_t t = 0; t < tokens; ++t) y[(t0 + t) * y_stride + row] = acc[t] * x.scales[t0 + t];
+      for (size_t t = 0; t < tokens; ++t) y[(t0 + t) * y_stride + row] = acc[t] * x.scales[RowOf(x, t0 + t)];
     }
   }
 }
@@ -67,7 +67,7 @@ void MatMulFloat(const MatrixView& w, const ActivationView& x, float* y, size_t 
         const size_t count = std::min(kPiece, w.cols - c);
         reader.Values(count, kElement, values);
         for (size_t t = 0; t < tokens; ++t) {
-          const float* in = x.values + (t0 + t) * x.padded_cols + c;
+          const float* in = x.values + RowOf(x, t0 + t) * x.padded_cols + c;
           float sum = 0.0f;
           for (size_t i = 0; i < count; ++i) sum += values[i] * in[i];
           acc[t] += sum;

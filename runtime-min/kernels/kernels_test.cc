@@ -183,6 +183,30 @@ TEST(Kernels, RowsDoNotDependOnTheRestOfTheCall) {
   }
 }
 
+// Tokens picked out of a prepared tile, in any order, give what they give among all.
+TEST(Kernels, SomeTokensOfATile) {
+  const MatrixShape shape{9, 2112};
+  const std::vector<uint32_t> picked = {6, 0, 3, 5, 1, 2, 9};
+  const size_t tokens = 10;
+  const std::vector<float> x = RandomActivations(tokens * shape.cols, 5);
+  for (const char* name : {"i8g64", "i4mg32", "i3g64", "i4r", "i5g128+2:4", "i2mg16+keep500", "bf16", "f32+1:4"}) {
+    const Case c = MakeCase(*ParseCodec(name), shape, 5);
+    for (Isa isa : SupportedIsas()) {
+      const std::vector<float> all = Multiply(isa, c, x, tokens);
+      Activations prepared;
+      prepared.Reshape(isa, tokens, shape.cols);
+      for (size_t t : {5, 0}) prepared.Fill(x.data(), shape.cols, t, t + 5);
+      std::vector<float> y(picked.size() * shape.rows);
+      MatMul(isa, c.w, prepared, picked, y.data(), shape.rows, 0, shape.rows);
+      for (size_t i = 0; i < picked.size(); ++i) {
+        for (size_t r = 0; r < shape.rows; ++r) {
+          ASSERT_EQ(y[i * shape.rows + r], all[picked[i] * shape.rows + r]) << IsaName(isa) << " " << name << " row " << r;
+        }
+      }
+    }
+  }
+}
+
 TEST(Kernels, WritesItsRowsOnly) {
   const MatrixShape shape{6, 40};
   const Case c = MakeCase(*ParseCodec("i4g32"), shape, 3);

@@ -3,14 +3,16 @@
 //
 // Up to kTileRows rows are multiplied with batches of kTokenBatch tokens, panel of columns by panel. With several tokens a
 // panel of codes is unpacked once into a buffer that stays in the first-level cache; with one token codes go from memory
-// through registers. Both give the same bits: integer dots are exact, and each (row, token) has its own float accumulator
-// that takes the same terms in the same order.
+// through registers, and the rows to come are asked for ahead. Both give the same bits: integer dots are exact, and each
+// (row, token) has its own float accumulator that takes the same terms in the same order.
 //
 // Ops provides:
 //   kLanes, kTileTokens        floats of an accumulator; tokens multiplied at a time
 //   Code                       element of the code buffer, kBlock of them a block
 //   Codes                      a block of codes in registers
 //   LoadPlanes<kBits>(p0, p1)  -> Codes: a block of centred codes from its planes
+//   kCentresSums, LoadRaw<kBits>(p0, p1)   when true: a block of codes as they are; DotCodes begins its integer sums with
+//                              what centring takes away (ActivationView::centres), which gives the same integers
 //   LoadCodes(p), StoreCodes(p, codes)
 //   StoreNatural<kBits>(p0, p1, out)       a block of centred codes as int8 in column order
 //   Expand(kept, mask)         -> Codes: entries of the int8 array `kept` where mask has a bit, 0 elsewhere
@@ -30,9 +32,8 @@ namespace moepack::kernels {
 namespace {
 
 constexpr size_t kTileRows = 4;
-// One token alone leaves registers free: more rows at a time hide the latency of short rows.
-constexpr size_t kSingleTokenRows = 8;
 constexpr size_t kTokenBatch = 64;
+constexpr size_t kRowsAhead = 8;          // rows that are asked for before they are read
 constexpr size_t kPanelCols = 2048;       // of codes
 constexpr size_t kFloatPanelCols = 1024;  // of floats
 // Kernels load scales by whole vectors: zeros that follow the scales of a panel.
@@ -86,17 +87,40 @@ inline uint64_t LoadMask(const uint8_t* mask_row, size_t block, uint64_t cols) {
 // Codes of R rows from a buffer.
 template <class Ops, int R>
 struct BufferSource {
+  static constexpr int kCentre = 0;
   const typename Ops::Code* rows;  // [R, kPanelCols]
+  void Prefetch(size_t) const {}
   typename Ops::Codes Load(int r, size_t block) const { return Ops::LoadCodes(rows + r * kPanelCols + block * kBlock); }
 };
 
-// Codes of R rows straight from their planes.
-template <class Ops, int kBits, int R>
+// Asks for the share of block `block` in R rows of a plane that begin at `next`, line after line: in the order of memory,
+// which is faster than in the order in which they will be read.
+template <int kPlaneBits, int R>
+inline void PrefetchPlane(const uint8_t* next, size_t block) {
+  constexpr size_t kShare = R * (kBlock / 8) * kPlaneBits, kBlocksALine = kShare >= 64 ? 1 : 64 / kShare;
+  if (block % kBlocksALine != 0) return;
+  for (size_t i = 0; i < kShare; i += 64) __builtin_prefetch(next + block * kShare + i);
+}
+
+// Codes of R rows straight from their planes. The rows that come next are asked for meanwhile: several rows at a time are
+// short streams that the processor does not foresee.
+template <class Ops, int kBits, int R, bool kRaw>
 struct PlaneSource {
+  static constexpr int kCentre = kRaw ? 1 << (kBits - 1) : 0;  // what Load leaves to be taken away from every code
   const uint8_t *high[R], *low[R];
+  const uint8_t *next_high, *next_low;  // of rows to come
+  void Prefetch(size_t block) const {
+    PrefetchPlane<HighBits(kBits), R>(next_high, block);
+    if constexpr (LowBits(kBits) != 0) PrefetchPlane<LowBits(kBits), R>(next_low, block);
+  }
   typename Ops::Codes Load(int r, size_t block) const {
-    return Ops::template LoadPlanes<kBits>(high[r] + block * (kBlock / 8) * HighBits(kBits),
-                                           low[r] + block * (kBlock / 8) * LowBits(kBits));
+    const uint8_t* p0 = high[r] + block * (kBlock / 8) * HighBits(kBits);
+    const uint8_t* p1 = low[r] + block * (kBlock / 8) * LowBits(kBits);
+    if constexpr (kRaw) {
+      return Ops::template LoadRaw<kBits>(p0, p1);
+    } else {
+      return Ops::template LoadPlanes<kBits>(p0, p1);
+    }
   }
 };
 
@@ -110,7 +134,9 @@ struct SparsePanel {
 // Codes of R sparse rows, 0 where masked out.
 template <class Ops, int R>
 struct SparseSource {
+  static constexpr int kCentre = 0;
   const SparsePanel* rows;
+  void Prefetch(size_t) const {}
   typename Ops::Codes Load(int r, size_t block) const {
     return Ops::Expand(rows[r].kept + rows[r].first[block], rows[r].masks[block]);
   }
@@ -119,7 +145,9 @@ struct SparseSource {
 // The masks of R sparse rows as codes 1 and 0.
 template <class Ops, int R>
 struct MaskSource {
+  static constexpr int kCentre = 0;
   const SparsePanel* rows;
+  void Prefetch(size_t) const {}
   typename Ops::Codes Load(int r, size_t block) const { return Ops::ExpandOnes(rows[r].masks[block]); }
 };
 
@@ -147,7 +175,7 @@ class IntTile {
       for (size_t c = 0; c < w_.cols; c += kPanelCols) Panel<R>(row, t0, tokens, c);
       for (size_t t = 0; t < tokens; ++t) {
         for (int r = 0; r < R; ++r) {
-          y[(t0 + t) * y_stride + row + static_cast<size_t>(r)] = x_.scales[t0 + t] * Ops::Reduce(Acc(r, t));
+          y[(t0 + t) * y_stride + row + static_cast<size_t>(r)] = x_.scales[RowOf(x_, t0 + t)] * Ops::Reduce(Acc(r, t));
         }
       }
     }
@@ -171,29 +199,37 @@ class IntTile {
       if (w_.has_min) Dot<R>(MaskSource<Ops, R>{sparse_}, mins_, span, tokens);
       return;
     }
-    Dot<R>(Planes<R>(row, col), scales_, span, tokens);
+    if (tokens == 1) {
+      Dot<R>(Planes<R, Ops::kCentresSums>(row, col), scales_, span, tokens);
+    } else {
+      Dot<R>(Planes<R, false>(row, col), scales_, span, tokens);
+    }
     // The one minimum of a row that is a group counts once, with its first panel.
     if (!w_.has_min || (w_.group_size == 0 && col != 0)) return;
     for (size_t t = 0; t < tokens; ++t) {
-      const float* sums = sums_ + (t0 + t) * x_.sum_layout.stride + group_begin;
+      const float* sums = sums_ + RowOf(x_, t0 + t) * x_.sum_layout.stride + group_begin;
       for (int r = 0; r < R; ++r) Ops::AddMins(mins_[r], sums, groups, Acc(r, t));
     }
   }
 
   void LoadScales(int r, size_t row, size_t group_begin, size_t groups) {
+    __builtin_prefetch(ScaleRow(w_, row + kRowsAhead) + 2 * group_begin);
+    if (w_.has_min) __builtin_prefetch(MinRow(w_, row + kRowsAhead) + 2 * group_begin);
     Ops::ConvertF16(ScaleRow(w_, row) + 2 * group_begin, groups, scales_[r]);
     if (!w_.has_min) return;
     Ops::ConvertF16(MinRow(w_, row) + 2 * group_begin, groups, mins_[r]);
     Ops::RaiseMins(static_cast<float>(CodeOffset(w_)), scales_[r], groups, mins_[r]);
   }
 
-  template <int R>
-  PlaneSource<Ops, kBits, R> Planes(size_t row, size_t col) const {
-    PlaneSource<Ops, kBits, R> source;
+  template <int R, bool kRaw>
+  PlaneSource<Ops, kBits, R, kRaw> Planes(size_t row, size_t col) const {
+    PlaneSource<Ops, kBits, R, kRaw> source;
     for (int r = 0; r < R; ++r) {
       source.high[r] = PlaneAt(0, row + static_cast<size_t>(r), col);
       source.low[r] = LowBits(kBits) == 0 ? source.high[r] : PlaneAt(1, row + static_cast<size_t>(r), col);
     }
+    source.next_high = PlaneAt(0, row + kRowsAhead, R * col);
+    source.next_low = LowBits(kBits) == 0 ? source.next_high : PlaneAt(1, row + kRowsAhead, R * col);
     return source;
   }
 
@@ -224,7 +260,7 @@ class IntTile {
   void Dot(const Source& source, const float (*scales)[kPanelScales], Span span, size_t tokens) {
     if (tokens == 1) {
       Ops::template DotCodes<R, 1>(source, group_, scales, x_, span, Acc(0, 0));
-    } else if constexpr (R <= kTileRows) {
+    } else if constexpr (Source::kCentre == 0) {
       DotUnpacked<R>(source, scales, span, tokens);
     }
   }
@@ -235,10 +271,16 @@ class IntTile {
       Code* out = codes_ + static_cast<size_t>(r) * kPanelCols;
       for (size_t b = 0; b < span.count; ++b) Ops::StoreCodes(out + b * kBlock, source.Load(r, b));
     }
+    for (size_t b = 0; b < span.count; ++b) source.Prefetch(b);
     const BufferSource<Ops, R> unpacked{codes_};
     size_t t = 0;
     for (; t + Ops::kTileTokens <= tokens; t += Ops::kTileTokens, span.token += Ops::kTileTokens) {
       Ops::template DotCodes<R, Ops::kTileTokens>(unpacked, group_, scales, x_, span, Acc(0, t));
+    }
+    if (Ops::kTileTokens > 2 && t + 2 <= tokens) {
+      Ops::template DotCodes<R, 2>(unpacked, group_, scales, x_, span, Acc(0, t));
+      t += 2;
+      span.token += 2;
     }
     for (; t < tokens; ++t, ++span.token) Ops::template DotCodes<R, 1>(unpacked, group_, scales, x_, span, Acc(0, t));
   }
@@ -247,12 +289,12 @@ class IntTile {
   const ActivationView& x_;
   const GroupIndex group_;
   const float* sums_;  // of token 0, of the matrix's group size
-  size_t kept_[kSingleTokenRows];
+  size_t kept_[kTileRows];
   alignas(64) Code codes_[kTileRows * kPanelCols];
-  alignas(64) float acc_[kSingleTokenRows * kTokenBatch * Ops::kLanes];
-  alignas(64) float scales_[kSingleTokenRows][kPanelScales];
-  alignas(64) float mins_[kSingleTokenRows][kPanelScales];
-  SparsePanel sparse_[kSparse ? kSingleTokenRows : 1];
+  alignas(64) float acc_[kTileRows * kTokenBatch * Ops::kLanes];
+  alignas(64) float scales_[kTileRows][kPanelScales];
+  alignas(64) float mins_[kTileRows][kPanelScales];
+  SparsePanel sparse_[kSparse ? kTileRows : 1];
 };
 
 template <class Ops, Element kElement, bool kSparse>
@@ -326,18 +368,15 @@ class FloatTile {
 
   const MatrixView& w_;
   const ActivationView& x_;
-  size_t kept_[kSingleTokenRows];
-  alignas(64) float values_[kSingleTokenRows * kFloatPanelCols];
-  alignas(64) float acc_[kSingleTokenRows * kTokenBatch * Ops::kLanes];
+  size_t kept_[kTileRows];
+  alignas(64) float values_[kTileRows * kFloatPanelCols];
+  alignas(64) float acc_[kTileRows * kTokenBatch * Ops::kLanes];
 };
 
 template <class Tile>
 void MatMulTiles(const MatrixView& w, const ActivationView& x, float* y, size_t y_stride, size_t row_begin, size_t row_end) {
   Tile tile(w, x);
   size_t row = row_begin;
-  for (; x.tokens == 1 && row + kSingleTokenRows <= row_end; row += kSingleTokenRows) {
-    tile.template Rows<kSingleTokenRows>(row, y, y_stride);
-  }
   for (; row + kTileRows <= row_end; row += kTileRows) tile.template Rows<kTileRows>(row, y, y_stride);
   for (; row < row_end; ++row) tile.template Rows<1>(row, y, y_stride);
 }

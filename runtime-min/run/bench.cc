@@ -85,7 +85,8 @@ void PrintReport(const cli::Command& command, const Session& session, const Benc
                            {"dense_bytes", engine.dense_bytes()},
                            {"state_bytes", engine.state_bytes()},
                            {"expert_bytes", engine.experts().used_bytes()},
-                           {"expert_bytes_all", engine.experts().all_bytes()}};
+                           {"expert_bytes_all", engine.experts().all_bytes()},
+                           {"weight_bytes_per_token", engine.weight_bytes_per_token()}};
   report.update(MetricsJson(metrics));
   cli::PrintJson(report);
 }
@@ -112,7 +113,10 @@ Status Bench(int argc, char** argv) {
   if (size.prompt_tokens == 0 || size.repeats == 0) {
     return Status(ErrorCode::kUsage, "--prompt-tokens and --repeats: expected at least 1");
   }
-  MOEPACK_ASSIGN_OR_RETURN(Session session, OpenSession(command, 0, false));
+  if (size.decode_tokens > UINT32_MAX - size.prompt_tokens) {
+    return Status(ErrorCode::kUsage, "--prompt-tokens and --n-tokens: together too many");
+  }
+  MOEPACK_ASSIGN_OR_RETURN(Session session, OpenSession(command, size.prompt_tokens + size.decode_tokens, false));
   MOEPACK_ASSIGN_OR_RETURN(const std::vector<int32_t> prompt, PromptTokens(command, session, size.prompt_tokens));
   MOEPACK_ASSIGN_OR_RETURN(const runtime::RunMetrics metrics, Measure(session, prompt, size));
   PrintReport(command, session, size, metrics);

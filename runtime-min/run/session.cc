@@ -20,8 +20,12 @@ Result<kernels::Isa> ParseIsa(const std::string& name) {
   return Status(ErrorCode::kUsage, "--isa " + name + ": this processor has " + known);
 }
 
-Result<runtime::EngineOptions> EngineOptionsOf(const cli::Command& command) {
+// Logits of a whole tile are large where the vocabulary is: then tiles are smaller.
+constexpr uint32_t kTileOfAllLogits = 128;
+
+Result<runtime::EngineOptions> EngineOptionsOf(const cli::Command& command, bool all_logits) {
   runtime::EngineOptions options;
+  if (all_logits) options.tile_tokens = kTileOfAllLogits;
   if (command.Has("expert-ram")) {
     MOEPACK_ASSIGN_OR_RETURN(options.expert_ram_bytes, cli::ParseSize(command.Get<std::string>("expert-ram")));
   }
@@ -58,14 +62,14 @@ void AddSessionOptions(cli::Command* command) {
   command->Positional("BUNDLE");
   command->options().add_options()("trust", po::value<std::string>(), "trust file (T.json)")(
       "expert-ram", po::value<std::string>(), "most memory for experts, e.g. 8MiB (default: all of them)")(
-      "tile", po::value<uint32_t>(), "tokens computed at once in prefill (default 128)")(
+      "tile", po::value<uint32_t>(), "tokens computed at once in prefill (default 512, 128 where all logits are wanted)")(
       "isa", po::value<std::string>(), "kernels to use instead of the best: scalar, avx2, avx512-vnni, neon-dot");
 }
 
 Result<Session> OpenSession(const cli::Command& command, uint32_t context, bool all_logits) {
   MOEPACK_RETURN_IF_ERROR(command.Require("BUNDLE"));
   MOEPACK_RETURN_IF_ERROR(command.Require("trust"));
-  MOEPACK_ASSIGN_OR_RETURN(runtime::EngineOptions options, EngineOptionsOf(command));
+  MOEPACK_ASSIGN_OR_RETURN(runtime::EngineOptions options, EngineOptionsOf(command, all_logits));
   options.context = context;
   if (all_logits) options.logit_rows = options.tile_tokens;
   const double start = runtime::MonotonicMs();

@@ -1,0 +1,183 @@
+// Speed of every kernel of the list on this processor, beside what the machine allows. Prints one JSON object.
+//
+//   kernel_bench [THREADS [CODEC,CODEC,...]]       default: 2 threads, the codecs of docs/results/runtime.md
+//   kernel_bench THREADS bandwidth                 the read bandwidth only
+//
+// decode   one token times matrices that together exceed every cache, GB/s of resident bytes; limit: read bandwidth of the
+//          same threads
+// prefill  64 tokens times one matrix, Gop/s (a multiply and an add are two); limit: the set's integer dot instruction on
+//          registers
+// Every figure is the best of many short trials: what the kernel does while nothing else uses the cores.
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "base/thread_pool.h"
+#include "format/codec/codec_testing.h"
+#include "runtime-min/kernels/kernels_internal.h"
+#include "tests/bench/dot_peak.h"
+
+namespace moepack {
+
+namespace testing {
+
+class VerifiedPeer {
+ public:
+  static Result<ResidentTensor> Pack(const Codec& codec, const MatrixShape& shape, ByteSpan plain) {
+    MOEPACK_ASSIGN_OR_RETURN(const uint64_t size, ResidentBytes(codec, shape));
+    ResidentTensor w;
+    w.codec_ = codec;
+    w.shape_ = shape;
+    w.size_bytes_ = size;
+    w.data_.reset(static_cast<uint8_t*>(std::aligned_alloc(64, (size + 63) / 64 * 64)));
+    MOEPACK_RETURN_IF_ERROR(kernels::PackResident(codec, shape, plain, {w.data_.get(), size}));
+    return w;
+  }
+};
+
+}  // namespace testing
+
+namespace {
+
+using kernels::Isa;
+
+constexpr uint64_t kRows = 1024, kCols = 2048, kTokens = 64, kRowsPerItem = 64;
+constexpr uint64_t kFarBytes = 256 << 20;  // more than any cache of the machines this runs on
+constexpr int kTrials = 12;
+
+double Seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+double BestOf(int trials, const std::function<void()>& body) {
+  double best = 1e30;
+  for (int i = 0; i < trials; ++i) {
+    const double start = Seconds();
+    body();
+    best = std::min(best, Seconds() - start);
+  }
+  return best;
+}
+
+// GB/s of all threads reading memory once from end to end, the next page asked for ahead.
+double ReadBandwidth(ThreadPool& pool) {
+  using Line = uint64_t __attribute__((vector_size(64)));
+  constexpr size_t kPiece = 1 << 20, kAhead = 4096 / sizeof(Line);
+  std::vector<Line, kernels::LineAllocator<Line>> memory(kFarBytes / sizeof(Line), Line{1});
+  std::vector<uint64_t> sums(kFarBytes / kPiece);
+  const double seconds = BestOf(kTrials, [&] {
+    pool.ParallelFor(sums.size(), 1, [&](size_t begin, size_t end) {
+      for (size_t piece = begin; piece < end; ++piece) {
+        const Line* at = memory.data() + piece * (kPiece / sizeof(Line));
+        Line sum[4] = {};
+        for (size_t i = 0; i < kPiece / sizeof(Line); i += 4) {
+          for (size_t j = 0; j < 4; ++j) {
+            __builtin_prefetch(at + i + j + kAhead);
+            sum[j] += at[i + j];
+          }
+        }
+        for (const Line& s : sum) sums[piece] += s[0];
+      }
+    });
+  });
+  if (sums[0] == 0) std::fputs("nothing was read\n", stderr);
+  return static_cast<double>(kFarBytes) / seconds * 1e-9;
+}
+
+struct Measured {
+  double decode_gb_per_s = 0, prefill_gop_per_s = 0;
+};
+
+Measured Measure(const Codec& codec, Isa isa, ThreadPool& pool) {
+  const MatrixShape shape{kRows, kCols};
+  const Bytes plain = ToPlain(testing::RandomMatrix(codec, shape, 1)).value();
+  std::vector<ResidentTensor> matrices;
+  for (uint64_t bytes = 0; bytes < kFarBytes; bytes += matrices.back().size_bytes()) {
+    matrices.push_back(testing::VerifiedPeer::Pack(codec, shape, plain).value());
+  }
+  std::vector<float> x(kTokens * kCols);
+  for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(static_cast<int>(i * 7919 % 2001) - 1000) * 1e-3f;
+  std::vector<float> y(kTokens * kRows);
+  kernels::Activations one, many;
+  one.Prepare(isa, x.data(), 1, kCols, kCols);
+  many.Prepare(isa, x.data(), kTokens, kCols, kCols);
+  constexpr size_t kItems = kRows / kRowsPerItem;
+  const double far = BestOf(kTrials, [&] {
+    pool.ParallelFor(matrices.size() * kItems, 1, [&](size_t begin, size_t end) {
+      for (size_t i = begin; i < end; ++i) {
+        const size_t row = i % kItems * kRowsPerItem;
+        kernels::MatMul(isa, matrices[i / kItems], one, y.data(), kRows, row, row + kRowsPerItem);
+      }
+    });
+  });
+  const double near = BestOf(8 * kTrials, [&] {
+    pool.ParallelFor(kItems, 1, [&](size_t begin, size_t end) {
+      kernels::MatMul(isa, matrices[0], many, y.data(), kRows, begin * kRowsPerItem, end * kRowsPerItem);
+    });
+  });
+  const double bytes = static_cast<double>(matrices.size() * matrices[0].size_bytes());
+  return {bytes / far * 1e-9, 2.0 * kRows * kCols * kTokens / near * 1e-9};
+}
+
+double DotPeak(Isa isa, ThreadPool& pool) {
+  const size_t threads = static_cast<size_t>(pool.threads());
+  std::vector<int64_t> sinks(threads);
+  double ops = 0;
+  const double seconds = BestOf(8 * kTrials, [&] {
+    pool.ParallelFor(threads, 1, [&](size_t begin, size_t) { ops = bench::RunDots(isa, &sinks[begin]); });
+  });
+  return static_cast<double>(threads) * ops / seconds * 1e-9;
+}
+
+std::vector<std::string> Split(const std::string& list) {
+  std::vector<std::string> parts(1);
+  for (char c : list) {
+    if (c == ',') {
+      parts.emplace_back();
+    } else {
+      parts.back() += c;
+    }
+  }
+  return parts;
+}
+
+int Run(int threads, const std::string& codecs) {
+  ThreadPool pool(threads);
+  std::printf("{\"threads\": %d, \"read_gb_per_s\": %.2f", pool.threads(), ReadBandwidth(pool));
+  if (codecs == "bandwidth") {
+    std::puts("}");
+    return 0;
+  }
+  std::fputs(", \"kernels\": [", stdout);
+  const char* comma = "";
+  for (Isa isa : kernels::SupportedIsas()) {
+    if (isa == Isa::kScalar) continue;
+    const double peak = DotPeak(isa, pool);
+    for (const std::string& name : Split(codecs)) {
+      const Result<Codec> codec = ParseCodec(name);
+      if (!codec.ok()) {
+        std::fprintf(stderr, "%s\n", codec.status().message().c_str());
+        return 2;
+      }
+      const Measured m = Measure(*codec, isa, pool);
+      std::printf(
+          "%s\n  {\"isa\": \"%s\", \"codec\": \"%s\", \"decode_gb_per_s\": %.2f, \"prefill_gop_per_s\": %.1f, "
+          "\"dot_gop_per_s\": %.1f}",
+          comma, kernels::IsaName(isa), name.c_str(), m.decode_gb_per_s, m.prefill_gop_per_s, peak);
+      std::fflush(stdout);
+      comma = ",";
+    }
+  }
+  std::puts("\n]}");
+  return 0;
+}
+
+}  // namespace
+}  // namespace moepack
+
+int main(int argc, char** argv) {
+  const int threads = argc > 1 ? std::atoi(argv[1]) : 2;
+  return moepack::Run(threads, argc > 2 ? argv[2] : "i8g64,i6g64,i5g64,i4g64,i4mg64,i4mg32,i3g64,i3mg64,i2mg32,bf16");
+}

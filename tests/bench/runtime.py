@@ -1,0 +1,162 @@
+#!/usr/bin/env python3
+"""Speed of the device runtime beside llama.cpp's and the machine's limits; writes docs/results/runtime.md. Needs a release build, numpy,
+and llama.cpp built without AMX (scripts/outside.sh says from where):
+
+    python3 tests/bench/runtime.py --llama LLAMA/build/bin --work DIR [--rounds 7] [--only i4mg64,...]
+
+DIR keeps the checkpoint of OLMoE's shape (tests/bench/olmoe_shape.py), bundles and GGUF files between runs (13 GB). Programs run in
+turn, one process each, 2 threads; every figure is the median over the rounds, every ratio the median of the ratios of one round."""
+import argparse
+import json
+import os
+import pathlib
+import re
+import statistics
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+BUILD = ROOT / "build/release"
+MOEPACK = BUILD / "bin/moepack"
+OUT = ROOT / "docs/results/runtime.md"
+PAIRS = (("i8g64", "Q8_0"), ("i4mg64", "Q4_K_M"), ("i3g64", "Q3_K_M"))
+KERNEL_CODECS = "i8g64,i6g64,i5g64,i4g64,i4mg64,i4mg32,i3g64,i3mg64,i2mg32,bf16"
+THREADS, PROMPT, DECODE = 2, 512, 64
+
+
+def call(*args):
+    result = subprocess.run([*map(str, args)], capture_output=True, text=True)
+    if result.returncode != 0:
+        sys.exit(f"{' '.join(map(str, args))}\n{result.stderr[-2000:]}")
+    return result.stdout
+
+
+def prepare(work, llama, pairs):
+    work.mkdir(parents=True, exist_ok=True)
+    model, key = work / "olmoe", work / "key.pem"
+    if not model.exists():
+        call(sys.executable, ROOT / "tests/bench/olmoe_shape.py", model)
+    if not key.exists():
+        call(MOEPACK, "pack", "keygen", "-o", key, "--trust", work / "trust.json")
+    for codec, peer in pairs:
+        bundle, gguf = work / f"{codec}.moeb", work / f"{peer}.gguf"
+        if not bundle.exists():
+            call(MOEPACK, "compress", model, "--codec", codec, "-o", work / f"dir-{codec}")
+            call(MOEPACK, "pack", work / f"dir-{codec}", "--key", key, "--zstd-level", 1, "-o", bundle)
+        if not gguf.exists():
+            if not (work / "f16.gguf").exists():
+                call(MOEPACK, "export", model, "--gguf", "--type", "f16", "-o", work / "f16.gguf")
+            call(llama / "llama-quantize", work / "f16.gguf", gguf, peer, THREADS)
+
+
+def bench(work, codec, prompt, decode):
+    return json.loads(call(MOEPACK, "run", "bench", work / f"{codec}.moeb", "--trust", work / "trust.json", "--threads", THREADS,
+                           "--prompt-tokens", prompt, "-n", decode, "--repeats", 2, "--json"))
+
+
+def ours(work, codec):
+    """Prefill of a whole prompt, and decoding from an empty context as llama-bench does it."""
+    prefill, decode = bench(work, codec, PROMPT, 1), bench(work, codec, 1, DECODE)
+    return {"decode": decode["decode_tokens_per_s"], "prefill": prefill["prefill_tokens_per_s"], "rss": prefill["peak_rss_bytes"],
+            "weights": prefill["dense_bytes"] + prefill["expert_bytes"], "state": prefill["state_bytes"],
+            "token_bytes": decode["weight_bytes_per_token"]}
+
+
+def theirs(work, peer, llama):
+    report = json.loads(call(llama / "llama-bench", "-m", work / f"{peer}.gguf", "-t", THREADS, "-p", PROMPT, "-n", DECODE, "-r", 1, "-o",
+                             "json"))
+    rate = {("prefill" if run["n_prompt"] else "decode"): run["avg_ts"] for run in report}
+    return {**rate, "bytes": report[0]["model_size"]}
+
+
+def bandwidth():
+    return json.loads(call(BUILD / "bench/kernel_bench", THREADS, "bandwidth"))["read_gb_per_s"]
+
+
+def measure(work, llama, pairs, rounds):
+    samples = {codec: [] for codec, _ in pairs}
+    for i in range(rounds):
+        for codec, peer in pairs:
+            sample = {"read": bandwidth(), "ours": ours(work, codec), "theirs": theirs(work, peer, llama)}
+            samples[codec].append(sample)
+            a, b = sample["ours"], sample["theirs"]
+            print(f"{i} {codec}: decode {a['decode']:.1f} / {b['decode']:.1f}, prefill {a['prefill']:.0f} / {b['prefill']:.0f}, "
+                  f"read {sample['read']:.1f} GB/s", file=sys.stderr, flush=True)
+    return samples
+
+
+def median(rows, value):
+    return statistics.median(value(row) for row in rows)
+
+
+def speed_tables(samples, pairs):
+    lines = ["| bundle | peer | decode tokens/s | peer's | ratio | read GB/s | MB a token | roofline tokens/s | of the roofline |",
+             "|---|---|---|---|---|---|---|---|---|"]
+    for codec, peer in pairs:
+        rows = samples[codec]
+        roofline = [r["read"] * 1e9 / r["ours"]["token_bytes"] for r in rows]
+        lines.append(f"| {codec} | {peer} | {median(rows, lambda r: r['ours']['decode']):.1f} "
+                     f"| {median(rows, lambda r: r['theirs']['decode']):.1f} "
+                     f"| {median(rows, lambda r: r['ours']['decode'] / r['theirs']['decode']):.2f} | {median(rows, lambda r: r['read']):.1f} "
+                     f"| {rows[0]['ours']['token_bytes'] / 1e6:.1f} | {statistics.median(roofline):.1f} "
+                     f"| {statistics.median(r['ours']['decode'] / limit for r, limit in zip(rows, roofline)):.2f} |")
+    lines += ["", "| bundle | peer | prefill tokens/s | peer's | ratio | weights and KV, MB | peak resident, MB | peak / (weights + KV) |",
+              "|---|---|---|---|---|---|---|---|"]
+    for codec, peer in pairs:
+        rows = samples[codec]
+        held = rows[0]["ours"]["weights"] + rows[0]["ours"]["state"]
+        peak = median(rows, lambda r: r["ours"]["rss"])
+        lines.append(f"| {codec} | {peer} | {median(rows, lambda r: r['ours']['prefill']):.0f} "
+                     f"| {median(rows, lambda r: r['theirs']['prefill']):.0f} "
+                     f"| {median(rows, lambda r: r['ours']['prefill'] / r['theirs']['prefill']):.2f} "
+                     f"| {held / 1e6:.0f} | {peak / 1e6:.0f} | {peak / held:.2f} |")
+    return lines
+
+
+def kernel_table():
+    report = json.loads(call(BUILD / "bench/kernel_bench", THREADS, KERNEL_CODECS))
+    lines = ["| kernels | codec | decode GB/s | of the read limit | prefill Gop/s | of the dot limit |", "|---|---|---|---|---|---|"]
+    for k in report["kernels"]:
+        lines.append(f"| {k['isa']} | {k['codec']} | {k['decode_gb_per_s']:.1f} | {k['decode_gb_per_s'] / report['read_gb_per_s']:.2f} "
+                     f"| {k['prefill_gop_per_s']:.0f} | {k['prefill_gop_per_s'] / k['dot_gop_per_s']:.2f} |")
+    peaks = {k["isa"]: k["dot_gop_per_s"] for k in report["kernels"]}
+    limits = ", ".join(f"{isa} dots {peak:.0f} Gop/s" for isa, peak in peaks.items())
+    return [f"Limits in this run: read {report['read_gb_per_s']:.1f} GB/s, {limits}.", "", *lines]
+
+
+def replace_section(text, name, lines):
+    """The part of the page between <!-- name --> and <!-- /name --> is written by this script."""
+    body = f"<!-- {name} -->\n" + "\n".join(lines) + f"\n<!-- /{name} -->"
+    marked = re.compile(f"<!-- {name} -->.*?<!-- /{name} -->", re.DOTALL)
+    if not marked.search(text):
+        sys.exit(f"{OUT}: no section {name}")
+    return marked.sub(lambda _: body, text)
+
+
+def processor():
+    text = pathlib.Path("/proc/cpuinfo").read_text()
+    found = re.search(r"model name\s*: (.*)", text)
+    return found.group(1) if found else os.uname().machine
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--llama", type=pathlib.Path, required=True)
+    parser.add_argument("--work", type=pathlib.Path, required=True)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--only", help="codecs, comma separated; prints the tables and leaves the page alone")
+    options = parser.parse_args()
+    pairs = [p for p in PAIRS if options.only is None or p[0] in options.only.split(",")]
+    prepare(options.work, options.llama, pairs)
+    speed = speed_tables(measure(options.work, options.llama, pairs, options.rounds), pairs)
+    print("\n".join(speed))
+    if options.only is not None:
+        return
+    kernels = kernel_table()
+    print("\n".join(kernels))
+    text = replace_section(OUT.read_text(), "speed", [f"{processor()}, {THREADS} threads, medians of {options.rounds} rounds.", "", *speed])
+    OUT.write_text(replace_section(text, "kernels", kernels))
+
+
+if __name__ == "__main__":
+    main()

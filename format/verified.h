@@ -55,7 +55,14 @@ class PlainUnit {
   Bytes bytes_;
 };
 
-// A weight matrix packed for kernels, 64-byte aligned, immutable. Cheap to move; freed with its owner.
+// Gives memory of weights back to its owner; without one, to malloc.
+struct ReleaseWeights {
+  void (*release)(void* owner, uint8_t* p) = nullptr;
+  void* owner = nullptr;
+  void operator()(uint8_t* p) const { release != nullptr ? release(owner, p) : ::free(p); }
+};
+
+// A weight matrix packed for kernels, 64-byte aligned, immutable. Cheap to move; its memory goes back to where it came from.
 class ResidentTensor {
  public:
   ResidentTensor() = default;
@@ -71,12 +78,9 @@ class ResidentTensor {
  private:
   friend class runtime::TensorPacker;
   friend class testing::VerifiedPeer;
-  struct Free {
-    void operator()(uint8_t* p) const { ::free(p); }
-  };
   Codec codec_;
   MatrixShape shape_;
-  std::unique_ptr<uint8_t[], Free> data_;
+  std::unique_ptr<uint8_t[], ReleaseWeights> data_;
   uint64_t size_bytes_ = 0;
 };
 

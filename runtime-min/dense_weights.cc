@@ -45,7 +45,7 @@ Status DenseWeights::LoadUnit(UnitSource& source, size_t unit) {
   if (!plain.ok()) return plain.status().With(context);
   uint64_t offset = 0;
   for (const UnitTensor& tensor : tensors) {
-    Result<ResidentTensor> resident = TensorPacker::Pack(tensor, *plain, &offset);
+    Result<ResidentTensor> resident = TensorPacker::Pack(tensor, *plain, &offset, memory_.get());
     if (!resident.ok()) return resident.status().With(context);
     matrices_[tensor.tensor] = std::move(*resident);
   }

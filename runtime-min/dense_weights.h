@@ -1,6 +1,7 @@
 // Weights outside of experts: resident from start to end.
 #pragma once
 
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -8,6 +9,7 @@
 #include "base/thread_pool.h"
 #include "format/verified.h"
 #include "runtime-min/unit_source.h"
+#include "runtime-min/weight_memory.h"
 
 namespace moepack::runtime {
 
@@ -24,7 +26,8 @@ class DenseWeights {
  private:
   Status LoadUnit(UnitSource& source, size_t unit);
 
-  std::vector<ResidentTensor> matrices_;     // by TensorId
+  std::unique_ptr<WeightMemory> memory_ = std::make_unique<WeightMemory>();  // outlives matrices_
+  std::vector<ResidentTensor> matrices_;                                     // by TensorId
   std::vector<std::vector<float>> vectors_;  // by TensorId; filled for those that nodes read as vectors
   uint64_t resident_bytes_ = 0;
 };

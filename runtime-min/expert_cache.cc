@@ -126,7 +126,7 @@ Status ExpertCache::LoadEntry(Entry& e) {
   MOEPACK_ASSIGN_OR_RETURN(const PlainUnit plain, source_->ReadExpert(e.table, e.physical));
   uint64_t offset = 0;
   for (const UnitTensor& tensor : source_->experts()[e.table].units[e.physical].tensors) {
-    MOEPACK_ASSIGN_OR_RETURN(e.weights[tensor.tensor], TensorPacker::Pack(tensor, plain, &offset));
+    MOEPACK_ASSIGN_OR_RETURN(e.weights[tensor.tensor], TensorPacker::Pack(tensor, plain, &offset, memory_.get()));
   }
   return Status::Ok();
 }

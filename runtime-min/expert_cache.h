@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -11,6 +12,7 @@
 #include "base/thread_pool.h"
 #include "format/verified.h"
 #include "runtime-min/unit_source.h"
+#include "runtime-min/weight_memory.h"
 
 namespace moepack::runtime {
 
@@ -78,6 +80,7 @@ class ExpertCache {
 
   UnitSource* source_;
   ThreadPool* pool_;
+  std::unique_ptr<WeightMemory> memory_ = std::make_unique<WeightMemory>();  // outlives entries_
   std::vector<Entry> entries_;
   std::vector<uint32_t> table_begin_;  // first entry of each table
   std::vector<uint32_t> pending_;      // entries to load, reused between calls

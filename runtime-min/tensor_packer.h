@@ -4,14 +4,16 @@
 #include "base/status.h"
 #include "format/manifest/manifest.h"
 #include "format/verified.h"
+#include "runtime-min/weight_memory.h"
 
 namespace moepack::runtime {
 
 class TensorPacker {
  public:
   // Packs the tensor at bytes [offset, offset + PlainBytes(tensor)) of `unit`; *offset moves past it. kMalformed when the
-  // unit is too short or the plain bytes break a rule of the codec, kNoMemory.
-  static Result<ResidentTensor> Pack(const UnitTensor& tensor, const PlainUnit& unit, uint64_t* offset);
+  // unit is too short or the plain bytes break a rule of the codec, kNoMemory. `memory` must outlive the tensor.
+  static Result<ResidentTensor> Pack(const UnitTensor& tensor, const PlainUnit& unit, uint64_t* offset,
+                                     WeightMemory* memory);
 };
 
 }  // namespace moepack::runtime

@@ -33,7 +33,7 @@ namespace {
 
 constexpr size_t kTileRows = 4;
 constexpr size_t kTokenBatch = 64;
-constexpr size_t kRowsAhead = 8;          // rows that are asked for before they are read
+constexpr size_t kBytesAhead = 8192;  // of codes that are asked for before they are read
 constexpr size_t kPanelCols = 2048;       // of codes
 constexpr size_t kFloatPanelCols = 1024;  // of floats
 // Kernels load scales by whole vectors: zeros that follow the scales of a panel.
@@ -164,7 +164,11 @@ class IntTile {
 
  public:
   IntTile(const MatrixView& w, const ActivationView& x)
-      : w_(w), x_(x), group_(GroupIndexOf(w.group_size)), sums_(x.sums + x.sum_layout.offset[SumLevelOf(w.group_size)]) {}
+      : w_(w),
+        x_(x),
+        group_(GroupIndexOf(w.group_size)),
+        sums_(x.sums + x.sum_layout.offset[SumLevelOf(w.group_size)]),
+        rows_ahead_(RowsAhead(w)) {}
 
   // Rows [row, row + R) of all tokens.
   template <int R>
@@ -182,6 +186,12 @@ class IntTile {
   }
 
  private:
+  // Whole tiles of rows, at least one.
+  static size_t RowsAhead(const MatrixView& w) {
+    const size_t tile_bytes = kTileRows * (w.layout.planes[0].row_bytes + w.layout.planes[1].row_bytes);
+    return kTileRows * (tile_bytes >= kBytesAhead ? 1 : kBytesAhead / tile_bytes);
+  }
+
   float* Acc(int r, size_t t) { return acc_ + (static_cast<size_t>(r) * kTokenBatch + t) * Ops::kLanes; }
 
   template <int R>
@@ -213,8 +223,8 @@ class IntTile {
   }
 
   void LoadScales(int r, size_t row, size_t group_begin, size_t groups) {
-    __builtin_prefetch(ScaleRow(w_, row + kRowsAhead) + 2 * group_begin);
-    if (w_.has_min) __builtin_prefetch(MinRow(w_, row + kRowsAhead) + 2 * group_begin);
+    __builtin_prefetch(ScaleRow(w_, row + rows_ahead_) + 2 * group_begin);
+    if (w_.has_min) __builtin_prefetch(MinRow(w_, row + rows_ahead_) + 2 * group_begin);
     Ops::ConvertF16(ScaleRow(w_, row) + 2 * group_begin, groups, scales_[r]);
     if (!w_.has_min) return;
     Ops::ConvertF16(MinRow(w_, row) + 2 * group_begin, groups, mins_[r]);
@@ -228,8 +238,8 @@ class IntTile {
       source.high[r] = PlaneAt(0, row + static_cast<size_t>(r), col);
       source.low[r] = LowBits(kBits) == 0 ? source.high[r] : PlaneAt(1, row + static_cast<size_t>(r), col);
     }
-    source.next_high = PlaneAt(0, row + kRowsAhead, R * col);
-    source.next_low = LowBits(kBits) == 0 ? source.next_high : PlaneAt(1, row + kRowsAhead, R * col);
+    source.next_high = PlaneAt(0, row + rows_ahead_, R * col);
+    source.next_low = LowBits(kBits) == 0 ? source.next_high : PlaneAt(1, row + rows_ahead_, R * col);
     return source;
   }
 
@@ -289,6 +299,7 @@ class IntTile {
   const ActivationView& x_;
   const GroupIndex group_;
   const float* sums_;  // of token 0, of the matrix's group size
+  const size_t rows_ahead_;
   size_t kept_[kTileRows];
   alignas(64) Code codes_[kTileRows * kPanelCols];
   alignas(64) float acc_[kTileRows * kTokenBatch * Ops::kLanes];

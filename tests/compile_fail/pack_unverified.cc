@@ -2,8 +2,9 @@
 #include "runtime-min/tensor_packer.h"
 
 #ifdef MOEPACK_MISUSE
-auto Forge(const moepack::Bytes& bytes) {
+auto Forge(const moepack::Bytes& bytes, moepack::runtime::WeightMemory* memory) {
   moepack::UnitTensor tensor;
-  return moepack::runtime::TensorPacker::Pack(bytes, tensor, 0);
+  uint64_t offset = 0;
+  return moepack::runtime::TensorPacker::Pack(tensor, bytes, &offset, memory);
 }
 #endif

@@ -25,9 +25,10 @@ struct Answer {
 
 Status UseUnit(const verify::VerifiedBundle& bundle, const Unit& unit, runtime::ChunkDecoder* decoder) {
   MOEPACK_ASSIGN_OR_RETURN(const PlainUnit plain, decoder->Decode(bundle, unit));
+  runtime::WeightMemory memory;
   uint64_t offset = 0;
   for (const UnitTensor& tensor : unit.tensors) {
-    MOEPACK_RETURN_IF_ERROR(runtime::TensorPacker::Pack(tensor, plain, &offset).status());
+    MOEPACK_RETURN_IF_ERROR(runtime::TensorPacker::Pack(tensor, plain, &offset, &memory).status());
   }
   return Status::Ok();
 }

@@ -13,7 +13,9 @@
 #include "base/cli/cli.h"
 #include "base/digest/sha256.h"
 #include "base/env.h"
+#include "base/outputs.h"
 #include "base/status.h"
+#include "base/testing/fault_env.h"
 #include "base/thread_pool.h"
 
 namespace moepack {
@@ -163,6 +165,62 @@ TEST_F(FileTest, ErrorsOfAnAtomicFileNameItsPath) {
   EXPECT_EQ((*file)->OpenWritten().value()->path(), path);
   ASSERT_TRUE(PosixEnv().MakeDirectory(path).ok());
   EXPECT_EQ((*file)->Commit().message(), path + ": cannot put it in its place: Is a directory");
+}
+
+TEST_F(FileTest, FilesCommittedTogetherReplaceAllOrNone) {
+  const std::string a = directory_ + "/one", b = directory_ + "/two", c = directory_ + "/three";
+  const auto write = [&](Env& env) {
+    MOEPACK_ASSIGN_OR_RETURN(const auto first, AtomicFile::Create(env, a));
+    MOEPACK_ASSIGN_OR_RETURN(const auto second, AtomicFile::Create(env, b));
+    MOEPACK_ASSIGN_OR_RETURN(const auto third, AtomicFile::Create(env, c));
+    for (AtomicFile* file : {first.get(), second.get(), third.get()}) MOEPACK_RETURN_IF_ERROR(file->Append(AsBytes("new")));
+    return CommitTogether(env, {{a, first.get()}, {b, second.get()}, {c, third.get()}});
+  };
+  const auto reset = [&] {
+    for (const std::string& path : {b, c}) ASSERT_TRUE(PosixEnv().RemoveTree(path).ok());
+    ASSERT_TRUE(WriteFileAtomically(PosixEnv(), a, AsBytes("old")).ok());
+  };
+  testing::FaultEnv env(PosixEnv(), testing::FaultEnv::Count::kWrites);
+  reset();
+  env.FailAt(0, ErrorCode::kNoSpace);
+  ASSERT_TRUE(write(env).ok());
+  EXPECT_EQ(PosixEnv().List(directory_).value(), (std::vector<std::string>{"a", "one", "three", "two"}));
+  EXPECT_EQ(AsText(ReadFile(PosixEnv(), a, 100).value()), "new");
+  const uint64_t operations = env.operations();
+  for (uint64_t n = 1; n <= operations; ++n) {
+    reset();
+    env.FailAt(n, ErrorCode::kNoSpace);
+    EXPECT_FALSE(write(env).ok()) << n;
+    EXPECT_EQ(PosixEnv().List(directory_).value(), (std::vector<std::string>{"a", "one"})) << n;
+    EXPECT_EQ(AsText(ReadFile(PosixEnv(), a, 100).value()), "old") << n;
+  }
+}
+
+TEST_F(FileTest, ExchangeSwapsFoldersAndLosesNeither) {
+  const std::string a = directory_ + "/x", b = directory_ + "/y";
+  const auto in = [](const std::string& folder) { return PosixEnv().List(folder).value(); };
+  const auto make = [&] {
+    for (const std::string& folder : {a, b}) {
+      ASSERT_TRUE(PosixEnv().RemoveTree(folder).ok());
+      ASSERT_TRUE(PosixEnv().MakeDirectory(folder + "/from_" + folder.back()).ok());
+    }
+  };
+  make();
+  ASSERT_TRUE(ExchangeNames(PosixEnv(), a, b).ok());
+  EXPECT_EQ(in(a), std::vector<std::string>{"from_y"});
+  EXPECT_EQ(in(b), std::vector<std::string>{"from_x"});
+  make();
+  ASSERT_TRUE(ExchangeByRenames(PosixEnv(), a, b).ok());
+  EXPECT_EQ(in(a), std::vector<std::string>{"from_y"});
+  EXPECT_EQ(in(b), std::vector<std::string>{"from_x"});
+  testing::FaultEnv env(PosixEnv());
+  for (uint64_t n = 1; n <= 2; ++n) {
+    make();
+    env.FailAt(n, ErrorCode::kAccess);
+    EXPECT_FALSE(ExchangeByRenames(env, a, b).ok()) << n;
+    EXPECT_EQ(in(a), std::vector<std::string>{"from_x"}) << n;
+    EXPECT_EQ(in(b), std::vector<std::string>{"from_y"}) << n;
+  }
 }
 
 TEST_F(FileTest, ErrorsNameThePathAndTheKind) {

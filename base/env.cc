@@ -9,19 +9,11 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <cstring>
+
+#include "base/outputs.h"
 
 namespace moepack {
 namespace {
-
-Status SystemError(const std::string& path, const char* action) {
-  const int error = errno;
-  ErrorCode code = ErrorCode::kAccess;
-  if (error == ENOENT || error == ENOTDIR) code = ErrorCode::kNotFound;
-  if (error == ENOSPC || error == EDQUOT || error == EFBIG) code = ErrorCode::kNoSpace;
-  if (error == ENOMEM) code = ErrorCode::kNoMemory;
-  return Status(code, path + ": cannot " + action + ": " + std::strerror(error));
-}
 
 class PosixReadFile final : public RandomAccessFile {
  public:
@@ -32,7 +24,7 @@ class PosixReadFile final : public RandomAccessFile {
 
   Result<uint64_t> Size() const override {
     struct stat info;
-    if (::fstat(fd_, &info) != 0) return SystemError(path_, "read its size");
+    if (::fstat(fd_, &info) != 0) return ErrnoStatus(path_, "read its size");
     if (!S_ISREG(info.st_mode)) return Status(ErrorCode::kBadInput, path_ + ": not a regular file");
     return static_cast<uint64_t>(info.st_size);
   }
@@ -42,7 +34,7 @@ class PosixReadFile final : public RandomAccessFile {
     while (done < out.size()) {
       const ssize_t n = ::pread(fd_, out.data() + done, out.size() - done, static_cast<off_t>(offset + done));
       if (n < 0 && errno == EINTR) continue;
-      if (n < 0) return SystemError(path_, "read");
+      if (n < 0) return ErrnoStatus(path_, "read");
       if (n == 0) {
         return Status(ErrorCode::kTruncated, StrFormat("%s: ends at byte %llu, expected %zu bytes from %llu", path_.c_str(),
                                                        static_cast<unsigned long long>(offset + done), out.size(),
@@ -86,17 +78,17 @@ class PosixWriteFile final : public WritableFile {
     while (!data.empty()) {
       const ssize_t n = ::write(fd_, data.data(), data.size());
       if (n < 0 && errno == EINTR) continue;
-      if (n < 0) return SystemError(path_, "write");
+      if (n < 0) return ErrnoStatus(path_, "write");
       data = data.subspan(static_cast<size_t>(n));
     }
     return Status::Ok();
   }
 
-  Status Sync() override { return ::fsync(fd_) == 0 ? Status::Ok() : SystemError(path_, "sync"); }
+  Status Sync() override { return ::fsync(fd_) == 0 ? Status::Ok() : ErrnoStatus(path_, "sync"); }
 
   Status Close() override {
     const int fd = std::exchange(fd_, -1);
-    return ::close(fd) == 0 ? Status::Ok() : SystemError(path_, "close");
+    return ::close(fd) == 0 ? Status::Ok() : ErrnoStatus(path_, "close");
   }
 
  private:
@@ -136,7 +128,7 @@ class PosixEnvironment final : public Env {
  public:
   Result<std::unique_ptr<RandomAccessFile>> OpenRead(const std::string& path) override {
     const int fd = OpenForReading(path);
-    if (fd < 0) return SystemError(path, "open");
+    if (fd < 0) return ErrnoStatus(path, "open");
     auto file = std::make_unique<PosixReadFile>(fd, path);
     MOEPACK_RETURN_IF_ERROR(file->Size().status());
     return std::unique_ptr<RandomAccessFile>(std::move(file));
@@ -144,18 +136,18 @@ class PosixEnvironment final : public Env {
 
   Result<std::unique_ptr<WritableFile>> CreateNew(const std::string& path, const std::string& shown) override {
     const int fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
-    if (fd < 0) return SystemError(shown, "create");
+    if (fd < 0) return ErrnoStatus(shown, "create");
     return std::unique_ptr<WritableFile>(std::make_unique<PosixWriteFile>(fd, shown));
   }
 
   Result<std::unique_ptr<MappedFile>> Map(const std::string& path) override {
     const int fd = OpenForReading(path);
-    if (fd < 0) return SystemError(path, "open");
+    if (fd < 0) return ErrnoStatus(path, "open");
     PosixReadFile file(fd, path);
     MOEPACK_ASSIGN_OR_RETURN(const uint64_t size, file.Size());
     if (size == 0) return std::unique_ptr<MappedFile>(std::make_unique<PosixMappedFile>(nullptr, 0));
     void* base = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, fd, 0);
-    if (base == MAP_FAILED) return SystemError(path, "map");
+    if (base == MAP_FAILED) return ErrnoStatus(path, "map");
     return std::unique_ptr<MappedFile>(std::make_unique<PosixMappedFile>(base, size));
   }
 
@@ -163,19 +155,19 @@ class PosixEnvironment final : public Env {
     struct stat info;
     if (::stat(path.c_str(), &info) == 0) return true;
     if (errno == ENOENT || errno == ENOTDIR) return false;
-    return SystemError(path, "look up");
+    return ErrnoStatus(path, "look up");
   }
 
   Result<bool> IsDirectory(const std::string& path) override {
     struct stat info;
     if (::stat(path.c_str(), &info) == 0) return S_ISDIR(info.st_mode);
     if (errno == ENOENT || errno == ENOTDIR) return false;
-    return SystemError(path, "look up");
+    return ErrnoStatus(path, "look up");
   }
 
   Result<std::vector<std::string>> List(const std::string& directory) override {
     DIR* dir = ::opendir(directory.c_str());
-    if (dir == nullptr) return SystemError(directory, "list");
+    if (dir == nullptr) return ErrnoStatus(directory, "list");
     std::vector<std::string> names;
     while (const dirent* entry = ::readdir(dir)) {
       const std::string name = entry->d_name;
@@ -197,20 +189,20 @@ class PosixEnvironment final : public Env {
       MOEPACK_RETURN_IF_ERROR(MakeDirectory(DirectoryOf(path)));
       if (::mkdir(path.c_str(), 0777) == 0) return Status::Ok();
     }
-    return SystemError(path, "create folder");
+    return ErrnoStatus(path, "create folder");
   }
 
   Status Rename(const std::string& from, const std::string& to) override {
-    return ::rename(from.c_str(), to.c_str()) == 0 ? Status::Ok() : SystemError(to, "put it in its place");
+    return ::rename(from.c_str(), to.c_str()) == 0 ? Status::Ok() : ErrnoStatus(to, "put it in its place");
   }
 
   Status Remove(const std::string& path) override {
-    return ::remove(path.c_str()) == 0 ? Status::Ok() : SystemError(path, "remove");
+    return ::remove(path.c_str()) == 0 ? Status::Ok() : ErrnoStatus(path, "remove");
   }
 
   Status RemoveTree(const std::string& path) override {
     struct stat info;
-    if (::lstat(path.c_str(), &info) != 0) return errno == ENOENT ? Status::Ok() : SystemError(path, "look up");
+    if (::lstat(path.c_str(), &info) != 0) return errno == ENOENT ? Status::Ok() : ErrnoStatus(path, "look up");
     if (S_ISDIR(info.st_mode)) {
       MOEPACK_ASSIGN_OR_RETURN(const std::vector<std::string> names, List(path));
       for (const std::string& name : names) MOEPACK_RETURN_IF_ERROR(RemoveTree(JoinPath(path, name)));
@@ -220,12 +212,12 @@ class PosixEnvironment final : public Env {
 
   Status SyncDirectory(const std::string& path) override {
     const int fd = ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0) return SystemError(path, "open");
+    if (fd < 0) return ErrnoStatus(path, "open");
     const int result = ::fsync(fd);
     const int error = errno;
     ::close(fd);
     errno = error;
-    return result == 0 ? Status::Ok() : SystemError(path, "sync");
+    return result == 0 ? Status::Ok() : ErrnoStatus(path, "sync");
   }
 };
 
@@ -265,22 +257,14 @@ std::string JoinPath(const std::string& directory, const std::string& name) {
 
 Result<std::string> TemporaryPath(const std::string& path) {
   uint8_t random[8];
-  if (::getrandom(random, sizeof(random), 0) != sizeof(random)) return SystemError(path, "draw random numbers for");
+  if (::getrandom(random, sizeof(random), 0) != sizeof(random)) return ErrnoStatus(path, "draw random numbers for");
   return path + ".tmp-" + ToHex(ByteSpan(random));
 }
 
 Result<std::unique_ptr<AtomicFile>> AtomicFile::Create(Env& env, const std::string& path) {
   MOEPACK_ASSIGN_OR_RETURN(std::string temporary, TemporaryPath(path));
-  // A rename would replace a device or a pipe by a file.
-  MOEPACK_ASSIGN_OR_RETURN(const bool exists, env.Exists(path));
-  if (exists && env.OpenRead(path).status().code() == ErrorCode::kBadInput) {
-    return Status(ErrorCode::kAccess, path + ": cannot be written: not a regular file");
-  }
-  auto file_or = env.CreateNew(temporary, path);
-  if (file_or.status().code() == ErrorCode::kNotFound) {
-    return Status(ErrorCode::kAccess, path + ": cannot be written: there is no folder " + DirectoryOf(path));
-  }
-  MOEPACK_ASSIGN_OR_RETURN(auto file, std::move(file_or));
+  MOEPACK_RETURN_IF_ERROR(CheckFileOutput(env, path));
+  MOEPACK_ASSIGN_OR_RETURN(auto file, env.CreateNew(temporary, path));
   return std::unique_ptr<AtomicFile>(new AtomicFile(env, path, std::move(temporary), std::move(file)));
 }
 

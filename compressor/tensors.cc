@@ -1,5 +1,7 @@
 #include "compressor/tensors.h"
 
+#include "format/blocks.h"
+
 namespace moepack {
 namespace {
 
@@ -26,8 +28,10 @@ void AddExperts(const Program& program, uint32_t table, int32_t block, std::vect
 
 std::vector<TensorRef> ListTensors(const Program& program) {
   std::vector<TensorRef> out;
+  const std::vector<std::vector<TensorId>> dense = TensorsByBlock(program);
+  const std::vector<int32_t> table_blocks = BlocksOfTables(program);
   for (int32_t block = 0; block < program.blocks(); ++block) {
-    for (TensorId id : TensorsOfBlock(program, block)) {
+    for (TensorId id : dense[static_cast<size_t>(block)]) {
       const TensorDecl& decl = program.tensors[id];
       TensorRef ref;
       ref.name = decl.name;
@@ -38,8 +42,8 @@ std::vector<TensorRef> ListTensors(const Program& program) {
       ref.dense = id;
       out.push_back(std::move(ref));
     }
-    for (uint32_t table = 0; table < program.expert_tables.size(); ++table) {
-      if (BlockOfTable(program, table) == block) AddExperts(program, table, block, &out);
+    for (uint32_t table = 0; table < table_blocks.size(); ++table) {
+      if (table_blocks[table] == block) AddExperts(program, table, block, &out);
     }
   }
   return out;

@@ -2,6 +2,8 @@
 
 #include <array>
 
+#include "format/blocks.h"
+
 namespace moepack {
 namespace {
 
@@ -78,25 +80,37 @@ int32_t BlockOfTensor(const Program& program, TensorId tensor) {
   return -1;
 }
 
-std::vector<TensorId> TensorsOfBlock(const Program& program, int32_t block) {
+std::vector<std::vector<TensorId>> TensorsByBlock(const Program& program) {
   std::vector<int32_t> first(program.tensors.size(), -1);
   for (const Node& node : program.nodes) {
     for (const TensorId id : TensorsOfNode(node)) {
       if (id < first.size() && first[id] < 0) first[id] = node.block;
     }
   }
-  std::vector<TensorId> out;
+  std::vector<std::vector<TensorId>> out(static_cast<size_t>(program.blocks()));
   for (TensorId id = 0; id < first.size(); ++id) {
-    if (first[id] == block) out.push_back(id);
+    if (first[id] >= 0) out[static_cast<size_t>(first[id])].push_back(id);
+  }
+  return out;
+}
+
+std::vector<TensorId> TensorsOfBlock(const Program& program, int32_t block) {
+  std::vector<std::vector<TensorId>> blocks = TensorsByBlock(program);
+  const auto index = static_cast<size_t>(block);
+  return block >= 0 && index < blocks.size() ? std::move(blocks[index]) : std::vector<TensorId>();
+}
+
+std::vector<int32_t> BlocksOfTables(const Program& program) {
+  std::vector<int32_t> out(program.expert_tables.size(), -1);
+  for (const Node& node : program.nodes) {
+    if (node.kind == NodeKind::kMoe && node.moe.table < out.size()) out[node.moe.table] = node.block;
   }
   return out;
 }
 
 int32_t BlockOfTable(const Program& program, uint32_t table) {
-  for (const Node& node : program.nodes) {
-    if (node.kind == NodeKind::kMoe && node.moe.table == table) return node.block;
-  }
-  return -1;
+  const std::vector<int32_t> blocks = BlocksOfTables(program);
+  return table < blocks.size() ? blocks[table] : -1;
 }
 
 }  // namespace moepack

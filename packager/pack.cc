@@ -4,6 +4,7 @@
 #include "base/digest/sha256.h"
 #include "format/envelope.h"
 #include "format/manifest/model_folder.h"
+#include "format/manifest/names.h"
 #include "format/manifest/program_wire.h"
 #include "packager/bundle_layout.h"
 #include "packager/bundle_writer.h"
@@ -121,24 +122,15 @@ void CountChunks(const std::vector<std::vector<ChunkRef>>& chunks, PackReport* r
   }
 }
 
-bool IsName(const std::string& text, const char* punctuation, bool upper_case) {
-  static constexpr size_t kMaxLength = 64;
-  if (text.empty() || text.size() > kMaxLength) return false;
-  return std::all_of(text.begin(), text.end(), [&](char c) {
-    return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || (upper_case && c >= 'A' && c <= 'Z') ||
-           (c != '\0' && std::strchr(punctuation, c) != nullptr);
-  });
-}
-
 Status CheckOptions(const PackOptions& options, const std::vector<const SecretKey*>& keys) {
-  if (!IsName(options.product, "._-", false)) {
+  if (!IsProductName(options.product)) {
     return Status(ErrorCode::kUsage, "product '" + options.product + "': expected 1 to 64 of a-z, 0-9, '.', '_', '-'");
   }
-  if (!IsName(options.version, "._+-", true)) {
+  if (!IsVersionName(options.version)) {
     return Status(ErrorCode::kUsage,
                   "version '" + options.version + "': expected 1 to 64 of A-Z, a-z, 0-9, '.', '_', '+', '-'");
   }
-  if (options.zstd_level < 1 || options.zstd_level > 22) return Status(ErrorCode::kUsage, "zstd level: expected 1 to 22");
+  if (options.zstd_level < 0 || options.zstd_level > 22) return Status(ErrorCode::kUsage, "zstd level: expected 0 to 22");
   if (keys.empty() || keys.size() > kMaxSignatures) {
     return Status(ErrorCode::kUsage, StrFormat("%zu signing keys, expected 1 to %u", keys.size(), kMaxSignatures));
   }

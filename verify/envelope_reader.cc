@@ -7,11 +7,17 @@ namespace {
 
 unsigned long long Ull(uint64_t v) { return v; }
 
-// A file too short for its envelope: truncated when what is there begins like a bundle.
-Status RefuseShortFile(const RandomAccessFile& file, uint64_t size) {
+// What there is of the magic is right.
+Result<bool> BeginsLikeABundle(const RandomAccessFile& file, uint64_t size) {
   Bytes start(std::min<uint64_t>(size, kBundleMagic.size()));
   MOEPACK_RETURN_IF_ERROR(file.Read(0, start));
-  if (!std::equal(start.begin(), start.end(), kBundleMagic.begin())) {
+  return std::equal(start.begin(), start.end(), kBundleMagic.begin());
+}
+
+// A file too short for its envelope: truncated when what is there begins like a bundle.
+Status RefuseShortFile(const RandomAccessFile& file, uint64_t size) {
+  MOEPACK_ASSIGN_OR_RETURN(const bool magic, BeginsLikeABundle(file, size));
+  if (!magic) {
     return Status(ErrorCode::kNotABundle, file.path() + ": not a moepack bundle (wrong magic)");
   }
   return Status(ErrorCode::kTruncated,
@@ -45,6 +51,17 @@ Result<SignedManifest> ReadSignedManifest(const RandomAccessFile& file, uint64_t
                                              " does not fit the manifest; the bundle is damaged or forged");
   }
   return out;
+}
+
+Result<bool> IsBundlePath(Env& env, const std::string& path) {
+  MOEPACK_ASSIGN_OR_RETURN(const bool exists, env.Exists(path));
+  if (!exists) return Status(ErrorCode::kNotFound, path + ": no such file or folder");
+  MOEPACK_ASSIGN_OR_RETURN(const bool is_folder, env.IsDirectory(path));
+  if (is_folder) return false;
+  MOEPACK_ASSIGN_OR_RETURN(const auto file, env.OpenRead(path));
+  MOEPACK_ASSIGN_OR_RETURN(const uint64_t size, file->Size());
+  MOEPACK_ASSIGN_OR_RETURN(const bool magic, BeginsLikeABundle(*file, size));
+  return (size > 0 && magic) || path.ends_with(".moeb");
 }
 
 Result<TrustPolicy> TrustItsSigners(const SignedManifest& head) {

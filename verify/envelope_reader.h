@@ -2,6 +2,8 @@
 // a bundle claims. What it returns is signed by somebody, not verified.
 #pragma once
 
+#include <string>
+
 #include "base/env.h"
 #include "format/envelope.h"
 #include "verify/verify.h"
@@ -20,5 +22,9 @@ Result<SignedManifest> ReadSignedManifest(const RandomAccessFile& file, uint64_t
 // Trusts whoever signed, product and counter whatever they are: for showing a bundle and for checking one's own work, never
 // for deciding to use one. kUntrusted when nobody signed; kMalformed.
 Result<TrustPolicy> TrustItsSigners(const SignedManifest& head);
+
+// Whether the file at `path` begins like a bundle or is named like one (.moeb): what a command that takes several kinds of
+// input asks. False for folders. kNotFound.
+Result<bool> IsBundlePath(Env& env, const std::string& path);
 
 }  // namespace moepack::verify

@@ -1,21 +1,10 @@
 #include <algorithm>
 
 #include "format/envelope.h"
+#include "format/manifest/names.h"
 #include "verify/verify.h"
 
 namespace moepack::verify {
-namespace {
-
-bool IsProductName(const std::string& name) {
-  static constexpr size_t kMaxLength = 64;
-  if (name.empty() || name.size() > kMaxLength) return false;
-  return std::all_of(name.begin(), name.end(), [](char c) {
-    return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '.' || c == '_' || c == '-';
-  });
-}
-
-}  // namespace
-
 Status ValidateTrustPolicy(const TrustPolicy& policy) {
   static constexpr size_t kMaxKeys = 64;
   if (!IsProductName(policy.product)) {

@@ -5,6 +5,7 @@
 
 #include "base/checked.h"
 #include "base/digest/sha256.h"
+#include "format/blocks.h"
 #include "format/manifest/tables_schema.h"
 #include "format/manifest/unit_check.h"
 #include "format/manifest/unit_wire.h"
@@ -217,6 +218,7 @@ namespace {
 
 // Units of one block against the program; expert units are collected by table for CheckExpertUnits.
 Status CheckBlock(const Program& program, const BlockHead& head, const std::vector<TensorId>& tensors,
+                  const std::vector<int32_t>& table_blocks,
                   std::vector<std::vector<const std::vector<UnitTensor>*>>* expert_units) {
   size_t next = 0;
   if (!tensors.empty()) {
@@ -227,8 +229,7 @@ Status CheckBlock(const Program& program, const BlockHead& head, const std::vect
   }
   for (; next < head.units.size(); ++next) {
     const StoredUnit& unit = head.units[next];
-    const bool here = unit.key.expert && unit.key.table < program.expert_tables.size() &&
-                      BlockOfTable(program, unit.key.table) == head.block;
+    const bool here = unit.key.expert && unit.key.table < table_blocks.size() && table_blocks[unit.key.table] == head.block;
     if (!here || unit.key.physical != (*expert_units)[unit.key.table].size()) {
       return Status(ErrorCode::kBadInput, StrFormat("%s: unit %zu is not one of this block, or out of order",
                                                     BlockFileName(head.block).c_str(), next));
@@ -248,10 +249,12 @@ Status CheckFolderBlocks(const Program& program, const std::map<int32_t, BlockHe
   }
   std::vector<std::vector<const std::vector<UnitTensor>*>> expert_units(experts.size());
   const BlockHead empty;
+  const std::vector<std::vector<TensorId>> dense = TensorsByBlock(program);
+  const std::vector<int32_t> table_blocks = BlocksOfTables(program);
   for (int32_t block = 0; block < program.blocks(); ++block) {
     const auto found = blocks.find(block);
     const BlockHead& head = found == blocks.end() ? empty : found->second;
-    MOEPACK_RETURN_IF_ERROR(CheckBlock(program, head, TensorsOfBlock(program, block), &expert_units));
+    MOEPACK_RETURN_IF_ERROR(CheckBlock(program, head, dense[static_cast<size_t>(block)], table_blocks, &expert_units));
   }
   if (!blocks.empty() && blocks.rbegin()->first >= program.blocks()) {
     return Status(ErrorCode::kBadInput, StrFormat("%s: the program has %d blocks",

@@ -1,5 +1,6 @@
 // ValidateLayout: what must hold between manifest, program and tables of one bundle.
 #include "base/checked.h"
+#include "format/blocks.h"
 #include "format/manifest/manifest.h"
 #include "format/manifest/unit_check.h"
 
@@ -43,10 +44,11 @@ class ChunkWalk {
 
 Status CheckDense(const Program& program, const DenseTable& dense, ChunkWalk* walk) {
   size_t next = 0;
-  for (int32_t block = 0; block < program.blocks(); ++block) {
-    const std::vector<TensorId> tensors = TensorsOfBlock(program, block);
+  const std::vector<std::vector<TensorId>> blocks = TensorsByBlock(program);
+  for (size_t block = 0; block < blocks.size(); ++block) {
+    const std::vector<TensorId>& tensors = blocks[block];
     if (tensors.empty()) continue;
-    const std::string name = StrFormat("dense unit %zu (block %d)", next, block);
+    const std::string name = StrFormat("dense unit %zu (block %zu)", next, block);
     if (next == dense.units.size()) {
       return Status(ErrorCode::kMissingTensor,
                     name + " is missing: tensor '" + program.tensors[tensors[0]].name + "' is not stored");

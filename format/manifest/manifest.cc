@@ -4,6 +4,7 @@
 #include <string_view>
 
 #include "base/checked.h"
+#include "format/manifest/names.h"
 #include "format/manifest/tables_schema.h"
 #include "format/manifest/unit_wire.h"
 #include "format/manifest/wire_io.h"
@@ -25,8 +26,8 @@ bool IsText(std::string_view text, bool upper_case, std::string_view others) {
 }
 
 Status CheckRoot(const Manifest& manifest) {
-  if (!IsText(manifest.product, false, "._-")) return Malformed("product must be 1 to 64 of [a-z0-9._-]");
-  if (!IsText(manifest.version, true, "._+-")) return Malformed("version must be 1 to 64 of [A-Za-z0-9._+-]");
+  if (!IsProductName(manifest.product)) return Malformed("product must be 1 to 64 of [a-z0-9._-]");
+  if (!IsVersionName(manifest.version)) return Malformed("version must be 1 to 64 of [A-Za-z0-9._+-]");
   if (manifest.unavailable != Unavailable::kFail) return Malformed("unknown unavailability policy");
   for (size_t i = 1; i < manifest.required_features.size(); ++i) {
     if (manifest.required_features[i] <= manifest.required_features[i - 1]) return Malformed("required features must rise");
@@ -80,6 +81,9 @@ Status CheckBlobPlaces(const Manifest& manifest) {
 }
 
 }  // namespace
+
+bool IsProductName(std::string_view text) { return IsText(text, false, "._-"); }
+bool IsVersionName(std::string_view text) { return IsText(text, true, "._+-"); }
 
 Bytes SerializeManifest(const Manifest& manifest) {
   wire::Manifest message;

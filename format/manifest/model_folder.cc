@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <map>
 
+#include "base/checked.h"
 #include "base/digest/sha256.h"
 #include "format/manifest/folder_files.h"
 #include "format/manifest/program_wire.h"
@@ -114,9 +115,17 @@ const HotList& ModelFolder::hot_list() const { return state_->hot; }
 const std::vector<std::vector<ExpertEntry>>& ModelFolder::experts() const { return state_->experts; }
 const std::vector<ModelFolder::UnitInfo>& ModelFolder::units() const { return state_->units; }
 
+Result<uint64_t> ModelFolder::FileBytes() const {
+  MOEPACK_ASSIGN_OR_RETURN(const auto complete, state_->env.OpenRead(JoinPath(state_->directory, kCompleteFile)));
+  MOEPACK_ASSIGN_OR_RETURN(uint64_t total, complete->Size());
+  for (const FileRecord& file : state_->files) {
+    if (!CheckedAdd(total, file.bytes, &total)) return Status(ErrorCode::kLimit, state_->directory + ": sizes overflow");
+  }
+  return total;
+}
+
 Result<Bytes> ModelFolder::ReadNamedFile(const std::string& name) const {
   if (!IsCallerFile(name)) return Status(ErrorCode::kInternal, "'" + name + "' is not a named file of a model folder");
-  if (state_->Find(name) == nullptr) return Status(ErrorCode::kNotFound, state_->directory + ": has no " + name);
   return state_->ReadListed(name);
 }
 

@@ -37,8 +37,12 @@ struct FolderUnit {
 
 class ModelFolderWriter {
  public:
-  // Writes into `directory`.partial, created when absent; with `resume`, blocks already there and intact are kept,
-  // otherwise it starts empty.
+  // What may stand at `directory` before: nothing, an empty folder, or a finished model folder, which is replaced (true).
+  // At `directory`.partial: nothing, an empty folder, or what an earlier run left there, known by its file `unfinished`.
+  // Anything else, and any file of another name in them: kUsage, which names it. Nothing is changed.
+  static Result<bool> CheckOutput(Env& env, const std::string& directory);
+  // CheckOutput, then writes into `directory`.partial, created when absent; with `resume`, blocks already there and intact
+  // are kept, otherwise it starts empty.
   static Result<std::unique_ptr<ModelFolderWriter>> Create(Env& env, const std::string& directory, bool resume);
   bool HasBlock(int32_t block) const;
   // Units of a block, dense unit first, experts in physical order. Atomic: after a kill the block is there whole or not.
@@ -51,7 +55,7 @@ class ModelFolderWriter {
   // Expert indirection (one entry a Program::expert_tables; only `experts` is used, units come from the blocks).
   Status SetExperts(const std::vector<std::vector<ExpertEntry>>& experts);
   // Checks completeness against the program, writes program.pb and `complete`, renames .partial to `directory`
-  // (replacing an earlier complete model folder only).
+  // (replacing what CheckOutput allows only). After a kill the earlier folder or the new one is there, whole.
   Status Finish(const Program& program);
 
  private:
@@ -72,7 +76,10 @@ class ModelFolder {
   ByteSpan tokenizer_blob() const;
   const HotList& hot_list() const;
   const std::vector<std::vector<ExpertEntry>>& experts() const;
-  Result<Bytes> ReadNamedFile(const std::string& name) const;  // plan.json, errors.json, provenance.json
+  // Of all its files together.
+  Result<uint64_t> FileBytes() const;
+  // plan.json, errors.json, provenance.json: all optional, empty when the folder has none.
+  Result<Bytes> ReadNamedFile(const std::string& name) const;
   // Tensors of every unit without their bytes, sorted by key (dense units in block order first).
   struct UnitInfo {
     UnitKey key;

@@ -96,7 +96,7 @@ TEST_F(ModelFolderTest, GivesBackWhatWasWritten) {
   EXPECT_EQ(AsText(model.tokenizer_blob()), "tokens");
   EXPECT_EQ(model.hot_list(), (HotList{{{0, 2}}}));
   EXPECT_EQ(AsText(*model.ReadNamedFile("plan.json")), "{}");
-  EXPECT_EQ(model.ReadNamedFile("errors.json").status().code(), ErrorCode::kNotFound);
+  EXPECT_TRUE(model.ReadNamedFile("errors.json")->empty()) << "optional";
   EXPECT_EQ(model.ReadNamedFile("../model/plan.json").status().code(), ErrorCode::kInternal);
 
   std::vector<std::pair<int32_t, FolderUnit>> want;
@@ -146,11 +146,12 @@ TEST_F(ModelFolderTest, ResumeKeepsIntactBlocksOnly) {
   ASSERT_EQ(block->size(), 1u);
   EXPECT_EQ((*block)[0].plain, UnitsOfBlock(program, 2)[0].plain);
   EXPECT_EQ((*writer)->ReadBlock(1).status().code(), ErrorCode::kNotFound);
-  EXPECT_EQ(*QuickEnv().List(partial), (std::vector<std::string>{"block-000.moeu", "block-002.moeu", "plan.json"}));
+  EXPECT_EQ(*QuickEnv().List(partial),
+            (std::vector<std::string>{"block-000.moeu", "block-002.moeu", "plan.json", "unfinished"}));
 
   writer = ModelFolderWriter::Create(QuickEnv(), folder_, false);
   ASSERT_TRUE(writer.ok());
-  EXPECT_TRUE(QuickEnv().List(partial)->empty()) << "without resume it starts empty";
+  EXPECT_EQ(*QuickEnv().List(partial), std::vector<std::string>{"unfinished"}) << "without resume it starts empty";
 }
 
 TEST_F(ModelFolderTest, AResumedFolderHasTheBytesOfAnUninterruptedOne) {
@@ -208,6 +209,58 @@ TEST_F(ModelFolderTest, NeverReplacesWhatIsNotAModelFolder) {
   EXPECT_EQ(ModelFolderWriter::Create(QuickEnv(), folder_, false).status().code(), ErrorCode::kUsage);
   EXPECT_EQ(WriteFolder(QuickEnv(), JoinPath(folder_, "thesis.tex"), false).code(), ErrorCode::kUsage);
   EXPECT_EQ(*QuickEnv().List(folder_), std::vector<std::string>{"thesis.tex"});
+}
+
+TEST_F(ModelFolderTest, NeverTakesAPartialFolderThatItDidNotMark) {
+  const std::string partial = folder_ + ".partial";
+  ASSERT_TRUE(QuickEnv().MakeDirectory(partial).ok());
+  EXPECT_TRUE(ModelFolderWriter::Create(QuickEnv(), folder_, false).ok()) << "an empty folder may be used";
+  ASSERT_TRUE(QuickEnv().RemoveTree(partial).ok());
+  ASSERT_TRUE(QuickEnv().MakeDirectory(partial).ok());
+  ASSERT_TRUE(WriteFileAtomically(QuickEnv(), JoinPath(partial, "thesis.tex"), AsBytes("work")).ok());
+  for (const bool resume : {false, true}) {
+    const Status status = ModelFolderWriter::Create(QuickEnv(), folder_, resume).status();
+    EXPECT_EQ(status.code(), ErrorCode::kUsage);
+    EXPECT_THAT(status.message(), HasSubstr("thesis.tex"));
+    EXPECT_EQ(*QuickEnv().List(partial), std::vector<std::string>{"thesis.tex"});
+  }
+  ASSERT_TRUE(WriteFileAtomically(QuickEnv(), JoinPath(partial, "unfinished"), AsBytes("")).ok());
+  for (const bool resume : {false, true}) {
+    const Status status = ModelFolderWriter::Create(QuickEnv(), folder_, resume).status();
+    EXPECT_EQ(status.code(), ErrorCode::kUsage) << "a file of somebody in a folder of ours";
+    EXPECT_THAT(status.message(), HasSubstr("thesis.tex"));
+  }
+  EXPECT_TRUE(*QuickEnv().Exists(JoinPath(partial, "thesis.tex")));
+}
+
+TEST_F(ModelFolderTest, CheckOutputSaysWhatWouldBeReplaced) {
+  EXPECT_EQ(ModelFolderWriter::CheckOutput(QuickEnv(), folder_).value(), false);
+  ASSERT_TRUE(QuickEnv().MakeDirectory(folder_).ok());
+  EXPECT_EQ(ModelFolderWriter::CheckOutput(QuickEnv(), folder_ + "/").value(), false) << "empty";
+  Write();
+  EXPECT_EQ(ModelFolderWriter::CheckOutput(QuickEnv(), folder_).value(), true);
+  ASSERT_TRUE(WriteFileAtomically(QuickEnv(), JoinPath(folder_, "notes.txt"), AsBytes("mine")).ok());
+  const Status status = ModelFolderWriter::CheckOutput(QuickEnv(), folder_).status();
+  EXPECT_EQ(status.code(), ErrorCode::kUsage);
+  EXPECT_THAT(status.message(), HasSubstr("notes.txt"));
+}
+
+TEST_F(ModelFolderTest, AKillWhileReplacingLosesNeitherFolder) {
+  Write();
+  const auto old = Contents(folder_);
+  FaultEnv env(PosixEnv());
+  env.FailAt(0, ErrorCode::kAccess);
+  ASSERT_TRUE(WriteFolder(env, folder_, false).ok());
+  const uint64_t operations = env.operations();
+  for (uint64_t n = 1; n <= operations; ++n) {
+    env.FailAt(n, ErrorCode::kAccess, FaultEnv::Duration::kFromThenOn);  // from then on nothing happens: a kill
+    EXPECT_FALSE(WriteFolder(env, folder_, false).ok()) << n;
+    ASSERT_EQ(Contents(folder_), old) << n;  // the same content, old or new
+    env.FailAt(0, ErrorCode::kAccess);
+    const Status again = WriteFolder(env, folder_, n % 2 == 0);
+    ASSERT_TRUE(again.ok()) << n << ": " << again.message();
+    ASSERT_EQ(*QuickEnv().List(temp_.path()), std::vector<std::string>{"model"}) << n;
+  }
 }
 
 TEST_F(ModelFolderTest, FinishNamesWhatIsMissing) {

@@ -3,6 +3,7 @@
 #include <optional>
 
 #include "base/digest/sha256.h"
+#include "base/outputs.h"
 #include "format/manifest/folder_files.h"
 #include "format/manifest/model_folder.h"
 #include "format/manifest/program_wire.h"
@@ -11,27 +12,79 @@
 namespace moepack {
 namespace {
 
+constexpr char kPartialSuffix[] = ".partial";
+constexpr char kUnfinishedText[] =
+    "An unfinished output of moepack compress: --resume continues it, another run replaces it.\n";
+
 std::string WithoutTrailingSlash(std::string path) {
   while (path.size() > 1 && path.back() == '/') path.pop_back();
   return path;
 }
 
-// Only a complete model folder, or an empty folder, may be replaced: anything else is somebody's work.
-Status CheckReplaceable(Env& env, const std::string& directory) {
-  const Status refused(ErrorCode::kUsage,
-                       directory + ": exists and is not a compressed model folder; remove it or choose another name");
+bool IsFolderFile(const std::string& name) {
+  return IsCallerFile(name) || name == kProgramFile || name == kExpertsFile || name == kCompleteFile ||
+         ParseBlockFileName(name).has_value();
+}
+
+// What AtomicFile leaves when it is killed.
+bool IsFolderTemporary(const std::string& name) {
+  const size_t suffix = name.rfind(".tmp-");
+  return suffix != std::string::npos && (IsFolderFile(name.substr(0, suffix)) || name.substr(0, suffix) == kUnfinishedFile);
+}
+
+// What stands under a name that we want for a folder of ours.
+enum class Occupant : uint8_t { kNothing, kEmpty, kModelFolder, kUnfinished };
+
+// kUsage for anything but the four: it is somebody's work, and the message names what of it is not ours.
+Result<Occupant> OccupantOf(Env& env, const std::string& directory) {
+  const auto refused = [&](const std::string& why) {
+    return Status(ErrorCode::kUsage, directory + ": " + why + "; move it away or choose another name");
+  };
+  MOEPACK_ASSIGN_OR_RETURN(const bool exists, env.Exists(directory));
+  if (!exists) return Occupant::kNothing;
+  MOEPACK_ASSIGN_OR_RETURN(const bool is_directory, env.IsDirectory(directory));
+  if (!is_directory) return refused("exists and is not a folder");
+  MOEPACK_ASSIGN_OR_RETURN(const std::vector<std::string> names, env.List(directory));
+  if (names.empty()) return Occupant::kEmpty;
+  const auto has = [&](const char* name) { return std::find(names.begin(), names.end(), name) != names.end(); };
+  const bool unfinished = has(kUnfinishedFile);
+  const auto temporaries = static_cast<size_t>(std::count_if(names.begin(), names.end(), IsFolderTemporary));
+  if (!unfinished && !has(kCompleteFile)) {
+    if (temporaries == names.size()) return Occupant::kUnfinished;  // killed while it was being marked
+    return refused("exists and is not a compressed model folder (it holds " + names[0] + ")");
+  }
+  for (const std::string& name : names) {
+    if (IsFolderFile(name) || (unfinished && (name == kUnfinishedFile || IsFolderTemporary(name)))) continue;
+    return refused("holds " + name + ", which moepack did not write");
+  }
+  return unfinished ? Occupant::kUnfinished : Occupant::kModelFolder;
+}
+
+struct Occupants {
+  Occupant output = Occupant::kNothing, partial = Occupant::kNothing;
+};
+
+// An unfinished folder is ours to continue or remove, but only under the name that we give it.
+Result<Occupants> CheckNames(Env& env, const std::string& directory) {
+  Occupants found;
+  MOEPACK_ASSIGN_OR_RETURN(found.output, OccupantOf(env, directory));
+  if (found.output == Occupant::kUnfinished) {
+    return Status(ErrorCode::kUsage, directory + ": is an unfinished compressed model; choose the name without .partial");
+  }
+  MOEPACK_ASSIGN_OR_RETURN(found.partial, OccupantOf(env, directory + kPartialSuffix));
+  return found;
+}
+
+// Removes a folder of ours, what tells that it is ours last: a kill on the way leaves something that is known again.
+Status RemoveOurs(Env& env, const std::string& directory) {
   MOEPACK_ASSIGN_OR_RETURN(const bool exists, env.Exists(directory));
   if (!exists) return Status::Ok();
-  MOEPACK_ASSIGN_OR_RETURN(const bool is_directory, env.IsDirectory(directory));
-  if (!is_directory) return refused;
   MOEPACK_ASSIGN_OR_RETURN(const std::vector<std::string> names, env.List(directory));
-  const auto known = [](const std::string& name) {
-    return IsCallerFile(name) || name == kProgramFile || name == kExpertsFile || name == kCompleteFile ||
-           ParseBlockFileName(name).has_value();
-  };
-  const bool complete = std::find(names.begin(), names.end(), kCompleteFile) != names.end();
-  if (names.empty() || (complete && std::all_of(names.begin(), names.end(), known))) return Status::Ok();
-  return refused;
+  for (const std::string& name : names) {
+    if (name == kCompleteFile || name == kUnfinishedFile) continue;
+    MOEPACK_RETURN_IF_ERROR(env.Remove(JoinPath(directory, name)));
+  }
+  return env.RemoveTree(directory);
 }
 
 // Whether a block file left by an earlier run is whole. An error only when the disk fails.
@@ -58,7 +111,7 @@ Result<FileRecord> RecordOfFile(Env& env, const std::string& path, const std::st
 }  // namespace
 
 struct ModelFolderWriter::State {
-  State(Env& e, std::string d) : env(e), directory(std::move(d)), partial(directory + ".partial") {}
+  State(Env& e, std::string d) : env(e), directory(std::move(d)), partial(directory + kPartialSuffix) {}
 
   std::string PathOf(const std::string& name) const { return JoinPath(partial, name); }
   Status KeepIntactBlocks();
@@ -82,10 +135,10 @@ Status ModelFolderWriter::State::KeepIntactBlocks() {
         blocks.emplace(*block, std::move(*head));
         continue;
       }
-    } else if (IsCallerFile(name)) {
+    } else if (IsCallerFile(name) || name == kUnfinishedFile) {
       continue;
     }
-    MOEPACK_RETURN_IF_ERROR(env.RemoveTree(PathOf(name)));
+    MOEPACK_RETURN_IF_ERROR(env.Remove(PathOf(name)));
   }
   return Status::Ok();
 }
@@ -101,35 +154,40 @@ Result<std::vector<FileRecord>> ModelFolderWriter::State::RecordFiles() const {
     } else if (IsCallerFile(name) || name == kProgramFile || name == kExpertsFile) {
       MOEPACK_ASSIGN_OR_RETURN(FileRecord record, RecordOfFile(env, PathOf(name), name));
       records.push_back(std::move(record));
-    } else if (name != kCompleteFile) {
+    } else if (name != kCompleteFile && name != kUnfinishedFile) {
       return Status(ErrorCode::kBadInput, PathOf(name) + ": does not belong into a model folder; remove it");
     }
   }
   return records;
 }
 
+// The mark goes before the name: under its final name a folder holds nothing but the model.
 Status ModelFolderWriter::State::Install() {
-  MOEPACK_RETURN_IF_ERROR(CheckReplaceable(env, directory));
-  const std::string old = partial + "-old";
-  MOEPACK_RETURN_IF_ERROR(env.RemoveTree(old));
-  MOEPACK_ASSIGN_OR_RETURN(const bool replace, env.Exists(directory));
-  if (replace) MOEPACK_RETURN_IF_ERROR(env.Rename(directory, old));
-  if (Status status = env.Rename(partial, directory); !status.ok()) {
-    if (replace) (void)env.Rename(old, directory);  // the first error is the one to report
-    return status;
-  }
+  MOEPACK_ASSIGN_OR_RETURN(const Occupants found, CheckNames(env, directory));
+  MOEPACK_RETURN_IF_ERROR(env.Remove(PathOf(kUnfinishedFile)));
+  MOEPACK_RETURN_IF_ERROR(env.SyncDirectory(partial));
+  const bool replaces = found.output != Occupant::kNothing;
+  // The earlier folder keeps a name until the new one has its own.
+  MOEPACK_RETURN_IF_ERROR(replaces ? ExchangeNames(env, partial, directory) : env.Rename(partial, directory));
   MOEPACK_RETURN_IF_ERROR(env.SyncDirectory(DirectoryOf(directory)));
-  return env.RemoveTree(old);
+  return replaces ? RemoveOurs(env, partial) : Status::Ok();
 }
 
 ModelFolderWriter::ModelFolderWriter(std::unique_ptr<State> state) : state_(std::move(state)) {}
 ModelFolderWriter::~ModelFolderWriter() = default;
 
+Result<bool> ModelFolderWriter::CheckOutput(Env& env, const std::string& directory) {
+  MOEPACK_ASSIGN_OR_RETURN(const Occupants found, CheckNames(env, WithoutTrailingSlash(directory)));
+  return found.output == Occupant::kModelFolder;
+}
+
 Result<std::unique_ptr<ModelFolderWriter>> ModelFolderWriter::Create(Env& env, const std::string& directory, bool resume) {
   auto state = std::make_unique<State>(env, WithoutTrailingSlash(directory));
-  MOEPACK_RETURN_IF_ERROR(CheckReplaceable(env, state->directory));
-  if (!resume) MOEPACK_RETURN_IF_ERROR(env.RemoveTree(state->partial));
+  MOEPACK_ASSIGN_OR_RETURN(const Occupants found, CheckNames(env, state->directory));
+  // A whole model folder under this name is an earlier one, exchanged for its successor and not removed any more.
+  if (!resume || found.partial == Occupant::kModelFolder) MOEPACK_RETURN_IF_ERROR(RemoveOurs(env, state->partial));
   MOEPACK_RETURN_IF_ERROR(env.MakeDirectory(state->partial));
+  MOEPACK_RETURN_IF_ERROR(WriteFileAtomically(env, state->PathOf(kUnfinishedFile), AsBytes(kUnfinishedText)));
   MOEPACK_RETURN_IF_ERROR(state->KeepIntactBlocks());
   return std::unique_ptr<ModelFolderWriter>(new ModelFolderWriter(std::move(state)));
 }

@@ -5,29 +5,21 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <cstring>
 
 #include "base/env.h"
+#include "base/outputs.h"
 
 namespace moepack {
 namespace {
-
-Status SystemError(const std::string& path, const char* action) {
-  const int error = errno;
-  ErrorCode code = ErrorCode::kAccess;
-  if (error == ENOENT || error == ENOTDIR) code = ErrorCode::kNotFound;
-  if (error == ENOSPC || error == EDQUOT) code = ErrorCode::kNoSpace;
-  return Status(code, path + ": cannot " + action + ": " + std::strerror(error));
-}
 
 Status WriteAndSync(int fd, const std::string& path, ByteSpan data) {
   while (!data.empty()) {
     const ssize_t n = ::write(fd, data.data(), data.size());
     if (n < 0 && errno == EINTR) continue;
-    if (n < 0) return SystemError(path, "write");
+    if (n < 0) return ErrnoStatus(path, "write");
     data = data.subspan(static_cast<size_t>(n));
   }
-  return ::fsync(fd) == 0 ? Status::Ok() : SystemError(path, "sync");
+  return ::fsync(fd) == 0 ? Status::Ok() : ErrnoStatus(path, "sync");
 }
 
 }  // namespace
@@ -36,7 +28,7 @@ Result<std::unique_ptr<PrivateFile>> PrivateFile::Create(const std::string& path
   MOEPACK_ASSIGN_OR_RETURN(std::string temporary, TemporaryPath(path));
   MOEPACK_ASSIGN_OR_RETURN(std::string previous, TemporaryPath(path));
   const int fd = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
-  if (fd < 0) return SystemError(path, "create");
+  if (fd < 0) return ErrnoStatus(path, "create");
   std::unique_ptr<PrivateFile> file(new PrivateFile(path, std::move(temporary), std::move(previous)));
   const Status status = WriteAndSync(fd, path, data);
   ::close(fd);
@@ -56,24 +48,24 @@ Status PrivateFile::KeepPrevious() {
     return Status(ErrorCode::kAccess, path_ + ": cannot be replaced: it is a folder");
   }
   has_previous_ = ::link(path_.c_str(), previous_.c_str()) == 0;
-  return has_previous_ || errno == ENOENT ? Status::Ok() : SystemError(path_, "keep what is there");
+  return has_previous_ || errno == ENOENT ? Status::Ok() : ErrnoStatus(path_, "keep what is there");
 }
 
 Status PrivateFile::Commit(bool replace) {
   if (replace) {
     MOEPACK_RETURN_IF_ERROR(KeepPrevious());
-    if (::rename(temporary_.c_str(), path_.c_str()) != 0) return SystemError(path_, "replace");
+    if (::rename(temporary_.c_str(), path_.c_str()) != 0) return ErrnoStatus(path_, "replace");
   } else if (::link(temporary_.c_str(), path_.c_str()) != 0) {
     if (errno == EEXIST)
       return Status(ErrorCode::kUsage, path_ + ": exists already; remove it, or use --force to replace it");
-    return SystemError(path_, "create");
+    return ErrnoStatus(path_, "create");
   }
   return PosixEnv().SyncDirectory(DirectoryOf(path_));
 }
 
 Status PrivateFile::Undo() {
-  if (!has_previous_) return ::unlink(path_.c_str()) == 0 ? Status::Ok() : SystemError(path_, "remove");
-  if (::rename(previous_.c_str(), path_.c_str()) != 0) return SystemError(path_, ("bring back from " + previous_).c_str());
+  if (!has_previous_) return ::unlink(path_.c_str()) == 0 ? Status::Ok() : ErrnoStatus(path_, "remove");
+  if (::rename(previous_.c_str(), path_.c_str()) != 0) return ErrnoStatus(path_, "bring back from " + previous_);
   has_previous_ = false;
   return Status::Ok();
 }

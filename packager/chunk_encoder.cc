@@ -47,6 +47,7 @@ Result<EncodedChunk> EncodeChunk(ByteSpan plain, int level) {
   out.ref.stored_bytes = plain.size();
   out.ref.plain_digest = Sha256(plain);
   out.ref.stored_digest = out.ref.plain_digest;
+  if (level == 0) return out;
   MOEPACK_ASSIGN_OR_RETURN(Bytes compressed, Compress(plain, level));
   if (!WorthIt(plain.size(), compressed.size())) return out;
   out.ref.encoding = Encoding::kZstd;

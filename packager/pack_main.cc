@@ -212,7 +212,8 @@ Status RunPack(int argc, char** argv) {
       "version", Text()->default_value("0"), "version for people")("counter", po::value<uint64_t>()->default_value(1),
                                                                    "security counter: raise it to lock out older bundles")(
       "epoch", po::value<uint64_t>()->default_value(1), "key epoch")(
-      "zstd-level", po::value<int>()->default_value(PackOptions().zstd_level), "effort of the chunk coder, 1 to 22");
+      "zstd-level", po::value<int>()->default_value(PackOptions().zstd_level),
+      "effort of the chunk coder, 1 to 22; 0 stores chunks as they are");
   AddPassphraseOption(&command);
   MOEPACK_RETURN_IF_ERROR(command.Parse(argc, argv));
   return command.help_shown() ? Status::Ok() : PackFolder(command);

@@ -139,6 +139,23 @@ TEST_F(PackTest, OffsetsSettleForCountersOfAnyLength) {
   }
 }
 
+TEST_F(PackTest, ProvenanceIsOptional) {
+  ASSERT_TRUE(WriteTinyFolder(PosixEnv(), folder_, false).ok());
+  ASSERT_TRUE(PackTo(bundle_).ok());
+  const auto bundle = Open(bundle_);
+  ASSERT_TRUE(bundle.ok()) << bundle.status().message();
+  EXPECT_TRUE((*bundle)->provenance_blob().empty());
+}
+
+TEST_F(PackTest, LevelZeroStoresEveryChunkAsItIs) {
+  options_.zstd_level = 0;
+  const auto report = PackTo(bundle_);
+  ASSERT_TRUE(report.ok()) << report.status().message();
+  EXPECT_EQ(report->zstd_chunks, 0u);
+  EXPECT_EQ(report->chunk_stored_bytes, report->chunk_plain_bytes);
+  EXPECT_TRUE(Open(bundle_).ok());
+}
+
 TEST_F(PackTest, BadOptionsAreRefusedBeforeWork) {
   const PackOptions good = options_;
   const auto refused = [&] { return PackTo(bundle_).status().code() == ErrorCode::kUsage; };

@@ -19,8 +19,8 @@ struct PackOptions {
   std::string version;  // [A-Za-z0-9._+-]{1,64}, for people
   uint64_t key_epoch = 1;
   uint64_t security_counter = 1;
-  // 1..22. On planes of codes and on floats level 9 is within 0.3% of the best level or better than it, and 10 to 20 times
-  // faster than 19: there are few long matches to search for.
+  // 1..22, or 0 to store every chunk as it is. On planes of codes and on floats level 9 is within 0.3% of the best level or
+  // better than it, and 10 to 20 times faster than 19: there are few long matches to search for.
   int zstd_level = 9;
 };
 

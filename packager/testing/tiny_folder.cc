@@ -49,7 +49,7 @@ Program TinyFolderProgram() {
   return program;
 }
 
-Status WriteTinyFolder(Env& env, const std::string& directory) {
+Status WriteTinyFolder(Env& env, const std::string& directory, bool provenance) {
   const Program program = TinyFolderProgram();
   MOEPACK_ASSIGN_OR_RETURN(const auto writer, ModelFolderWriter::Create(env, directory, false));
   for (int32_t block = 0; block < program.blocks(); ++block) {
@@ -57,7 +57,7 @@ Status WriteTinyFolder(Env& env, const std::string& directory) {
     MOEPACK_RETURN_IF_ERROR(writer->WriteBlock(block, units));
   }
   MOEPACK_RETURN_IF_ERROR(writer->WriteFile("tokenizer.bin", Bytes{1, 2, 3}));
-  MOEPACK_RETURN_IF_ERROR(writer->WriteFile("provenance.json", AsBytes("{\"family\": \"tiny\"}")));
+  if (provenance) MOEPACK_RETURN_IF_ERROR(writer->WriteFile("provenance.json", AsBytes("{\"family\": \"tiny\"}")));
   MOEPACK_RETURN_IF_ERROR(writer->WriteFile("hot.pb", SerializeHotList({{{0, 3}, {0, 0}}})));
   MOEPACK_RETURN_IF_ERROR(writer->SetExperts({{{{{0}}}, {{{0}}}, {{{1}}}, {{{2}}}}}));
   return writer->Finish(program);

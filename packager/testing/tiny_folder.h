@@ -13,7 +13,7 @@ namespace moepack::testing {
 Program TinyFolderProgram();
 
 // Experts 0 and 1 are one unit (merged), 2 and 3 their own. Dense units compress, experts do not. With tokenizer,
-// provenance and hot list.
-Status WriteTinyFolder(Env& env, const std::string& directory);
+// hot list and, unless told otherwise, provenance.
+Status WriteTinyFolder(Env& env, const std::string& directory, bool provenance = true);
 
 }  // namespace moepack::testing

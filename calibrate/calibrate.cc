@@ -82,7 +82,7 @@ class Calibration {
   Calibration(const Model& model, const std::vector<CalibrationText>& texts, const CalibrateOptions& options,
               CalibrationSample sample, ThreadPool& pool, Progress& progress)
       : program_(model.program),
-        source_(*model.tensors),
+        source_(model.program, *model.tensors),
         texts_(texts),
         options_(options),
         sample_(std::move(sample)),
@@ -105,6 +105,7 @@ class Calibration {
     MOEPACK_RETURN_IF_ERROR(RunLastBlock(last, last_weights));
     progress_.End();
     FinishProfile();
+    MOEPACK_ASSIGN_OR_RETURN(profile_.weights, source_.Finish());
     return std::move(profile_);
   }
 
@@ -197,7 +198,7 @@ class Calibration {
   }
 
   const Program& program_;
-  const TensorSource& source_;
+  const DigestingSource source_;
   const std::vector<CalibrationText>& texts_;
   const CalibrateOptions& options_;
   CalibrationSample sample_;

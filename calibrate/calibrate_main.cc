@@ -2,6 +2,7 @@
 #include <sys/resource.h>
 
 #include <chrono>
+#include <filesystem>
 
 #include "base/cli/cli.h"
 #include "calibrate/calibrate.h"
@@ -83,6 +84,12 @@ Status CheckWritable(const cli::Command& command) {
     if (!command.Has(name)) continue;
     const auto file = AtomicFile::Create(PosixEnv(), command.Get<std::string>(name));
     if (!file.ok()) return file.status();
+  }
+  const std::filesystem::path output = command.Get<std::string>("output"), report = command.GetOr<std::string>("report", "");
+  std::error_code error;  // where there is no current folder, paths stay as they are
+  const auto plain = [&](const auto& path) { return std::filesystem::absolute(path, error).lexically_normal(); };
+  if (!report.empty() && plain(output) == plain(report)) {
+    return Status(ErrorCode::kUsage, "--report and -o name the same file, " + output.string());
   }
   return Status::Ok();
 }

@@ -239,6 +239,8 @@ TEST_F(CalibrateFilesTest, ProfileSurvivesItsFile) {
   auto read = ReadProfile(PosixEnv(), folder_ + "/p.mprof");
   ASSERT_TRUE(read.ok()) << read.status().message();
   EXPECT_EQ(read->model_digest, ProgramDigest(model.program));
+  EXPECT_EQ(read->weights.digests.size(), CountWeightDigests(model.program));
+  EXPECT_EQ(read->weights, profile.weights);
   EXPECT_EQ(read->domains, (std::vector<std::string>{"first", "second"}));
   EXPECT_EQ(read->tokens, profile.tokens);
   EXPECT_EQ(read->tables[1].trace, profile.tables[1].trace);

@@ -11,7 +11,7 @@ constexpr uint64_t kMaxRecipeBytes = 1 << 20;
 
 Status CheckOptions(const cli::Command& command) {
   MOEPACK_RETURN_IF_ERROR(command.Require("model"));
-  MOEPACK_RETURN_IF_ERROR(command.Require("output"));
+  if (!command.Has("dry-run")) MOEPACK_RETURN_IF_ERROR(command.Require("output"));
   const int ways = command.Has("recipe") + command.Has("codec");
   if (ways > 1) return Status(ErrorCode::kUsage, "give one of --recipe and --codec");
   const int budgets = command.Has("target-size") + command.Has("target-bpw") + command.Has("max-kld");
@@ -57,7 +57,8 @@ Result<Recipe> ReadRecipe(const cli::Command& command) {
   MOEPACK_RETURN_IF_ERROR(ReadBudget(command, &recipe.budget));
   if (recipe.budget.target_bpw && !(*recipe.budget.target_bpw > 0 && std::isfinite(*recipe.budget.target_bpw)))
     return Status(ErrorCode::kUsage, "--target-bpw must be a number above 0");
-  if (recipe.budget.max_kld && !(*recipe.budget.max_kld > 0)) return Status(ErrorCode::kUsage, "--max-kld must be above 0");
+  if (recipe.budget.max_kld && !(*recipe.budget.max_kld > 0 && std::isfinite(*recipe.budget.max_kld)))
+    return Status(ErrorCode::kUsage, "--max-kld must be a number above 0");
   return recipe;
 }
 
@@ -116,7 +117,7 @@ Status Run(int argc, char** argv) {
                         "Compress a Mixture-of-Experts model",
                         "MODEL --profile P.mprof (--target-size S | --target-bpw B | --max-kld K | --recipe R.yaml) -o DIR",
                         {"moepack compress examples/wren/model --profile wren.mprof --target-size 10MB -o wren-10mb",
-                         "moepack compress model --profile p.mprof --recipe recipe.yaml --dry-run --json -o out",
+                         "moepack compress model --profile p.mprof --recipe recipe.yaml --dry-run --json",
                          "moepack compress model --codec f32 -o lossless"}});
   auto add = command.options().add_options();
   add("profile", po::value<std::string>(), "what calibration saw (moepack calibrate)");
@@ -124,13 +125,15 @@ Status Run(int argc, char** argv) {
   add("codec", po::value<std::string>(), "one codec for all matrices, such as i8g64, i4g32, bf16 or f32");
   add("target-size", po::value<std::string>(), "largest bundle file: 10221888, 9.5MB, 8MiB");
   add("target-bpw", po::value<double>(), "largest bundle file in bits per weight of the original model");
-  add("target-resident", po::value<std::string>(), "most bytes of all weights once loaded; alone or with a target of the file");
+  add("target-resident", po::value<std::string>(),
+      "most bytes of all weights once loaded; alone or with a target of the file");
   add("max-kld", po::value<double>(), "smallest bundle whose mean KLD on held-back calibration text stays below");
   add("output,o", po::value<std::string>(), "folder to write");
   add("like", po::value<std::string>(), "earlier plan.json whose choices are kept unless the gain is worth an update");
-  add("error-table", po::value<std::string>(), "measured errors to reuse, or to write when the file is not there");
+  add("error-table", po::value<std::string>(),
+      "measured errors to reuse, or to write when the file is not there (with --dry-run: to reuse only)");
   add("resume", "continue an interrupted run");
-  add("dry-run", "print the plan with exact sizes and write nothing");
+  add("dry-run", "print the plan with exact sizes and write nothing; needs no -o");
   command.Positional("model");
   MOEPACK_RETURN_IF_ERROR(command.Parse(argc, argv));
   if (command.help_shown()) return Status::Ok();
@@ -139,7 +142,7 @@ Status Run(int argc, char** argv) {
   MOEPACK_ASSIGN_OR_RETURN(request.recipe, ReadRecipe(command));
   request.model_path = command.Get<std::string>("model");
   request.profile_path = command.GetOr<std::string>("profile", "");
-  request.output = command.Get<std::string>("output");
+  request.output = command.GetOr<std::string>("output", "");
   request.like_path = command.GetOr<std::string>("like", "");
   request.error_table_path = command.GetOr<std::string>("error-table", "");
   request.resume = command.Has("resume");

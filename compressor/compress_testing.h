@@ -6,6 +6,21 @@
 
 namespace moepack {
 
+// What calibration would have kept of the model's weights; zeros for a model without.
+inline WeightDigests DigestWeights(const Model& model) {
+  WeightDigests none{std::vector<Digest>(CountWeightDigests(model.program))};
+  if (model.tensors == nullptr) return none;
+  const DigestingSource source(model.program, *model.tensors);
+  for (TensorId id = 0; id < model.program.tensors.size(); ++id) (void)source.Load(id);
+  for (uint32_t t = 0; t < model.program.expert_tables.size(); ++t) {
+    for (uint32_t e = 0; e < model.program.expert_tables[t].experts(); ++e) {
+      for (const ExpertMatrix m : {ExpertMatrix::kGate, ExpertMatrix::kUp, ExpertMatrix::kDown})
+        (void)source.LoadExpert(t, e, m);
+    }
+  }
+  return source.Finish().value();
+}
+
 // Pseudo-random tokens in two domains, and statistics of the right shapes in which expert e of every table has saliency
 // and use growing with (e * 5) % experts, and channel j of every expert grows with j.
 inline Profile MakeTestProfile(const Model& model, uint64_t sequences, uint64_t length) {
@@ -49,6 +64,7 @@ inline Profile MakeTestProfile(const Model& model, uint64_t sequences, uint64_t 
     p.tables.push_back(std::move(t));
   }
   p.dense_in_sq.resize(model.program.tensors.size());
+  p.weights = DigestWeights(model);
   return p;
 }
 

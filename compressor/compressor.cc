@@ -8,6 +8,7 @@
 #include "compressor/structure.h"
 #include "format/manifest/model_folder.h"
 #include "format/manifest/program_wire.h"
+#include "model/frontend/huggingface.h"
 
 namespace moepack {
 namespace {
@@ -36,11 +37,25 @@ class Compressor {
 
  private:
   Status Open() {
-    if (!request_.dry_run) MOEPACK_RETURN_IF_ERROR(CheckOutput());
+    while (request_.output.size() > 1 && request_.output.back() == '/') request_.output.pop_back();
+    if (!request_.dry_run) {
+      MOEPACK_ASSIGN_OR_RETURN(const bool replaces, ModelFolderWriter::CheckOutput(env_, request_.output));
+      if (replaces) progress_.Note("compress: the compressed model at " + request_.output + " is replaced");
+    }
+    if (request_.dry_run && !request_.error_table_path.empty()) {
+      MOEPACK_ASSIGN_OR_RETURN(const bool exists, env_.Exists(request_.error_table_path));
+      if (!exists) {
+        return Status(ErrorCode::kUsage, "--error-table " + request_.error_table_path +
+                                             ": not there, and --dry-run writes nothing; run once without --dry-run");
+      }
+    }
     MOEPACK_ASSIGN_OR_RETURN(model_, OpenModel(env_, request_.model_path, {.digests = true}));
     if (model_.tensors == nullptr && !request_.dry_run) {
       return Status(ErrorCode::kBadInput,
                     request_.model_path + ": a configuration without weights can only be planned: add --dry-run");
+    }
+    if (model_.source == ModelSource::kConfigOnly) {
+      MOEPACK_ASSIGN_OR_RETURN(config_element_, ConfigElement(env_, request_.model_path));
     }
     if (request_.profile_path.empty()) return Status::Ok();
     MOEPACK_ASSIGN_OR_RETURN(profile_, ReadProfile(env_, request_.profile_path));
@@ -49,19 +64,11 @@ class Compressor {
                     request_.profile_path + ": this profile was made from another model than " + request_.model_path);
     }
     if (Status fits = CheckProfileFits(*profile_, model_.program); !fits.ok()) return fits.With(request_.profile_path);
+    if (model_.tensors != nullptr) {
+      model_.tensors = CheckWeights(model_.program, model_.tensors, profile_->weights, request_.profile_path);
+    }
     MOEPACK_ASSIGN_OR_RETURN(calibration_, MakeCalibration(*profile_, EnoughTokens(model_.program), recipe_.domains));
     return Status::Ok();
-  }
-
-  // Nothing but an earlier model folder may stand where the output goes.
-  Status CheckOutput() {
-    while (request_.output.size() > 1 && request_.output.back() == '/') request_.output.pop_back();
-    MOEPACK_ASSIGN_OR_RETURN(const bool exists, env_.Exists(request_.output));
-    if (!exists) return Status::Ok();
-    MOEPACK_ASSIGN_OR_RETURN(const bool model_folder, env_.Exists(JoinPath(request_.output, "complete")));
-    if (model_folder) return Status::Ok();
-    return Status(ErrorCode::kBadInput,
-                  request_.output + ": already there and not a compressed model; choose another -o or remove it");
   }
 
   Status Choose() {
@@ -69,8 +76,9 @@ class Compressor {
     MOEPACK_ASSIGN_OR_RETURN(program_, ApplyStructure(model_.program, structure_));
     if (model_.tensors != nullptr) source_ = CutSource(model_.program, structure_, model_.tensors);
     tensors_ = ListTensors(program_);
+    MOEPACK_RETURN_IF_ERROR(CheckMatches(recipe_, ListTensors(model_.program)));
     for (const TensorRef& tensor : tensors_) {
-      const Codec stored = source_ == nullptr   ? Codec{.element = Element::kBf16}
+      const Codec stored = source_ == nullptr   ? Codec{.element = config_element_}
                            : tensor.is_expert() ? source_->StoredExpertCodec(tensor.table, tensor.expert, tensor.matrix)
                                                 : source_->StoredCodec(tensor.dense);
       MOEPACK_ASSIGN_OR_RETURN(Choice choice, ChoiceFor(recipe_, tensor, stored));
@@ -86,7 +94,8 @@ class Compressor {
       return Status(ErrorCode::kUsage, "choosing between codecs needs the model's weights and --profile");
     }
     if (open && !budget.set()) {
-      return Status(ErrorCode::kUsage, "choosing between codecs needs a budget: --target-size, --target-bpw, --target-resident or --max-kld");
+      return Status(ErrorCode::kUsage,
+                    "choosing between codecs needs a budget: --target-size, --target-bpw, --target-resident or --max-kld");
     }
     if (open) MOEPACK_RETURN_IF_ERROR(GetErrorTable());
     if (!request_.like_path.empty()) {
@@ -109,7 +118,8 @@ class Compressor {
     SizeLimits limits;
     if (budget.target_bytes) limits.stored_bytes = *budget.target_bytes;
     if (budget.target_bpw)
-      limits.stored_bytes = static_cast<uint64_t>(*budget.target_bpw * static_cast<double>(program_.original_parameters) / 8);
+      limits.stored_bytes =
+          static_cast<uint64_t>(*budget.target_bpw * static_cast<double>(program_.original_parameters) / 8);
     if (budget.target_resident) limits.resident_bytes = *budget.target_resident;
     return limits;
   }
@@ -233,6 +243,8 @@ class Compressor {
     root["family"] = model_.family;
     root["program"] = ToHex(Sha256(SerializeProgram(program_)));
     for (const auto& [name, digest] : model_.input_digests) root["inputs"][name] = digest;
+    // A plan only, which counts the bytes of the entry that weights will have.
+    if (model_.source == ModelSource::kConfigOnly) root["inputs"]["model.safetensors"] = TextDigest("");
     if (profile_) {
       MOEPACK_ASSIGN_OR_RETURN(const Digest digest, Sha256File(env_, request_.profile_path));
       root["profile"] = ToHex(digest);
@@ -279,6 +291,7 @@ class Compressor {
   ThreadPool& pool_;
   Progress& progress_;
   Model model_;
+  Element config_element_ = Element::kBf16;  // of weights that are not there
   std::optional<Profile> profile_;
   std::optional<Calibration> calibration_;
   Structure structure_;

@@ -351,10 +351,45 @@ TEST_F(CompressTest, AProfileOfAnotherModelIsRefused) {
   EXPECT_THAT(report.status().message(), HasSubstr("profile"));
 }
 
+TEST_F(CompressTest, AProfileOfOtherWeightsIsRefusedAndANaNNamedFirst) {
+  const TempFolder tuned;
+  Checkpoint checkpoint = Checkpoint::Read("tests/golden/qwen2_moe");
+  const std::string name = "model.layers.1.mlp.experts.3.up_proj.weight";
+  Bytes& data = checkpoint.tensors.at(name).data;
+  data[0] ^= 1;  // a mantissa bit
+  checkpoint.WriteTo(tuned);
+  CompressRequest request = Request("defaults: {codec: i8g64}\n", "x");
+  request.model_path = tuned.path();
+  Status status = Run(request).status();
+  EXPECT_EQ(status.code(), ErrorCode::kBadInput);
+  EXPECT_THAT(status.message(), HasSubstr("p.mprof"));
+  EXPECT_THAT(status.message(), HasSubstr("layers.1.experts.3.up_proj"));
+  std::fill(data.begin(), data.end(), 0xff);
+  checkpoint.WriteTo(tuned);
+  EXPECT_EQ(Run(request).status().code(), ErrorCode::kNotFinite);
+  EXPECT_FALSE(*PosixEnv().Exists(request.output));
+}
+
+TEST_F(CompressTest, ADryRunWritesNoErrorTable) {
+  CompressRequest request = Request(kBudget, "x");
+  request.output.clear();
+  request.dry_run = true;
+  request.error_table_path = folder_.At("errors.json");
+  EXPECT_EQ(Run(request).status().code(), ErrorCode::kUsage);
+  EXPECT_EQ(*PosixEnv().List(folder_.path()), std::vector<std::string>{"p.mprof"});
+}
+
+TEST_F(CompressTest, ARuleForNoTensorIsRefused) {
+  const auto report = Run(Request("rules: [{match: 'layers.9.*', keep: true}]\ndefaults: {codec: i8g64}\n", "x"));
+  EXPECT_EQ(report.status().code(), ErrorCode::kBadInput);
+  EXPECT_THAT(report.status().message(), HasSubstr("test.yaml: line 2"));
+  EXPECT_THAT(report.status().message(), HasSubstr("'layers.9.*'"));
+}
+
 TEST_F(CompressTest, SomethingElseUnderTheOutputNameIsLeftAlone) {
   ASSERT_TRUE(PosixEnv().MakeDirectory(folder_.At("mine")).ok());
   folder_.Write("mine/notes.txt", std::string("keep"));
-  EXPECT_EQ(Run(Request("defaults: {codec: i8g64}\n", "mine")).status().code(), ErrorCode::kBadInput);
+  EXPECT_EQ(Run(Request("defaults: {codec: i8g64}\n", "mine")).status().code(), ErrorCode::kUsage);
   EXPECT_EQ(ReadAll(folder_.At("mine/notes.txt")).size(), 4u);
 }
 

@@ -112,9 +112,20 @@ Result<Recipe> RecipeForCodec(const std::string& codec_name) {
     recipe.defaults = Choice{false, {*codec}};
     return recipe;
   }
-  recipe.rules.push_back({".*", std::regex(".*"), {false, {*codec}}});
+  recipe.rules.push_back({".*", std::regex(".*"), {false, {*codec}}, "--codec"});
   recipe.gptq = false;
   return recipe;
+}
+
+Status CheckMatches(const Recipe& recipe, std::span<const TensorRef> tensors) {
+  const auto check = [&](const std::string& match, const std::regex& pattern, const std::string& place) {
+    const auto fits = [&](const TensorRef& tensor) { return std::regex_match(tensor.name, pattern); };
+    if (match.empty() || std::any_of(tensors.begin(), tensors.end(), fits)) return Status::Ok();
+    return Status(ErrorCode::kBadInput, place + ": '" + match + "' matches no tensor of this model; plan.json of any run " +
+                                            "lists the names, such as " + tensors[tensors.size() / 2].name);
+  };
+  for (const RecipeRule& rule : recipe.rules) MOEPACK_RETURN_IF_ERROR(check(rule.match, rule.pattern, rule.place));
+  return recipe.prune ? check(recipe.prune->match, recipe.prune->pattern, recipe.prune->place) : Status::Ok();
 }
 
 Result<Choice> ChoiceFor(const Recipe& recipe, const TensorRef& tensor, const Codec& stored) {

@@ -5,6 +5,7 @@
 #include <map>
 #include <optional>
 #include <regex>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -26,6 +27,7 @@ struct RecipeRule {
   std::string match;  // ECMAScript regular expression, must match the whole tensor name
   std::regex pattern;
   Choice choice;
+  std::string place;  // "recipe.yaml: line 7", for messages
 };
 
 struct PruneRecipe {
@@ -34,6 +36,7 @@ struct PruneRecipe {
   uint8_t n = 0, m = 0;  // n of every m consecutive weights kept
   std::string match;     // tensors to prune; routed experts when empty
   std::regex pattern;
+  std::string place;
 };
 
 struct DropRecipe {
@@ -77,6 +80,10 @@ Result<Recipe> ParseRecipe(std::string_view yaml, const std::string& file_name);
 // The recipe of `--codec NAME`: every matrix that is not kept by default in one codec. f32, bf16 and f16 apply to all
 // tensors.
 Result<Recipe> RecipeForCodec(const std::string& codec_name);
+
+// kBadInput naming the first `match` or `targets` that no tensor's name fits, with its line. `tensors`: of the model before
+// anything is dropped from it.
+Status CheckMatches(const Recipe& recipe, std::span<const TensorRef> tensors);
 
 // What may become of a tensor: the last matching rule, else the defaults, else the built-in choice. `stored`: the tensor's
 // codec in the checkpoint. Norms, biases, routers and matrices of fewer than kSmallTensor weights are kept unless a rule

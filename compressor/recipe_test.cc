@@ -31,7 +31,10 @@ TEST(Recipe, AnErrorNamesLineColumnKeyAndTheNearestValidOne) {
            {"version: 1\nrules:\n  - match: '.*'\n    codecc: i4g64\n",
             {"r.yaml", "line 4", "column 5", "'codecc'", "'codec'"}},
            {"version: 1\ntarget_sise: 8MiB\n", {"line 2", "'target_sise'", "'target_size'"}},
-           {"version: 2\n", {"version must be 1"}},
+           {"version: 2\n", {"version must be the number 1"}},
+           {"version: \"1\"\n", {"line 1", "version must be the number 1"}},
+           {"version: 1\nprune_channels: {share: 0.95}\n", {"line 2", "at most 0.9"}},
+           {"version: 1\nmax_kld: 0\n", {"line 2", "from 1e-12"}},
            {"gptq: true\n", {"version: 1"}},
            {"version: 1\ndefaults: {codec: i7g64}\n", {"line 2", "i7g64"}},
            {"version: 1\ndefaults: {codec: i4g64, keep: true}\n", {"exactly one"}},
@@ -125,6 +128,31 @@ TEST(Recipe, CanonicalTextIgnoresCommentsAndBudget) {
   ASSERT_TRUE(a.ok() && b.ok());
   EXPECT_EQ(a->Canonical(), b->Canonical());
   EXPECT_NE(a->Canonical(), ParseRecipe("version: 1\ngptq: false\n", "c")->Canonical());
+}
+
+TEST(Recipe, AnEmptyOneHasNoLine) {
+  for (const char* text : {"", "# nothing\n"}) {
+    const Status status = ParseRecipe(text, "r.yaml").status();
+    EXPECT_EQ(status.code(), ErrorCode::kRecipe);
+    EXPECT_THAT(status.message(), ::testing::StartsWith("r.yaml: ")) << status.message();
+    EXPECT_THAT(status.message(), ::testing::Not(::testing::HasSubstr("line 0"))) << status.message();
+  }
+}
+
+TEST(Recipe, APatternThatFitsNoTensorIsNamedWithItsLine) {
+  std::vector<TensorRef> tensors(2);
+  tensors[0].name = "layers.0.q_proj";
+  tensors[1].name = "layers.0.router";
+  const auto check = [&](const char* text) { return CheckMatches(*ParseRecipe(text, "r.yaml"), tensors); };
+  EXPECT_TRUE(check("version: 1\nrules: [{match: '.*_proj', keep: true}]\n").ok());
+  Status status =
+      check("version: 1\nrules:\n  - match: '.*_proj'\n    keep: true\n  - match: 'layer\\.0.*'\n    keep: true\n");
+  EXPECT_EQ(status.code(), ErrorCode::kBadInput);
+  EXPECT_THAT(status.message(), ::testing::HasSubstr("r.yaml: line 5"));
+  EXPECT_THAT(status.message(), ::testing::HasSubstr("'layer\\.0.*'"));
+  status = check("version: 1\nprune:\n  sparsity: 0.5\n  targets: 'experts'\n");
+  EXPECT_EQ(status.code(), ErrorCode::kBadInput);
+  EXPECT_THAT(status.message(), ::testing::HasSubstr("r.yaml: line 4"));
 }
 
 }  // namespace

@@ -30,6 +30,11 @@ const std::string& Nearest(const std::string& key, const std::vector<std::string
                            [&](const auto& a, const auto& b) { return Distance(key, a) < Distance(key, b); });
 }
 
+// ": line 2, column 3", nothing where the document is empty.
+std::string PlaceOf(const YAML::Mark& mark) {
+  return mark.line < 0 ? "" : StrFormat(": line %d, column %d", mark.line + 1, mark.column + 1);
+}
+
 // Reads one recipe; the first error stops it. yaml-cpp's exceptions end at ParseRecipe.
 class Reader {
  public:
@@ -43,7 +48,8 @@ class Reader {
             {"version",
              [&](const auto& n) {
                version = true;
-               if (Text(n) != "1") Fail(n, "version must be 1");
+               // A quoted scalar is a string ("!"), whatever it holds.
+               if (Text(n) != "1" || n.Tag() == "!") Fail(n, "version must be the number 1");
              }},
             {"defaults", [&](const auto& n) { out->defaults = ReadChoice(n); }},
             {"rules", [&](const auto& n) { ReadRules(n, out); }},
@@ -51,7 +57,7 @@ class Reader {
             {"drop_experts", [&](const auto& n) { out->drop_experts = ReadDrop(n); }},
             {"prune_channels",
              [&](const auto& n) {
-               Map(n, "prune_channels", {{"share", [&](const auto& s) { out->prune_channels = Share(s); }}});
+               Map(n, "prune_channels", {{"share", [&](const auto& s) { out->prune_channels = ChannelShare(s); }}});
              }},
             {"gptq", [&](const auto& n) { out->gptq = Flag(n); }},
             {"probes", [&](const auto& n) { out->probes = Flag(n); }},
@@ -59,7 +65,7 @@ class Reader {
             {"target_size", [&](const auto& n) { out->budget.target_bytes = Size(n); }},
             {"target_bpw", [&](const auto& n) { out->budget.target_bpw = Number(n, 1e-3, 64); }},
             {"target_resident", [&](const auto& n) { out->budget.target_resident = Size(n); }},
-            {"max_kld", [&](const auto& n) { out->budget.max_kld = Number(n, 0, 100); }},
+            {"max_kld", [&](const auto& n) { out->budget.max_kld = Number(n, 1e-12, 100); }},
         });
     if (error_.ok() && !version) Fail(root, "needs 'version: 1'");
     if (const std::string conflict = out->budget.Conflict(); error_.ok() && !conflict.empty()) Fail(root, conflict);
@@ -71,9 +77,7 @@ class Reader {
 
   void Fail(const YAML::Node& at, const std::string& message) {
     if (!error_.ok()) return;
-    const YAML::Mark mark = at.Mark();
-    error_ = Status(ErrorCode::kRecipe,
-                    StrFormat("%s: line %d, column %d: %s", file_.c_str(), mark.line + 1, mark.column + 1, message.c_str()));
+    error_ = Status(ErrorCode::kRecipe, file_ + PlaceOf(at.Mark()) + ": " + message);
   }
 
   void Map(const YAML::Node& node, const std::string& what, const Handlers& handlers) {
@@ -117,6 +121,13 @@ class Reader {
   double Share(const YAML::Node& node) {
     const double value = Number(node, 0, 1);
     if (!(value > 0 && value < 1)) Fail(node, "expected a share above 0 and below 1");
+    return value;
+  }
+  // A sliver of every expert is not what anybody means; whole experts go by drop_experts.
+  double ChannelShare(const YAML::Node& node) {
+    static constexpr double kMost = 0.9;
+    const double value = Share(node);
+    if (value > kMost) Fail(node, StrFormat("expected a share of at most %g; drop_experts removes whole experts", kMost));
     return value;
   }
   bool Flag(const YAML::Node& node) {
@@ -193,7 +204,10 @@ class Reader {
     for (const auto& item : node) {
       RecipeRule rule;
       Handlers handlers = ChoiceHandlers(&rule.choice);
-      handlers["match"] = [&](const auto& n) { Compile(n, &rule.match, &rule.pattern); };
+      handlers["match"] = [&](const auto& n) {
+        Compile(n, &rule.match, &rule.pattern);
+        rule.place = file_ + PlaceOf(n.Mark());
+      };
       Map(item, "a rule", handlers);
       if (!error_.ok()) return;
       if (rule.match.empty()) return Fail(item, "a rule needs 'match'");
@@ -209,7 +223,11 @@ class Reader {
             {"method", [&](const auto& n) { prune.method = Method(n); }},
             {"sparsity", [&](const auto& n) { prune.sparsity = Share(n); }},
             {"nm", [&](const auto& n) { ReadNM(n, &prune); }},
-            {"targets", [&](const auto& n) { Compile(n, &prune.match, &prune.pattern); }},
+            {"targets",
+             [&](const auto& n) {
+               Compile(n, &prune.match, &prune.pattern);
+               prune.place = file_ + PlaceOf(n.Mark());
+             }},
         });
     if (error_.ok() && (prune.sparsity > 0) == (prune.m > 0)) Fail(node, "prune needs one of sparsity and nm");
     return prune;
@@ -282,8 +300,7 @@ Result<Recipe> ParseRecipe(std::string_view yaml, const std::string& file_name) 
     const YAML::Node root = YAML::Load(std::string(yaml));
     MOEPACK_RETURN_IF_ERROR(Reader(file_name).Read(root, &recipe));
   } catch (const YAML::Exception& e) {
-    return Status(ErrorCode::kRecipe, StrFormat("%s: line %d, column %d: %s", file_name.c_str(), e.mark.line + 1,
-                                                e.mark.column + 1, e.msg.c_str()));
+    return Status(ErrorCode::kRecipe, file_name + PlaceOf(e.mark) + ": " + e.msg);
   }
   return recipe;
 }

@@ -81,6 +81,16 @@ Status ChooseChannels(double share, const Model& model, const TableProfile& prof
   return Status::Ok();
 }
 
+bool RemovesChannels(const Program& program, const Structure& structure) {
+  for (size_t t = 0; t < structure.tables.size(); ++t) {
+    const TableStructure& table = structure.tables[t];
+    for (size_t e = 0; e < table.channels.size(); ++e) {
+      if (table.channels[e].size() < program.expert_tables[t].intermediate[table.experts[e]]) return true;
+    }
+  }
+  return false;
+}
+
 std::vector<float> SliceRows(const std::vector<float>& values, uint64_t cols, const std::vector<uint32_t>& rows) {
   std::vector<float> out;
   out.reserve(rows.size() * cols);
@@ -161,6 +171,12 @@ Result<Structure> ChooseStructure(const Recipe& recipe, const Model& model, cons
     }
     if (channels) MOEPACK_RETURN_IF_ERROR(ChooseChannels(recipe.prune_channels, model, profile->tables[t], t, &kept));
     out.tables.push_back(std::move(kept));
+  }
+  if (channels && !RemovesChannels(model.program, out)) {
+    return Status(ErrorCode::kRecipe,
+                  StrFormat("prune_channels: a share of %g rounds to no channel of any expert; channels go "
+                            "in steps of %llu",
+                            recipe.prune_channels, static_cast<unsigned long long>(kChannelStep)));
   }
   return out;
 }

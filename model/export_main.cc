@@ -1,8 +1,12 @@
 // moepack export: a model in a format that other engines read.
 #include "base/cli/cli.h"
+#include "base/outputs.h"
+#include "model/bundle/bundle_model.h"
 #include "model/export/gguf.h"
 #include "model/export/onnx.h"
+#include "model/frontend/tokenizer_files.h"
 #include "model/model.h"
+#include "verify/envelope_reader.h"
 
 namespace moepack {
 namespace {
@@ -22,37 +26,82 @@ Status CheckOptions(const cli::Command& command) {
   return Status::Ok();
 }
 
+Result<Model> Open(const cli::Command& command, const std::string& path) {
+  MOEPACK_ASSIGN_OR_RETURN(const bool bundle, verify::IsBundlePath(PosixEnv(), path));
+  if (bundle != command.Has("trust")) {
+    return Status(ErrorCode::kUsage, bundle ? path + ": a bundle is read with --trust T.json only"
+                                            : path + ": --trust is for bundles, and this is none");
+  }
+  if (!bundle) return OpenModel(PosixEnv(), path);
+  ThreadPool pool(command.threads());
+  return OpenBundle(PosixEnv(), path, command.Get<std::string>("trust"), pool, command.progress());
+}
+
+// The tokenizer files of a checkpoint. A compressed folder and a bundle hold the compiled tokenizer only.
+Result<std::vector<TokenizerFile>> TokenizerBeside(const Model& model, const std::string& path) {
+  if (model.source == ModelSource::kHuggingFace) return ReadTokenizerFiles(PosixEnv(), path);
+  if (model.source == ModelSource::kOnnx) return ReadTokenizerFiles(PosixEnv(), DirectoryOf(path));
+  return std::vector<TokenizerFile>();
+}
+
 Result<uint64_t> FileBytes(const std::string& path) {
   MOEPACK_ASSIGN_OR_RETURN(const auto file, PosixEnv().OpenRead(path));
   return file->Size();
 }
 
+struct Exported {
+  uint64_t file_bytes = 0;  // of the graph or GGUF file and of its weights
+  bool tokenizer = false;   // in the file or beside it
+};
+
+Result<Exported> WriteOnnx(const cli::Command& command, const Model& model, const std::string& path,
+                           const std::string& output) {
+  MOEPACK_ASSIGN_OR_RETURN(const std::vector<TokenizerFile> tokenizer, TokenizerBeside(model, path));
+  MOEPACK_RETURN_IF_ERROR(ExportOnnx(PosixEnv(), model, output, tokenizer));
+  if (tokenizer.empty() && !model.tokenizer.empty()) {
+    command.progress().Note("export: " + path +
+                            " holds the compiled tokenizer only, so no tokenizer.json was written beside " + output +
+                            "; copy that of the original checkpoint there for programs that need one");
+  }
+  MOEPACK_ASSIGN_OR_RETURN(const uint64_t graph, FileBytes(output));
+  MOEPACK_ASSIGN_OR_RETURN(const uint64_t data, FileBytes(output + ".data"));
+  return Exported{graph + data, !tokenizer.empty()};
+}
+
+Result<Exported> WriteGguf(const cli::Command& command, const Model& model, const std::string& output, GgufType type) {
+  MOEPACK_RETURN_IF_ERROR(ExportGguf(PosixEnv(), model, output, type, command.progress()));
+  MOEPACK_ASSIGN_OR_RETURN(const uint64_t bytes, FileBytes(output));
+  return Exported{bytes, !model.tokenizer.empty()};
+}
+
 Status Run(int argc, char** argv) {
   namespace po = boost::program_options;
   cli::Command command({"moepack export",
-                        "Writes a model, or a compressed folder dequantized, for ONNX Runtime or llama.cpp.",
-                        "MODEL|DIR (--onnx | --gguf [--type f32|f16]) -o OUT",
+                        "Writes a model, or a compressed folder or bundle dequantized, for ONNX Runtime or llama.cpp.",
+                        "MODEL|DIR|BUNDLE (--onnx | --gguf [--type f32|f16]) -o OUT [--trust T.json]",
                         {"moepack export examples/wren/model --gguf --type f16 -o wren.gguf",
-                         "moepack export examples/wren/model --onnx -o wren.onnx"}});
-  command.options().add_options()("onnx", "ONNX with com.microsoft operators, weights beside it in OUT.data")(
+                         "moepack export examples/wren/model --onnx -o onnx/wren.onnx",
+                         "moepack export wren.moeb --trust trust.json --gguf -o wren.gguf"}});
+  command.options().add_options()(
+      "onnx", "ONNX with com.microsoft operators, weights beside it in OUT.data, the checkpoint's tokenizer.json too")(
       "gguf", "GGUF version 3 for llama.cpp")("type", po::value<std::string>(), "GGUF matrices: f32 (default) or f16")(
+      "trust", po::value<std::string>(), "trust file (T.json); a bundle is verified whole before it is read")(
       "output,o", po::value<std::string>(), "file to write");
   command.Positional("model");
   MOEPACK_RETURN_IF_ERROR(command.Parse(argc, argv));
   if (command.help_shown()) return Status::Ok();
   MOEPACK_RETURN_IF_ERROR(CheckOptions(command));
   MOEPACK_ASSIGN_OR_RETURN(const GgufType type, ParseType(command.GetOr<std::string>("type", "f32")));
-  const std::string output = command.Get<std::string>("output");
-  MOEPACK_ASSIGN_OR_RETURN(const Model model, OpenModel(PosixEnv(), command.Get<std::string>("model")));
-  if (command.Has("gguf")) {
-    MOEPACK_RETURN_IF_ERROR(ExportGguf(PosixEnv(), model, output, type, command.progress()));
-  } else {
-    MOEPACK_RETURN_IF_ERROR(ExportOnnx(PosixEnv(), model, output));
-  }
+  const std::string path = command.Get<std::string>("model"), output = command.Get<std::string>("output");
+  MOEPACK_RETURN_IF_ERROR(CheckFileOutput(PosixEnv(), output));
+  MOEPACK_ASSIGN_OR_RETURN(const Model model, Open(command, path));
+  const bool gguf = command.Has("gguf");
+  MOEPACK_ASSIGN_OR_RETURN(const Exported exported,
+                           gguf ? WriteGguf(command, model, output, type) : WriteOnnx(command, model, path, output));
   if (!command.json()) return Status::Ok();
-  MOEPACK_ASSIGN_OR_RETURN(const uint64_t bytes, FileBytes(output));
-  cli::PrintJson({{"format", command.Has("gguf") ? "gguf" : "onnx"},
-                  {"file_bytes", bytes},
+  cli::PrintJson({{"format", gguf ? "gguf" : "onnx"},
+                  {"file_bytes", exported.file_bytes},
+                  {"tokenizer", exported.tokenizer},
                   {"parameters", CountParameters(model.program)}});
   return Status::Ok();
 }

@@ -96,7 +96,10 @@ Status CheckProfileFits(const Profile& profile, const Program& program) {
     const auto known = [vocabulary](int32_t token) { return token >= 0 && static_cast<uint64_t>(token) < vocabulary; };
     if (!std::all_of(profile.tokens.begin(), profile.tokens.end(), known)) return DoesNotFit("another vocabulary");
   }
-  if (profile.dense_in_sq.size() != program.tensors.size()) return DoesNotFit("another number of tensors");
+  if (profile.dense_in_sq.size() != program.tensors.size() ||
+      profile.weights.digests.size() != CountWeightDigests(program)) {
+    return DoesNotFit("another number of tensors");
+  }
   for (size_t id = 0; id < program.tensors.size(); ++id) {
     const std::vector<float>& moments = profile.dense_in_sq[id];
     if (!moments.empty() && moments.size() != program.tensors[id].cols)

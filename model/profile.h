@@ -12,6 +12,7 @@
 #include "base/env.h"
 #include "base/status.h"
 #include "format/program.h"
+#include "model/weight_digests.h"
 
 namespace moepack {
 
@@ -44,6 +45,7 @@ struct TableProfile {
 
 struct Profile {
   std::string model_digest;  // SHA-256 hex over the program bytes: a profile fits one program
+  WeightDigests weights;     // and one set of weights
   std::vector<std::string> domains;
   std::vector<int32_t> tokens;           // calibration tokens, sequences one after another
   std::vector<uint64_t> sequence_start;  // strictly increasing from 0; a sequence ends where the next starts
@@ -62,8 +64,9 @@ Result<Profile> ReadProfile(Env& env, const std::string& path);
 // What Profile::model_digest must equal: SHA-256 hex over SerializeProgram's bytes.
 std::string ProgramDigest(const Program& program);
 
-// kBadInput unless the profile was made from this program, all its widths are the program's and its tokens are in the
-// vocabulary. A profile is used to index a model's tables only after this: the digest alone is a claim of the file.
+// kBadInput unless the profile was made from this program, all its widths are the program's, it has a digest for each
+// weight (CheckWeights compares them when weights are read) and its tokens are in the vocabulary. A profile is used to index
+// a model's tables only after this: the digest alone is a claim of the file.
 Status CheckProfileFits(const Profile& profile, const Program& program);
 
 }  // namespace moepack

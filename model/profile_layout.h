@@ -59,7 +59,8 @@ inline Dtype DtypeOf(int32_t) { return Dtype::kI32; }
 inline Dtype DtypeOf(uint16_t) { return Dtype::kU16; }
 
 inline constexpr char kProfileKey[] = "moepack_profile";
-inline constexpr uint64_t kProfileVersion = 1;
+inline constexpr char kWeightsName[] = "weights";  // [digests, 32] bytes
+inline constexpr uint64_t kProfileVersion = 2;
 
 // Rules between the parts that shapes do not cover: sequences in order, domains and experts in range, finite numbers.
 Status CheckProfile(const Profile& profile);

@@ -33,6 +33,13 @@ class Filler {
     }
   }
 
+  void Digests(WeightDigests* weights) {
+    const SafetensorsEntry* found = file_.Find(kWeightsName);
+    const uint64_t count = found == nullptr || found->shape.empty() ? 0 : found->shape[0];
+    const SafetensorsEntry* entry = Find(kWeightsName, Dtype::kU8, {count, sizeof(Digest)});
+    if (entry != nullptr) Copy(*entry, &weights->digests);
+  }
+
   void Fail(const std::string& name, const std::string& rule) {
     if (status_.ok()) status_ = Status(ErrorCode::kBadInput, file_.path() + ": " + name + ": " + rule);
   }
@@ -97,7 +104,7 @@ Status ReadMetadata(const SafetensorsFile& file, Profile* profile, Sizes* sizes)
   const uint64_t version = json.Count("version", 0, UINT32_MAX);
   if (json.status().ok() && version != kProfileVersion) {
     return Status(ErrorCode::kVersion,
-                  StrFormat("%s: version %llu, this build reads %llu", label.c_str(),
+                  StrFormat("%s: version %llu, this build reads %llu; run `moepack calibrate` again", label.c_str(),
                             static_cast<unsigned long long>(version), static_cast<unsigned long long>(kProfileVersion)));
   }
   profile->model_digest = json.Text("model_digest");
@@ -132,6 +139,7 @@ Result<Profile> ReadProfile(Env& env, const std::string& path) {
   Filler filler(*file);
   const uint64_t tokens = LengthOf(*file, "tokens");
   VisitSequences(profile, tokens, LengthOf(*file, "sequence_start"), filler);
+  filler.Digests(&profile.weights);
   for (size_t t = 0; t < profile.tables.size(); ++t) {
     VisitTable(profile.tables[t], TablePrefix(t), profile.domains.size(), tokens, sizes.tables[t], filler);
   }

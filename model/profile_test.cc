@@ -18,6 +18,7 @@ using ::testing::HasSubstr;
 Profile SmallProfile() {
   Profile p;
   p.model_digest = std::string(64, 'a');
+  p.weights.digests = {Sha256(AsBytes("one")), Sha256(AsBytes("two"))};
   p.domains = {"novel", "python"};
   p.tokens = {5, 0, 7, 7, 1};
   p.sequence_start = {0, 3};
@@ -59,6 +60,7 @@ TEST(Profile, ComesBackAsItWasWritten) {
   const Result<Profile> read = ReadProfile(PosixEnv(), folder.At("p.mprof"));
   ASSERT_TRUE(read.ok()) << read.status().message();
   EXPECT_EQ(read->model_digest, p.model_digest);
+  EXPECT_EQ(read->weights, p.weights);
   EXPECT_EQ(read->domains, p.domains);
   EXPECT_EQ(read->tokens, p.tokens);
   EXPECT_EQ(read->sequence_start, p.sequence_start);
@@ -166,8 +168,8 @@ TEST_F(BrokenProfile, NumberThatIsNotFinite) {
 }
 
 TEST_F(BrokenProfile, OtherVersion) {
-  metadata_["version"] = 2;
-  ExpectRefused(ErrorCode::kVersion, "version 2");
+  metadata_["version"] = 3;
+  ExpectRefused(ErrorCode::kVersion, "version 3");
 }
 
 TEST_F(BrokenProfile, UnknownKey) {
@@ -196,6 +198,8 @@ TEST(Profile, FitsOnlyTheProgramItWasMadeFrom) {
     t.down_sq.assign(t.experts, std::vector<float>(decl.intermediate[0]));
   }
   p.dense_in_sq.resize(olmoe->program.tensors.size());
+  EXPECT_THAT(CheckProfileFits(p, olmoe->program).message(), HasSubstr("another number of tensors")) << "no digests";
+  p.weights.digests.resize(CountWeightDigests(olmoe->program));
   EXPECT_TRUE(CheckProfileFits(p, olmoe->program).ok());
   EXPECT_EQ(CheckProfileFits(p, mixtral->program).code(), ErrorCode::kBadInput);
   const auto vocabulary = static_cast<int32_t>(olmoe->program.values[olmoe->program.output].width);

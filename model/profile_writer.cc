@@ -38,6 +38,11 @@ class Collector {
     outputs_.push_back({name, Dtype::kF32, {flat.size()}, BytesOf(flat)});
   }
 
+  void Digests(const WeightDigests& weights) {
+    const ByteSpan bytes(reinterpret_cast<const uint8_t*>(weights.digests.data()), weights.digests.size() * sizeof(Digest));
+    outputs_.push_back({kWeightsName, Dtype::kU8, {weights.digests.size(), sizeof(Digest)}, bytes});
+  }
+
   const Status& status() const { return status_; }
   const std::vector<SafetensorsOutput>& outputs() const { return outputs_; }
 
@@ -82,6 +87,7 @@ Status WriteProfile(Env& env, const std::string& path, const Profile& profile) {
   if (Status status = CheckProfile(profile); !status.ok()) return Status(ErrorCode::kInternal, status.message());
   Collector collector;
   VisitSequences(profile, profile.tokens.size(), profile.sequence_start.size(), collector);
+  collector.Digests(profile.weights);
   for (size_t t = 0; t < profile.tables.size(); ++t) {
     const TableProfile& table = profile.tables[t];
     VisitTable(table, TablePrefix(t), profile.domains.size(), profile.tokens.size(), ShapeOf(table), collector);

@@ -4,6 +4,8 @@
 
 #include "base/cli/cli.h"
 #include "format/manifest/model_folder.h"
+#include "model/frontend/huggingface.h"
+#include "model/frontend/onnx.h"
 #include "model/model.h"
 #include "packager/inspect/inspection.h"
 #include "verify/envelope_reader.h"
@@ -64,6 +66,20 @@ Status AddWeights(const Model& model, Inspection* inspection) {
   return Status::Ok();
 }
 
+// Bytes of the files that hold a checkpoint's weights.
+Result<uint64_t> WeightFileBytes(const Model& model, const std::string& path) {
+  const bool onnx = model.source == ModelSource::kOnnx;
+  MOEPACK_ASSIGN_OR_RETURN(const std::vector<std::string> names,
+                           onnx ? OnnxWeightFiles(PosixEnv(), path) : HuggingFaceWeightFiles(PosixEnv(), path));
+  uint64_t total = 0;
+  for (const std::string& name : names) {
+    MOEPACK_ASSIGN_OR_RETURN(const auto file, PosixEnv().OpenRead(JoinPath(onnx ? DirectoryOf(path) : path, name)));
+    MOEPACK_ASSIGN_OR_RETURN(const uint64_t bytes, file->Size());
+    total += bytes;
+  }
+  return total;
+}
+
 Result<Inspection> InspectModel(const std::string& path) {
   MOEPACK_ASSIGN_OR_RETURN(const Model model, OpenModel(PosixEnv(), path));
   Inspection out("model", model.program);
@@ -75,7 +91,8 @@ Result<Inspection> InspectModel(const std::string& path) {
     return out;
   }
   MOEPACK_RETURN_IF_ERROR(AddWeights(model, &out));
-  out.SetStoredBytes(out.total().bytes_plain);
+  MOEPACK_ASSIGN_OR_RETURN(const uint64_t file_bytes, WeightFileBytes(model, path));
+  out.SetStoredBytes(file_bytes);
   return out;
 }
 
@@ -88,7 +105,8 @@ Result<Inspection> InspectFolder(const std::string& path) {
     MOEPACK_RETURN_IF_ERROR(out.AddUnit(folder->program(), unit.key.expert, unit.tensors));
   }
   MOEPACK_ASSIGN_OR_RETURN(const Bytes provenance, folder->ReadNamedFile("provenance.json"));
-  out.SetStoredBytes(out.total().bytes_plain);
+  MOEPACK_ASSIGN_OR_RETURN(const uint64_t file_bytes, folder->FileBytes());
+  out.SetStoredBytes(file_bytes);
   out.extra()["source"] = "compressed";
   out.extra()["has_tokenizer"] = !folder->tokenizer_blob().empty();
   out.extra()["provenance"] = ParsedOrNull(provenance);
@@ -209,20 +227,11 @@ enum class PathKind : uint8_t { kModel, kFolder, kBundle };
 
 Result<PathKind> KindOf(const std::string& path) {
   Env& env = PosixEnv();
-  MOEPACK_ASSIGN_OR_RETURN(const bool exists, env.Exists(path));
-  if (!exists) return Status(ErrorCode::kNotFound, path + ": no such file or folder");
-  MOEPACK_ASSIGN_OR_RETURN(const bool is_folder, env.IsDirectory(path));
-  if (is_folder) {
-    MOEPACK_ASSIGN_OR_RETURN(const bool complete, env.Exists(JoinPath(path, "complete")));
-    MOEPACK_ASSIGN_OR_RETURN(const bool program, env.Exists(JoinPath(path, "program.pb")));
-    return complete || program ? PathKind::kFolder : PathKind::kModel;
-  }
-  MOEPACK_ASSIGN_OR_RETURN(const auto file, env.OpenRead(path));
-  MOEPACK_ASSIGN_OR_RETURN(const uint64_t size, file->Size());
-  Bytes start(std::min<uint64_t>(size, kBundleMagic.size()));
-  MOEPACK_RETURN_IF_ERROR(file->Read(0, start));
-  const bool magic = !start.empty() && std::equal(start.begin(), start.end(), kBundleMagic.begin());
-  return magic || path.ends_with(".moeb") ? PathKind::kBundle : PathKind::kModel;
+  MOEPACK_ASSIGN_OR_RETURN(const bool bundle, verify::IsBundlePath(env, path));
+  if (bundle) return PathKind::kBundle;
+  MOEPACK_ASSIGN_OR_RETURN(const bool complete, env.Exists(JoinPath(path, "complete")));
+  MOEPACK_ASSIGN_OR_RETURN(const bool program, env.Exists(JoinPath(path, "program.pb")));
+  return complete || program ? PathKind::kFolder : PathKind::kModel;
 }
 
 Result<Inspection> Inspect(const cli::Command& command) {

@@ -14,7 +14,7 @@ FOLDERS = {  # longest prefix first
     "runtime-min": "runtime", "model": "model", "forward": "forward", "calibrate": "calibrate", "compressor": "compressor",
     "packager": "packager"}
 
-PROGRAMS = ("runtime-min/run/", "packager/inspect/", "packager/commands/")
+PROGRAMS = ("runtime-min/run/", "packager/inspect/", "packager/commands/", "model/bundle/")
 
 
 def library_of(path):

@@ -26,17 +26,31 @@ DigestBytes AnyDigest() {
   return digest;
 }
 
-void AddChunks(uint64_t plain_bytes, uint64_t first_offset, Tables* tables, Unit* unit) {
+void AddChunks(uint64_t plain_bytes, Unit* unit) {
   for (uint64_t at = 0; at < plain_bytes; at += kMaxChunkPlainBytes) {
     ChunkRef chunk;
     chunk.plain_bytes = chunk.stored_bytes = std::min(kMaxChunkPlainBytes, plain_bytes - at);
-    chunk.offset = first_offset + tables->chunk_area_bytes;
     chunk.encoding = Encoding::kZstd;
     chunk.stored_digest = chunk.plain_digest = AnyDigest();
     unit->chunks.push_back(chunk);
-    tables->chunk_area_bytes += AlignUp(chunk.plain_bytes);
-    ++tables->chunk_count;
   }
+}
+
+// In file order; nothing pads the last chunk.
+void PlaceChunks(uint64_t first_offset, Tables* tables) {
+  uint64_t end = 0;
+  const auto place = [&](std::vector<Unit>& units) {
+    for (Unit& unit : units) {
+      for (ChunkRef& chunk : unit.chunks) {
+        chunk.offset = first_offset + AlignUp(end);
+        end = AlignUp(end) + chunk.stored_bytes;
+        ++tables->chunk_count;
+      }
+    }
+  };
+  place(tables->dense.units);
+  for (ExpertTable& table : tables->experts) place(table.units);
+  tables->chunk_area_bytes = end;
 }
 
 Result<Tables> MakeTables(const Program& program, std::span<const TensorRef> tensors, std::span<const Codec> codecs,
@@ -57,9 +71,10 @@ Result<Tables> MakeTables(const Program& program, std::span<const TensorRef> ten
       if (!CheckedAdd(plain, *bytes, &plain)) return Status(ErrorCode::kLimit, "the model's size exceeds 64 bits");
       unit.tensors.push_back({ref.is_expert() ? static_cast<uint32_t>(ref.matrix) : ref.dense, codecs[i], ref.shape});
     }
-    AddChunks(plain, first_offset, &out, &unit);
+    AddChunks(plain, &unit);
     (first.is_expert() ? out.experts[first.table].units : out.dense.units).push_back(std::move(unit));
   }
+  PlaceChunks(first_offset, &out);
   return out;
 }
 

@@ -1,5 +1,6 @@
 // Exact size of the bundle that a plan leads to, before anything is written: the layout of format/SPEC.md with every chunk
-// stored as long as its plain bytes. Chunk compression can only make the file smaller, so this is what a size gate holds.
+// stored as long as its plain bytes (what `moepack pack --zstd-level 0` writes, to the byte). Chunk compression can only
+// make the file smaller, so this is what a size gate holds.
 #pragma once
 
 #include <span>

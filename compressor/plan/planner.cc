@@ -4,6 +4,8 @@
 #include <cmath>
 #include <map>
 
+#include "base/checked.h"
+
 namespace moepack {
 namespace {
 
@@ -52,8 +54,8 @@ Status Planner::ReadTensor(size_t tensor, const TensorErrors* measured, const Co
     candidate.plain_bytes = *plain;
     candidate.resident_bytes = *resident;
     if (codecs.size() > 1) {
-      const auto error = measured == nullptr ? std::map<std::string, double>::const_iterator{}
-                                             : measured->errors.find(codec.Name());
+      const auto error =
+          measured == nullptr ? std::map<std::string, double>::const_iterator{} : measured->errors.find(codec.Name());
       if (measured == nullptr || error == measured->errors.end()) {
         return Status(ErrorCode::kInternal, "the error table has no entry for " + ref.name + " as " + codec.Name());
       }
@@ -77,7 +79,7 @@ Status Planner::SetOverhead() {
       largest[unit.tensors[t]] = input_.choices[unit.tensors[t]].candidates[unit.picks.back()[t]];
   }
   MOEPACK_ASSIGN_OR_RETURN(const uint64_t bytes, BundleBytes(*input_.program, input_.tensors, largest, input_.extras));
-  overhead_bytes_ = bytes - chunks;
+  overhead_bytes_ = CeilDiv(bytes, kBundleAlignment) * kBundleAlignment - chunks;
   return Status::Ok();
 }
 
@@ -89,8 +91,8 @@ double Planner::LossOf(size_t tensor, size_t candidate) const {
 uint64_t Planner::CostOf(uint64_t stored_bytes, uint64_t resident_bytes, const Prices& prices) const {
   if (prices.resident == 0) return stored_bytes;
   if (prices.stored == 0) return resident_bytes;
-  return static_cast<uint64_t>(std::ceil(prices.stored * static_cast<double>(stored_bytes) +
-                                         prices.resident * static_cast<double>(resident_bytes)));
+  return static_cast<uint64_t>(
+      std::ceil(prices.stored * static_cast<double>(stored_bytes) + prices.resident * static_cast<double>(resident_bytes)));
 }
 
 std::vector<std::vector<Option>> Planner::Front::options() const {
@@ -207,8 +209,9 @@ Result<Plan> Planner::ForLimits(const SizeLimits& limits) const {
   }
   if (resident && (!stored || plan->resident_bytes > limits.resident_bytes)) {
     auto other = Solve(MakeFront({0, 1}), limits.resident_bytes, 1);
-    if (!other.ok()) return other.status().code() == ErrorCode::kGate ? CannotMeet({SizeLimits::kNone, limits.resident_bytes})
-                                                                      : other.status();
+    if (!other.ok())
+      return other.status().code() == ErrorCode::kGate ? CannotMeet({SizeLimits::kNone, limits.resident_bytes})
+                                                       : other.status();
     best_possible = std::max(best_possible, other->predicted_kld * (1 - other->gap));
     if (stored && other->bundle_bytes > limits.stored_bytes) {
       MOEPACK_ASSIGN_OR_RETURN(other, ForBoth(limits, best_possible));

@@ -2,6 +2,7 @@
 
 #include <onnx/onnx_pb.h>
 
+#include "base/outputs.h"
 #include "model/export/onnx_data.h"
 #include "model/export/onnx_graph.h"
 
@@ -31,23 +32,50 @@ void AddExternal(const OnnxBlob& blob, const OnnxExtent& extent, const std::stri
   AddField(tensor, "length", std::to_string(extent.length));
 }
 
+// The files of `beside` that the folder does not hold yet. A tokenizer of another model there is not ours to replace.
+Result<std::vector<TokenizerFile>> MissingFiles(Env& env, const std::string& directory, std::vector<TokenizerFile> beside) {
+  std::vector<TokenizerFile> missing;
+  for (TokenizerFile& file : beside) {
+    const std::string path = JoinPath(directory, file.name);
+    MOEPACK_ASSIGN_OR_RETURN(const bool exists, env.Exists(path));
+    if (!exists) {
+      missing.push_back(std::move(file));
+      continue;
+    }
+    const Result<Bytes> there = ReadFile(env, path, file.bytes.size());
+    if (there.ok() && *there == file.bytes) continue;
+    return Status(ErrorCode::kUsage,
+                  path + ": is there and differs from the model's " + file.name + "; export into a folder of its own");
+  }
+  return missing;
+}
+
 Status WriteFiles(Env& env, const Model& model, const OnnxGraphWriter& writer, const std::vector<OnnxExtent>& extents,
-                  const std::string& graph_bytes, const std::string& out_path) {
+                  const std::string& graph_bytes, const std::string& out_path, const std::vector<TokenizerFile>& beside) {
   const std::string data_path = out_path + ".data";
+  MOEPACK_ASSIGN_OR_RETURN(const auto graph, AtomicFile::Create(env, out_path));
   MOEPACK_ASSIGN_OR_RETURN(const auto data, AtomicFile::Create(env, data_path));
+  std::vector<std::unique_ptr<AtomicFile>> others;
+  std::vector<PendingFile> all = {{data_path, data.get()}};
+  for (const TokenizerFile& file : beside) {
+    const std::string path = JoinPath(DirectoryOf(out_path), file.name);
+    MOEPACK_ASSIGN_OR_RETURN(auto other, AtomicFile::Create(env, path));
+    MOEPACK_RETURN_IF_ERROR(other->Append(file.bytes));
+    all.push_back({path, other.get()});
+    others.push_back(std::move(other));
+  }
   MOEPACK_RETURN_IF_ERROR(WriteOnnxBlobs(model, writer.blobs(), extents, data.get()));
-  MOEPACK_RETURN_IF_ERROR(data->Commit());
-  const Status written = WriteFileAtomically(env, out_path, AsBytes(graph_bytes));
-  // A data file without its graph is of no use; the first error is the one to report.
-  if (!written.ok()) (void)env.Remove(data_path);
-  return written;
+  MOEPACK_RETURN_IF_ERROR(graph->Append(AsBytes(graph_bytes)));
+  all.push_back({out_path, graph.get()});
+  return CommitTogether(env, all);
 }
 
 }  // namespace
 
-Status ExportOnnx(Env& env, const Model& model, const std::string& out_path) {
+Status ExportOnnx(Env& env, const Model& model, const std::string& out_path, const std::vector<TokenizerFile>& beside) {
   if (model.tensors == nullptr)
     return Status(ErrorCode::kBadInput, "the model has a configuration only, no weights to export");
+  MOEPACK_ASSIGN_OR_RETURN(const std::vector<TokenizerFile> missing, MissingFiles(env, DirectoryOf(out_path), beside));
   onnx::ModelProto proto;
   proto.set_ir_version(8);
   proto.set_producer_name("moepack");
@@ -61,7 +89,7 @@ Status ExportOnnx(Env& env, const Model& model, const std::string& out_path) {
     AddExternal(writer.blobs()[i], extents[i], location, proto.mutable_graph());
   std::string bytes;
   if (!proto.SerializeToString(&bytes)) return Status(ErrorCode::kInternal, "the graph does not serialize");
-  return WriteFiles(env, model, writer, extents, bytes, out_path);
+  return WriteFiles(env, model, writer, extents, bytes, out_path, missing);
 }
 
 }  // namespace moepack

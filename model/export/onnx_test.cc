@@ -6,15 +6,16 @@
 #include <cmath>
 #include <filesystem>
 
+#include "base/testing/fault_env.h"
 #include "model/frontend/onnx.h"
 
 namespace moepack {
 namespace {
 
-class OnnxExportTest : public testing::Test {
+class OnnxExportTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    folder_ = testing::TempDir() + "onnx_export_" + testing::UnitTest::GetInstance()->current_test_info()->name();
+    folder_ = ::testing::TempDir() + "onnx_export_" + ::testing::UnitTest::GetInstance()->current_test_info()->name();
     std::filesystem::create_directories(folder_);
   }
   void TearDown() override { std::filesystem::remove_all(folder_); }
@@ -78,10 +79,10 @@ void ExpectSameExperts(const Model& want, const Model& have) {
   }
 }
 
-class OnnxRoundTripTest : public OnnxExportTest, public testing::WithParamInterface<const char*> {
+class OnnxRoundTripTest : public OnnxExportTest, public ::testing::WithParamInterface<const char*> {
  protected:
   void SetUp() override {
-    folder_ = testing::TempDir() + "onnx_round_trip_" + GetParam();
+    folder_ = ::testing::TempDir() + "onnx_round_trip_" + GetParam();
     std::filesystem::create_directories(folder_);
   }
 };
@@ -106,7 +107,7 @@ TEST_P(OnnxRoundTripTest, ExportedAndImportedModelIsTheSame) {
   ExpectSameExperts(want, have);
 }
 
-INSTANTIATE_TEST_SUITE_P(Families, OnnxRoundTripTest, testing::Values("qwen2_moe", "mixtral", "olmoe", "qwen3_moe"),
+INSTANTIATE_TEST_SUITE_P(Families, OnnxRoundTripTest, ::testing::Values("qwen2_moe", "mixtral", "olmoe", "qwen3_moe"),
                          [](const auto& test) { return std::string(test.param); });
 
 TEST_F(OnnxExportTest, TheSameModelGivesTheSameBytes) {
@@ -158,6 +159,47 @@ TEST_F(OnnxExportTest, FailedWeightsLeaveNoFile) {
   model.tensors = std::make_shared<FailingSource>(model.tensors);
   EXPECT_EQ(ExportOnnx(PosixEnv(), model, Path("m.onnx")).code(), ErrorCode::kNotFinite);
   EXPECT_TRUE(std::filesystem::is_empty(folder_));
+}
+
+TEST_F(OnnxExportTest, AFailedExportKeepsTheEarlierFiles) {
+  Model model = Golden("mixtral");
+  ASSERT_TRUE(ExportOnnx(PosixEnv(), model, Path("m.onnx")).ok());
+  const Bytes data = ReadFile(PosixEnv(), Path("m.onnx.data"), 64 << 20).value();
+  const Bytes graph = ReadFile(PosixEnv(), Path("m.onnx"), 64 << 20).value();
+  const auto expect_unchanged = [&](uint64_t n) {
+    EXPECT_EQ(ReadFile(PosixEnv(), Path("m.onnx.data"), 64 << 20).value(), data) << n;
+    EXPECT_EQ(ReadFile(PosixEnv(), Path("m.onnx"), 64 << 20).value(), graph) << n;
+    EXPECT_EQ(PosixEnv().List(folder_)->size(), 2u) << n;
+  };
+  Model other = Golden("olmoe");
+  Model failing = other;
+  failing.tensors = std::make_shared<FailingSource>(other.tensors);
+  EXPECT_FALSE(ExportOnnx(PosixEnv(), failing, Path("m.onnx")).ok());
+  expect_unchanged(0);
+  testing::FaultEnv env(PosixEnv(), testing::FaultEnv::Count::kWrites);
+  env.FailAt(0, ErrorCode::kNoSpace);
+  ASSERT_TRUE(ExportOnnx(env, other, Path("other.onnx")).ok());
+  const uint64_t writes = env.operations();
+  for (const char* name : {"other.onnx", "other.onnx.data"}) ASSERT_TRUE(PosixEnv().Remove(Path(name)).ok());
+  // The last ones: syncing and closing both files; where an earlier one stands, setting it aside; names and their folder.
+  for (uint64_t n = writes - 7; n <= writes + 2; ++n) {
+    env.FailAt(n, ErrorCode::kNoSpace);
+    EXPECT_EQ(ExportOnnx(env, other, Path("m.onnx")).code(), ErrorCode::kNoSpace) << n;
+    expect_unchanged(n);
+  }
+}
+
+TEST_F(OnnxExportTest, WritesTheTokenizerBesideUnlessAnotherOneIsThere) {
+  const Model model = Golden("mixtral");
+  const Bytes text = {'{', '}'};
+  const std::vector<TokenizerFile> beside = {{"tokenizer.json", text}};
+  ASSERT_TRUE(ExportOnnx(PosixEnv(), model, Path("m.onnx"), beside).ok());
+  EXPECT_EQ(ReadFile(PosixEnv(), Path("tokenizer.json"), 100).value(), text);
+  EXPECT_TRUE(ExportOnnx(PosixEnv(), model, Path("n.onnx"), beside).ok()) << "the same one is fine";
+  const Status status = ExportOnnx(PosixEnv(), model, Path("o.onnx"), {{"tokenizer.json", {'['}}});
+  EXPECT_EQ(status.code(), ErrorCode::kUsage);
+  EXPECT_NE(status.message().find("tokenizer.json"), std::string::npos);
+  EXPECT_FALSE(std::filesystem::exists(Path("o.onnx")));
 }
 
 // A dropped channel is a row of zeros in the export: the function stays the same.

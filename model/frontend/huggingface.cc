@@ -7,7 +7,7 @@
 #include "model/family/family.h"
 #include "model/frontend/json_text.h"
 #include "model/frontend/safetensors.h"
-#include "model/frontend/tokenizer_json.h"
+#include "model/frontend/tokenizer_files.h"
 
 namespace moepack {
 namespace {
@@ -15,7 +15,7 @@ namespace {
 using Unsigned = unsigned long long;
 using Location = SafetensorsSet::Location;
 
-constexpr uint64_t kMaxConfigBytes = 4ull << 20, kMaxTokenizerBytes = 256ull << 20;
+constexpr uint64_t kMaxConfigBytes = 4ull << 20;
 constexpr char kConfigName[] = "config.json";
 constexpr char kHeadName[] = "lm_head.weight", kEmbeddingName[] = "model.embed_tokens.weight";
 
@@ -122,25 +122,6 @@ Result<CheckpointLayout> ReadConfig(Env& env, const std::string& path, std::stri
   return BuildFromConfig(config, path, family);
 }
 
-Result<Bytes> ReadIfPresent(Env& env, const std::string& directory, const char* name, std::vector<std::string>* inputs) {
-  const std::string path = JoinPath(directory, name);
-  MOEPACK_ASSIGN_OR_RETURN(const bool exists, env.Exists(path));
-  if (!exists) return Bytes();
-  inputs->push_back(name);
-  return ReadFile(env, path, kMaxTokenizerBytes);
-}
-
-// Compiled tokenizer, empty when the folder has none.
-Result<Bytes> ReadTokenizer(Env& env, const std::string& directory, uint64_t vocab, std::vector<std::string>* inputs) {
-  MOEPACK_ASSIGN_OR_RETURN(const Bytes tokenizer, ReadIfPresent(env, directory, "tokenizer.json", inputs));
-  if (tokenizer.empty()) return Bytes();
-  MOEPACK_ASSIGN_OR_RETURN(const Bytes config, ReadIfPresent(env, directory, "tokenizer_config.json", inputs));
-  MOEPACK_ASSIGN_OR_RETURN(const Bytes generation, ReadIfPresent(env, directory, "generation_config.json", inputs));
-  Result<Bytes> compiled = CompileTokenizerJson(tokenizer, config, generation, vocab);
-  if (!compiled.ok()) return compiled.status().With(directory);
-  return compiled;
-}
-
 Status AddDigests(Env& env, const std::string& directory, std::vector<std::string> inputs, Model* model) {
   std::sort(inputs.begin(), inputs.end());
   for (const std::string& name : inputs) {
@@ -164,7 +145,7 @@ Result<Model> OpenHuggingFace(Env& env, const std::string& directory, const Open
     return status.code() == ErrorCode::kMissingTensor ? status.With(directory) : status;
   }
   const uint64_t vocab = layout.program.values[layout.program.output].width;
-  MOEPACK_ASSIGN_OR_RETURN(model.tokenizer, ReadTokenizer(env, directory, vocab, &inputs));
+  MOEPACK_ASSIGN_OR_RETURN(model.tokenizer, CompileTokenizerOf(env, directory, vocab, &inputs));
   if (options.digests) MOEPACK_RETURN_IF_ERROR(AddDigests(env, directory, std::move(inputs), &model));
   model.program = std::move(layout.program);
   model.tensors = std::move(source);
@@ -178,10 +159,26 @@ Result<Model> OpenConfigOnly(Env& env, const std::string& path, const OpenOption
   std::vector<std::string> inputs = {path.substr(path.rfind('/') + 1)};
   // A tokenizer beside it counts into the size of a bundle.
   const uint64_t vocab = layout.program.values[layout.program.output].width;
-  MOEPACK_ASSIGN_OR_RETURN(model.tokenizer, ReadTokenizer(env, DirectoryOf(path), vocab, &inputs));
+  MOEPACK_ASSIGN_OR_RETURN(model.tokenizer, CompileTokenizerOf(env, DirectoryOf(path), vocab, &inputs));
   if (options.digests) MOEPACK_RETURN_IF_ERROR(AddDigests(env, DirectoryOf(path), std::move(inputs), &model));
   model.program = std::move(layout.program);
   return model;
+}
+
+Result<Element> ConfigElement(Env& env, const std::string& path) {
+  MOEPACK_ASSIGN_OR_RETURN(const nlohmann::json config, ReadJsonFile(env, path, kMaxConfigBytes));
+  for (const char* key : {"torch_dtype", "dtype"}) {
+    const auto found = config.find(key);
+    if (found == config.end()) continue;
+    if (*found == "float32") return Element::kF32;
+    if (*found == "float16") return Element::kF16;
+  }
+  return Element::kBf16;
+}
+
+Result<std::vector<std::string>> HuggingFaceWeightFiles(Env& env, const std::string& directory) {
+  MOEPACK_ASSIGN_OR_RETURN(const auto set, SafetensorsSet::Open(env, directory));
+  return set->file_names();
 }
 
 }  // namespace moepack

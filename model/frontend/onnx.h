@@ -12,4 +12,7 @@ namespace moepack {
 // Opens `path` (.onnx, with external data beside it). kBadInput, kUnsupported (names the operator), kUnsafePath, kShape ...
 Result<Model> OpenOnnx(Env& env, const std::string& path, const OpenOptions& options);
 
+// The file and those of its external data, relative to its folder.
+Result<std::vector<std::string>> OnnxWeightFiles(Env& env, const std::string& path);
+
 }  // namespace moepack

@@ -1,0 +1,42 @@
+#include "model/frontend/tokenizer_files.h"
+
+#include "model/frontend/tokenizer_json.h"
+
+namespace moepack {
+namespace {
+
+constexpr uint64_t kMaxTokenizerBytes = 256ull << 20;
+constexpr const char* kNames[] = {"tokenizer.json", "tokenizer_config.json", "generation_config.json"};
+
+}  // namespace
+
+Result<std::vector<TokenizerFile>> ReadTokenizerFiles(Env& env, const std::string& directory) {
+  std::vector<TokenizerFile> files;
+  for (const char* name : kNames) {
+    const std::string path = JoinPath(directory, name);
+    MOEPACK_ASSIGN_OR_RETURN(const bool exists, env.Exists(path));
+    if (!exists && files.empty()) return files;
+    if (!exists) continue;
+    MOEPACK_ASSIGN_OR_RETURN(Bytes bytes, ReadFile(env, path, kMaxTokenizerBytes));
+    files.push_back({name, std::move(bytes)});
+  }
+  return files;
+}
+
+Result<Bytes> CompileTokenizerOf(Env& env, const std::string& directory, uint64_t vocabulary,
+                                 std::vector<std::string>* names) {
+  MOEPACK_ASSIGN_OR_RETURN(const std::vector<TokenizerFile> files, ReadTokenizerFiles(env, directory));
+  if (files.empty()) return Bytes();
+  const auto bytes_of = [&](const char* name) -> ByteSpan {
+    for (const TokenizerFile& file : files) {
+      if (file.name == name) return file.bytes;
+    }
+    return {};
+  };
+  for (const TokenizerFile& file : files) names->push_back(file.name);
+  Result<Bytes> compiled = CompileTokenizerJson(bytes_of(kNames[0]), bytes_of(kNames[1]), bytes_of(kNames[2]), vocabulary);
+  if (!compiled.ok()) return compiled.status().With(directory);
+  return compiled;
+}
+
+}  // namespace moepack

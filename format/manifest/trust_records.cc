@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <set>
 
+#include "format/manifest/names.h"
 #include "format/manifest/unit_wire.h"
 #include "format/manifest/wire_io.h"
 #include "format/proto/trust.pb.h"
@@ -50,12 +51,6 @@ constexpr wire_check::Message kHead = {"ChannelHead", kHeadFields};
 
 Status Bad(std::string message) { return Status(ErrorCode::kTrustRecord, "trust record: " + std::move(message)); }
 
-bool IsName(const std::string& name) {
-  return !name.empty() && name.size() <= kMaxManifestTextBytes && std::all_of(name.begin(), name.end(), [](char c) {
-    return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '.' || c == '_' || c == '-';
-  });
-}
-
 Status CheckRole(const TrustRole& role, std::set<PublicKey>* seen) {
   const int number = static_cast<int>(role.role);
   if (role.keys.empty() || role.keys.size() > kMaxRoleKeys) {
@@ -81,7 +76,7 @@ const TrustRole* TrustAnchor::Find(KeyRole role) const {
 }
 
 Status ValidateTrustAnchor(const TrustAnchor& anchor) {
-  if (!IsName(anchor.product)) return Bad("product must be 1 to 64 of [a-z0-9._-]");
+  if (!IsProductName(anchor.product)) return Bad("product must be 1 to 64 of [a-z0-9._-]");
   if (anchor.root_version == 0) return Bad("root_version must be at least 1");
   std::set<PublicKey> seen;
   for (size_t i = 0; i < anchor.roles.size(); ++i) {
@@ -158,7 +153,7 @@ Result<ChannelHead> ParseChannelHead(ByteSpan bytes) {
   out.manifest_digest = ReadDigest(message.manifest_digest());
   out.file_bytes = message.file_bytes();
   out.rollout_permille = message.rollout_permille();
-  if (!IsName(out.product) || !IsName(out.channel)) return Bad("product and channel must be 1 to 64 of [a-z0-9._-]");
+  if (!IsProductName(out.product) || !IsProductName(out.channel)) return Bad("product and channel must be 1 to 64 of [a-z0-9._-]");
   if (out.head_version == 0) return Bad("head_version must be at least 1");
   return out;
 }

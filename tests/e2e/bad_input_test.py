@@ -96,6 +96,45 @@ class BadInput(Case):
         self.assert_refused("compress", TINY, "--profile", WORK / "wren.mprof", "--target-bpw", 4, "-o", self.dir / "out",
                             status=3, says="profile")
 
+    def test_profile_of_other_weights(self):
+        model = self.copy_model(WREN)
+        tensors = read_safetensors(model / "model.safetensors")
+        name = "model.layers.2.mlp.experts.5.down_proj.weight"
+        dtype, shape, data = tensors[name]
+        tensors[name] = (dtype, shape, bytes([data[0] ^ 1]) + data[1:])
+        write_safetensors(model / "model.safetensors", tensors)
+        self.assert_refused("compress", model, "--profile", WORK / "wren.mprof", "--codec", "i8g64", "-o", self.dir / "out",
+                            status=3, says=["wren.mprof", "layers.2.experts.5.down_proj", "moepack calibrate"])
+
+    def test_rule_that_matches_no_tensor(self):
+        recipe = WORK / "nothing.yaml"
+        recipe.write_text("version: 1\ndefaults: {codec: i8g64}\nrules:\n  - match: 'layers.*.experts'\n    codec: i4g64\n")
+        self.assert_refused("compress", WREN, "--profile", WORK / "wren.mprof", "--recipe", recipe, "-o", self.dir / "out",
+                            status=3, says=["nothing.yaml", "line 4", "layers.*.experts"])
+
+    def test_folders_that_are_not_ours(self):
+        for name in ("out", "out.partial"):
+            (self.dir / name).mkdir()
+            (self.dir / name / "thesis.tex").write_text("work")
+            for more in ((), ("--resume",)):
+                self.assert_refused(*self.compress(TINY, *more), status=2, says=[name, "thesis.tex"])
+            self.assertEqual((self.dir / name / "thesis.tex").read_text(), "work")
+            shutil.rmtree(self.dir / name)
+        (self.dir / "out").mkdir()
+        run(*self.compress(TINY))  # an empty folder is fine
+        self.assertIn("replaced", run(*self.compress(TINY)).err)
+
+    def test_numbers_that_are_none(self):
+        for option, value in (("--target-bpw", "nan"), ("--target-bpw", "-1"), ("--max-kld", "inf"), ("--max-kld", "nan")):
+            self.assert_refused("compress", WREN, "--profile", WORK / "wren.mprof", option, value, "-o", self.dir / "out",
+                                status=2, says=option)
+
+    def test_report_over_the_profile(self):
+        self.assert_refused("calibrate", WREN, "--data", TEXT / "novel.calib.txt", "--tokens", 512, "-o", self.dir / "p", "--report",
+                            self.dir / "." / "p", status=2, says="--report")
+        self.assert_refused("calibrate", WREN, "--data", TEXT / "novel.calib.txt", "--tokens", 512, "-o", self.dir, status=7,
+                            says="not a regular file")
+
     def test_recipe_with_a_typo(self):
         recipe = WORK / "typo.yaml"
         recipe.write_text("version: 1\nrules:\n  - match: '.*'\n    codecc: i4g64\n")

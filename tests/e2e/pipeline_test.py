@@ -25,6 +25,9 @@ class Pipeline(Case):
                 self.assertGreater(report[key], 0)
         bundle = WORK / "wren-i4g64.moeb"
         self.assertEqual(report["bytes_stored"], bundle.stat().st_size)
+        checkpoint = run("inspect", WREN, "--json").json()
+        self.assertEqual(checkpoint["bytes_stored"], (WREN / "model.safetensors").stat().st_size)
+        self.assertAlmostEqual(checkpoint["bits_per_weight"], checkpoint["bytes_stored"] * 8 / 16274688, places=9)
         self.assertAlmostEqual(report["bits_per_weight"], bundle.stat().st_size * 8 / 16274688, places=3)
 
     def test_target_size_holds_and_dry_run_tells_it(self):
@@ -45,10 +48,17 @@ class Pipeline(Case):
         self.assertEqual((first / "plan.json").read_text(), (second / "plan.json").read_text())
 
     def test_dry_run_from_a_config_alone(self):
-        report = run("compress", WREN / "config.json", "--codec", "i4g64", "--dry-run", "--json", "-o", self.dir / "d").json()
-        run("compress", WREN, "--codec", "i4g64", "--profile", WORK / "wren.mprof", "-o", self.dir / "full")
-        full = run("inspect", self.dir / "full", "--json").json()
-        self.assertEqual(report["bytes_resident"], full["bytes_resident"])
+        report = run("compress", WREN / "config.json", "--codec", "i4g64", "--dry-run", "--json").json()
+        real = run("compress", WREN, "--codec", "i4g64", "-o", self.dir / "full", "--json").json()
+        self.assertEqual(report["bytes_resident"], real["bytes_resident"])
+        self.assertEqual(report["bundle_bytes"], real["bundle_bytes"])
+        run("pack", self.dir / "full", "--key", WORK / "key.pem", "--product", "wren", "--zstd-level", 0, "-o", self.dir / "b.moeb")
+        self.assertEqual((self.dir / "b.moeb").stat().st_size, report["bundle_bytes"])
+        self.assertEqual({path.name for path in self.dir.iterdir()}, {"full", "b.moeb"})
+
+    def test_dry_run_writes_no_error_table(self):
+        self.assert_refused("compress", WREN, "--profile", WORK / "wren.mprof", "--target-bpw", 4, "--dry-run", "--error-table",
+                            self.dir / "errors.json", status=2, says=["errors.json", "--dry-run"])
 
     def test_resume_after_a_kill(self):
         arguments = ["compress", WREN, "--profile", WORK / "wren.mprof", "--target-bpw", "4.5"]

@@ -98,9 +98,11 @@ TEST(Recipe, NormsRoutersAndSmallTensorsAreNeverStarvedByDefault) {
             "bf16");
   EXPECT_EQ(ChoiceFor(recipe, Tensor("layers.0.q_proj", 8, 8), kStored)->candidates.front().Name(), "bf16");
   EXPECT_EQ(ChoiceFor(recipe, ExpertTensor("layers.0.experts.0.up_proj"), kStored)->candidates.front().Name(), "i2g32");
-  for (TensorRole role : {TensorRole::kSharedExpert, TensorRole::kAttention, TensorRole::kHead, TensorRole::kEmbedding}) {
+  const std::pair<TensorRole, int> floors[] = {
+      {TensorRole::kSharedExpert, 4}, {TensorRole::kAttention, 3}, {TensorRole::kHead, 2}, {TensorRole::kEmbedding, 2}};
+  for (const auto& [role, floor] : floors) {
     const auto built_in = ChoiceFor(Recipe(), Tensor("t", 256, 256, role), kStored);
-    for (const Codec& codec : built_in->candidates) EXPECT_GE(codec.bits, 4);
+    for (const Codec& codec : built_in->candidates) EXPECT_GE(codec.bits, floor);
   }
 }
 

@@ -62,7 +62,7 @@ void AddSessionOptions(cli::Command* command) {
   command->Positional("BUNDLE");
   command->options().add_options()("trust", po::value<std::string>(), "trust file (T.json)")(
       "expert-ram", po::value<std::string>(), "most memory for experts, e.g. 8MiB (default: all of them)")(
-      "tile", po::value<uint32_t>(), "tokens computed at once in prefill (default 512, 128 where all logits are wanted)")(
+      "tile", po::value<uint32_t>(), "tokens computed at once in prefill (default 256, 128 where all logits are wanted)")(
       "isa", po::value<std::string>(), "kernels to use instead of the best: scalar, avx2, avx512-vnni, neon-dot");
 }
 

@@ -8,6 +8,8 @@
 // prefill  64 tokens times one matrix, Gop/s (a multiply and an add are two); limit: the set's integer dot instruction on
 //          registers
 // Every figure is the best of many short trials: what the kernel does while nothing else uses the cores.
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -27,14 +29,15 @@ namespace testing {
 
 class VerifiedPeer {
  public:
-  static Result<ResidentTensor> Pack(const Codec& codec, const MatrixShape& shape, ByteSpan plain) {
+  // At `memory`, which stays the caller's.
+  static Result<ResidentTensor> Pack(const Codec& codec, const MatrixShape& shape, ByteSpan plain, uint8_t* memory) {
     MOEPACK_ASSIGN_OR_RETURN(const uint64_t size, ResidentBytes(codec, shape));
     ResidentTensor w;
     w.codec_ = codec;
     w.shape_ = shape;
     w.size_bytes_ = size;
-    w.data_.reset(static_cast<uint8_t*>(std::aligned_alloc(64, (size + 63) / 64 * 64)));
-    MOEPACK_RETURN_IF_ERROR(kernels::PackResident(codec, shape, plain, {w.data_.get(), size}));
+    w.data_ = decltype(w.data_)(memory, ReleaseWeights{[](void*, uint8_t*) {}, nullptr});
+    MOEPACK_RETURN_IF_ERROR(kernels::PackResident(codec, shape, plain, {memory, size}));
     return w;
   }
 };
@@ -51,6 +54,19 @@ constexpr int kTrials = 12;
 
 double Seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
+// kFarBytes in huge pages where the system has them, as the runtime's weights are.
+uint8_t* FarMemory() {
+  constexpr uint64_t kHugePage = 2 << 20;
+  static uint8_t* const memory = [] {
+    void* p = std::aligned_alloc(kHugePage, kFarBytes);
+    if (p == nullptr) std::abort();
+    ::madvise(p, kFarBytes, MADV_HUGEPAGE);
+    std::memset(p, 1, kFarBytes);
+    return static_cast<uint8_t*>(p);
+  }();
+  return memory;
+}
+
 double BestOf(int trials, const std::function<void()>& body) {
   double best = 1e30;
   for (int i = 0; i < trials; ++i) {
@@ -65,12 +81,12 @@ double BestOf(int trials, const std::function<void()>& body) {
 double ReadBandwidth(ThreadPool& pool) {
   using Line = uint64_t __attribute__((vector_size(64)));
   constexpr size_t kPiece = 1 << 20, kAhead = 4096 / sizeof(Line);
-  std::vector<Line, kernels::LineAllocator<Line>> memory(kFarBytes / sizeof(Line), Line{1});
+  const Line* const memory = reinterpret_cast<const Line*>(FarMemory());
   std::vector<uint64_t> sums(kFarBytes / kPiece);
   const double seconds = BestOf(kTrials, [&] {
     pool.ParallelFor(sums.size(), 1, [&](size_t begin, size_t end) {
       for (size_t piece = begin; piece < end; ++piece) {
-        const Line* at = memory.data() + piece * (kPiece / sizeof(Line));
+        const Line* at = memory + piece * (kPiece / sizeof(Line));
         Line sum[4] = {};
         for (size_t i = 0; i < kPiece / sizeof(Line); i += 4) {
           for (size_t j = 0; j < 4; ++j) {
@@ -94,8 +110,9 @@ Measured Measure(const Codec& codec, Isa isa, ThreadPool& pool) {
   const MatrixShape shape{kRows, kCols};
   const Bytes plain = ToPlain(testing::RandomMatrix(codec, shape, 1)).value();
   std::vector<ResidentTensor> matrices;
-  for (uint64_t bytes = 0; bytes < kFarBytes; bytes += matrices.back().size_bytes()) {
-    matrices.push_back(testing::VerifiedPeer::Pack(codec, shape, plain).value());
+  const uint64_t place_bytes = (ResidentBytes(codec, shape).value() + 63) / 64 * 64;
+  for (uint64_t at = 0; at + place_bytes <= kFarBytes; at += place_bytes) {
+    matrices.push_back(testing::VerifiedPeer::Pack(codec, shape, plain, FarMemory() + at).value());
   }
   std::vector<float> x(kTokens * kCols);
   for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(static_cast<int>(i * 7919 % 2001) - 1000) * 1e-3f;

@@ -22,17 +22,18 @@ GGML_TYPES = {0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1
               20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82), 23: ("IQ4_XS", 256, 136), 30: ("BF16", 1, 2)}
 
 
-def build(work):
+def build(work, programs=PROGRAMS):
     """The folder of llama.cpp's programs, fetched and built under `work` when they are not there."""
     source, bin_dir = work / "llama.cpp", work / "llama.cpp/build/bin"
-    if all((bin_dir / p).is_file() for p in PROGRAMS):
+    if all((bin_dir / p).is_file() for p in programs):
         return bin_dir
     work.mkdir(parents=True, exist_ok=True)
-    archive = run("npm", "pack", "--silent", PACKAGE, cwd=work).strip().splitlines()[-1]
-    run("tar", "xzf", archive, "package/llama/gitRelease.bundle", cwd=work)
-    run("git", "clone", "--quiet", "package/llama/gitRelease.bundle", source, cwd=work)
+    if not source.is_dir():
+        archive = run("npm", "pack", "--silent", PACKAGE, cwd=work).strip().splitlines()[-1]
+        run("tar", "xzf", archive, "package/llama/gitRelease.bundle", cwd=work)
+        run("git", "clone", "--quiet", "package/llama/gitRelease.bundle", source, cwd=work)
     run("cmake", "-B", source / "build", "-S", source, "-G", "Ninja", *FLAGS)
-    run("ninja", "-C", source / "build", *PROGRAMS)
+    run("ninja", "-C", source / "build", *programs)
     return bin_dir
 
 

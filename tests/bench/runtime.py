@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Speed of the device runtime beside llama.cpp's and the machine's limits; writes docs/results/runtime.md. Needs a release build, numpy,
-and llama.cpp built without AMX (scripts/outside.sh says from where):
+"""Speed of the device runtime beside llama.cpp's and the machine's limits; writes docs/results/runtime.md. Needs a release build, numpy
+and npm (or --llama FOLDER with llama-quantize and llama-bench, built as tests/bench/llama.py does it):
 
-    python3 tests/bench/runtime.py --llama LLAMA/build/bin --work DIR [--rounds 7] [--only i4mg64,...]
+    python3 tests/bench/runtime.py --work DIR [--rounds 7] [--only i4mg64,...]
 
-DIR keeps the checkpoint of OLMoE's shape (tests/bench/olmoe_shape.py), bundles and GGUF files between runs (13 GB). Programs run in
+DIR keeps the checkpoint of OLMoE's shape (tests/bench/olmoe_shape.py), bundles and GGUF files between runs (18 GB). Programs run in
 turn, one process each, 2 threads; every figure is the median over the rounds, every ratio the median of the ratios of one round."""
 import argparse
 import json
@@ -14,6 +14,8 @@ import re
 import statistics
 import subprocess
 import sys
+
+import llama
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 BUILD = ROOT / "build/release"
@@ -31,7 +33,7 @@ def call(*args):
     return result.stdout
 
 
-def prepare(work, llama, pairs):
+def prepare(work, peer_bin, pairs):
     work.mkdir(parents=True, exist_ok=True)
     model, key = work / "olmoe", work / "key.pem"
     if not model.exists():
@@ -46,7 +48,7 @@ def prepare(work, llama, pairs):
         if not gguf.exists():
             if not (work / "f16.gguf").exists():
                 call(MOEPACK, "export", model, "--gguf", "--type", "f16", "-o", work / "f16.gguf")
-            call(llama / "llama-quantize", work / "f16.gguf", gguf, peer, THREADS)
+            call(peer_bin / "llama-quantize", work / "f16.gguf", gguf, peer, THREADS)
 
 
 def bench(work, codec, prompt, decode):
@@ -62,8 +64,8 @@ def ours(work, codec):
             "token_bytes": decode["weight_bytes_per_token"]}
 
 
-def theirs(work, peer, llama):
-    report = json.loads(call(llama / "llama-bench", "-m", work / f"{peer}.gguf", "-t", THREADS, "-p", PROMPT, "-n", DECODE, "-r", 1, "-o",
+def theirs(work, peer, peer_bin):
+    report = json.loads(call(peer_bin / "llama-bench", "-m", work / f"{peer}.gguf", "-t", THREADS, "-p", PROMPT, "-n", DECODE, "-r", 1, "-o",
                              "json"))
     rate = {("prefill" if run["n_prompt"] else "decode"): run["avg_ts"] for run in report}
     return {**rate, "bytes": report[0]["model_size"]}
@@ -73,11 +75,11 @@ def bandwidth():
     return json.loads(call(BUILD / "bench/kernel_bench", THREADS, "bandwidth"))["read_gb_per_s"]
 
 
-def measure(work, llama, pairs, rounds):
+def measure(work, peer_bin, pairs, rounds):
     samples = {codec: [] for codec, _ in pairs}
     for i in range(rounds):
         for codec, peer in pairs:
-            sample = {"read": bandwidth(), "ours": ours(work, codec), "theirs": theirs(work, peer, llama)}
+            sample = {"read": bandwidth(), "ours": ours(work, codec), "theirs": theirs(work, peer, peer_bin)}
             samples[codec].append(sample)
             a, b = sample["ours"], sample["theirs"]
             print(f"{i} {codec}: decode {a['decode']:.1f} / {b['decode']:.1f}, prefill {a['prefill']:.0f} / {b['prefill']:.0f}, "
@@ -141,14 +143,15 @@ def processor():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--llama", type=pathlib.Path, required=True)
+    parser.add_argument("--llama", type=pathlib.Path)
     parser.add_argument("--work", type=pathlib.Path, required=True)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", help="codecs, comma separated; prints the tables and leaves the page alone")
     options = parser.parse_args()
     pairs = [p for p in PAIRS if options.only is None or p[0] in options.only.split(",")]
-    prepare(options.work, options.llama, pairs)
-    speed = speed_tables(measure(options.work, options.llama, pairs, options.rounds), pairs)
+    peer = options.llama or llama.build(options.work, ("llama-quantize", "llama-bench"))
+    prepare(options.work, peer, pairs)
+    speed = speed_tables(measure(options.work, peer, pairs, options.rounds), pairs)
     print("\n".join(speed))
     if options.only is not None:
         return

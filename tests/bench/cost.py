@@ -74,11 +74,11 @@ def calibrate(args):
     full = args.work / "cost.gguf"
     run(args.bin / "moepack", "export", wren.model, "--gguf", "-o", full, "--quiet")
     ours = (args.bin / "moepack-calibrate", wren.model, "--data", *(f"{d}={wren.calib(d)}" for d in wren.domains), "--tokens", tokens, "-o",
-            args.work / "cost.mprof", "--quiet", "--threads", 2)
+            args.work / "cost.mprof", "--quiet", "--threads", args.threads)
     theirs = (args.llama / "llama-imatrix", "-m", full, "-f", wren.mixed_calib, "-c", CTX, "--chunks", tokens // CTX, "--no-ppl", "-o",
-              args.work / "cost-im.gguf", "-t", 2)
+              args.work / "cost-im.gguf", "-t", args.threads)
     medians = in_turn((ours, theirs), args.repeats)
-    write("calibrate", f"{tokens:,} tokens of wren's calibration text, whole programs, 2 threads, medians of {args.repeats}:",
+    write("calibrate", f"{tokens:,} tokens of wren's calibration text, whole programs, {args.threads} threads, medians of {args.repeats}:",
           ratio_table("tokens", tokens, ("moepack calibrate", "llama-imatrix"), medians))
 
 
@@ -89,10 +89,10 @@ def plain(args):
         run(args.bin / "moepack", "export", model, "--gguf", "--type", "f16", "-o", full, "--quiet")
         megabytes = (model / "model.safetensors").stat().st_size / 1e6
         out = args.work / "plain-out"
-        ours = (args.bin / "moepack-compress", model, "--codec", "i4g32", "-o", out, "--quiet", "--threads", 2)
-        theirs = (args.llama / "llama-quantize", full, args.work / "plain-q.gguf", "Q4_K_M", 2)
+        ours = (args.bin / "moepack-compress", model, "--codec", "i4g32", "-o", out, "--quiet", "--threads", args.threads)
+        theirs = (args.llama / "llama-quantize", full, args.work / "plain-q.gguf", "Q4_K_M", args.threads)
         medians = in_turn((ours, theirs), args.repeats, clean=(out,))
-        parts += [f"{name}, {megabytes:.1f} MB of 16-bit weights to 4.5 bits a weight, 2 threads, medians of {args.repeats}:",
+        parts += [f"{name}, {megabytes:.1f} MB of 16-bit weights to 4.5 bits a weight, {args.threads} threads, medians of {args.repeats}:",
                   ratio_table("MB", megabytes, ("moepack compress --codec i4g32", "llama-quantize Q4_K_M"), medians)]
         shutil.rmtree(out, ignore_errors=True)
     write("plain", *parts)
@@ -187,6 +187,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=65536, help="calibration tokens of the layer")
     parser.add_argument("--experts", type=int, default=LAYER["experts"], help="fewer for a quick look")
+    parser.add_argument("--threads", type=int, default=2, help="of both programs; llama.cpp's spin: 1 on a busy machine")
     parser.add_argument("--llama", type=pathlib.Path, help="folder of llama.cpp's programs; built under --work when absent")
     parser.add_argument("--bin", type=pathlib.Path, default=ROOT / "build/release/bin")
     parser.add_argument("--work", type=pathlib.Path, default=ROOT / "build/quality")

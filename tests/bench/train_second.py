@@ -6,7 +6,8 @@
 
 Qwen3-MoE: 2 layers, hidden 512, 8 heads of 64 with 2 key-value heads and norms on every head of q and k, 8 experts of
 intermediate 256, top 2 renormalised, no shared expert, tied head, 2,048 tokens; 8.7 M parameters. Prints the perplexity of
-the model and of a unigram model of its training text on text/mixed.eval.txt (chunks of 256, second half scored)."""
+the model and of a unigram model of its training text on text/mixed.eval.txt (chunks of 256, second half scored).
+The published model: 926 steps (1.9 M tokens), final training loss 3.25; perplexity 36.34, of the unigram model 724.43."""
 import argparse
 import json
 import math
@@ -193,7 +194,7 @@ def write_safetensors(path, weights):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--out", type=pathlib.Path, default=ROOT / "build/second")
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=926)
     parser.add_argument("--minutes", type=float, default=0, help="fewer steps if they would take longer; 0: never")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()

@@ -98,6 +98,9 @@ TEST_F(CompressTest, DryRunTellsTheSizesOfTheRealRun) {
   EXPECT_FALSE(*PosixEnv().Exists(folder_.At("nothing")));
   EXPECT_EQ(PlainBytesOf("d"), dry.plain_bytes);
   EXPECT_LE(dry.bundle_bytes, dry.target_bytes);
+  // The size of a plan is a target that the plan meets.
+  request.recipe.budget = {.target_bytes = dry.bundle_bytes};
+  EXPECT_EQ(MustRun(request).plan.bundle_bytes, dry.bundle_bytes);
 }
 
 TEST_F(CompressTest, AResidentLimitHoldsAloneAndBesideALimitOfTheFile) {
@@ -109,8 +112,8 @@ TEST_F(CompressTest, AResidentLimitHoldsAloneAndBesideALimitOfTheFile) {
   EXPECT_LE(resident.resident_bytes, *request.recipe.budget.target_resident);
   EXPECT_GT(resident.resident_bytes, *request.recipe.budget.target_resident * 95 / 100);
   EXPECT_GE(resident.predicted_kld, stored.predicted_kld);
-  // Both bind: the file a little below what the resident limit alone leads to.
-  request.recipe.budget.target_bytes = resident.bundle_bytes - 2 * 4096;
+  // Both bind: the file two pages below what the resident limit alone leads to.
+  request.recipe.budget.target_bytes = (resident.bundle_bytes + 4095) / 4096 * 4096 - 2 * 4096;
   const Plan both = MustRun(request).plan;
   EXPECT_LE(both.resident_bytes, *request.recipe.budget.target_resident);
   EXPECT_LE(both.bundle_bytes, *request.recipe.budget.target_bytes);

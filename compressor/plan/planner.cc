@@ -14,6 +14,9 @@ constexpr uint64_t kBlendedBudget = uint64_t{1} << 48;
 
 unsigned long long Print(uint64_t value) { return value; }
 
+// Plans are made of whole pages; only the last page of a file is not padded, so what a plan really takes is checked after.
+uint64_t WholePages(uint64_t bytes) { return CeilDiv(bytes, kBundleAlignment) * kBundleAlignment; }
+
 }  // namespace
 
 Result<Planner> Planner::Create(const PlannerInput& input) {
@@ -79,7 +82,7 @@ Status Planner::SetOverhead() {
       largest[unit.tensors[t]] = input_.choices[unit.tensors[t]].candidates[unit.picks.back()[t]];
   }
   MOEPACK_ASSIGN_OR_RETURN(const uint64_t bytes, BundleBytes(*input_.program, input_.tensors, largest, input_.extras));
-  overhead_bytes_ = CeilDiv(bytes, kBundleAlignment) * kBundleAlignment - chunks;
+  overhead_bytes_ = WholePages(bytes) - chunks;
   return Status::Ok();
 }
 
@@ -191,8 +194,9 @@ Status Planner::CannotMeet(const SizeLimits& limits) const {
 
 Result<Plan> Planner::ForStored(uint64_t stored_bytes) const {
   // Tables of other codecs than the largest can be a page longer than was reserved.
+  const uint64_t pages = WholePages(stored_bytes);
   for (uint64_t overhead = overhead_bytes_;; overhead += kBundleAlignment) {
-    const uint64_t budget = stored_bytes > overhead ? stored_bytes - overhead : 0;
+    const uint64_t budget = pages > overhead ? pages - overhead : 0;
     auto plan = Solve(stored_, budget, kBundleAlignment);
     if (!plan.ok()) return plan.status().code() == ErrorCode::kGate ? CannotMeet({stored_bytes}) : plan.status();
     if (plan->bundle_bytes <= stored_bytes) return plan;
@@ -228,7 +232,8 @@ Result<Plan> Planner::ForLimits(const SizeLimits& limits) const {
 // below; the share of the blend is moved towards the limit that its best plan breaks.
 Result<Plan> Planner::ForBoth(const SizeLimits& limits, double best_possible) const {
   static constexpr int kSteps = 12;
-  const double stored_budget = static_cast<double>(limits.stored_bytes - std::min(limits.stored_bytes, overhead_bytes_));
+  const uint64_t pages = WholePages(limits.stored_bytes);
+  const double stored_budget = static_cast<double>(pages - std::min(pages, overhead_bytes_));
   const auto resident_budget = static_cast<double>(limits.resident_bytes);
   std::optional<Plan> best;
   double low = 0, high = 1;

@@ -11,6 +11,7 @@ set(MOEPACK_MAY_LINK_manifest format digest)
 set(MOEPACK_MAY_LINK_verify manifest digest)
 set(MOEPACK_MAY_LINK_kernels format)
 set(MOEPACK_MAY_LINK_runtime verify kernels tokenizer)
+set(MOEPACK_MAY_LINK_device verify runtime)
 set(MOEPACK_MAY_LINK_model manifest format digest tokenizer)
 set(MOEPACK_MAY_LINK_forward model)
 set(MOEPACK_MAY_LINK_calibrate forward tokenizer)
@@ -18,7 +19,7 @@ set(MOEPACK_MAY_LINK_compressor forward)
 set(MOEPACK_MAY_LINK_packager verify format)
 
 # Libraries that run on the device: no exceptions, no RTTI.
-set(MOEPACK_DEVICE_LIBRARIES base digest format tokenizer manifest verify kernels runtime)
+set(MOEPACK_DEVICE_LIBRARIES base digest format tokenizer manifest verify kernels runtime device)
 
 # moepack_library(NAME SOURCES ... [LINK ours ...] [EXTERNAL theirs ...])
 function(moepack_library name)

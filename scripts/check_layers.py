@@ -12,7 +12,7 @@ FOLDERS = {  # longest prefix first
     "base/digest": "digest", "base/cli": "cli", "base/testing": "base", "base": "base", "format/manifest": "manifest", "format/codec": "format",
     "format/proto": "manifest", "format": "format", "tokenizer": "tokenizer", "verify": "verify", "runtime-min/kernels": "kernels",
     "runtime-min": "runtime", "model": "model", "forward": "forward", "calibrate": "calibrate", "compressor": "compressor",
-    "packager": "packager"}
+    "packager": "packager", "device": "device"}
 
 PROGRAMS = ("runtime-min/run/", "packager/inspect/", "packager/commands/", "model/bundle/")
 

@@ -99,5 +99,12 @@ def all_checks(root=SOURCE):
     return [check for file in FILES for check in checks_of(root, file)]
 
 
+def vectors_of(check, checks, messages):
+    """Names in {name: message} whose error is this check's: of all checks that could say it, none has a longer text."""
+    def is_own(message):
+        return check.known_by(message) and all(len(c.text) <= len(check.text) for c in checks if c.known_by(message))
+    return {name for name, message in messages.items() if is_own(message)}
+
+
 def is_reachable(check):
     return not any(text in f"{check.file}: {check.text}" for text in UNREACHABLE)

@@ -1,0 +1,227 @@
+#include "device/device.h"
+
+#include <algorithm>
+
+#include "base/digest/sha256.h"
+#include "runtime-min/chunk_decoder.h"
+
+namespace moepack::device {
+namespace {
+
+constexpr char kAnchorFile[] = "anchor.trust", kActiveFile[] = "active";
+constexpr std::array<uint8_t, 8> kActiveMagic = {'M', 'O', 'E', 'A', 'C', 'T', 'V', '\n'};
+constexpr uint32_t kActiveVersion = 1;
+constexpr uint32_t kOnTrial = 1, kHasPrevious = 2;
+constexpr uint64_t kActiveBytes = 8 + 4 + 4 + 32 + 32 + 32;  // magic, version, flags, current, previous, SHA-256 of these
+constexpr uint64_t kMaxAnchorBytes = kEnvelopeBytes + kMaxManifestBytes;
+
+Bytes SerializeActive(const Active& active) {
+  ByteWriter writer;
+  writer.Append(kActiveMagic);
+  writer.U32(kActiveVersion);
+  writer.U32((active.on_trial ? kOnTrial : 0) | (active.previous.has_value() ? kHasPrevious : 0));
+  writer.Append(active.current);
+  writer.Append(active.previous.value_or(DigestBytes{}));
+  writer.Append(Sha256(writer.bytes()));
+  return writer.Release();
+}
+
+Result<Active> ParseActive(const std::string& path, ByteSpan bytes) {
+  const Status damaged(ErrorCode::kTrustRecord, path + ": damaged; install a bundle again");
+  if (bytes.size() != kActiveBytes) return damaged;
+  const ByteSpan body = bytes.first(kActiveBytes - 32);
+  const Digest digest = Sha256(body);
+  ByteReader reader(bytes);
+  const ByteSpan magic = reader.Take(kActiveMagic.size());
+  const bool known = std::equal(magic.begin(), magic.end(), kActiveMagic.begin()) && reader.U32() == kActiveVersion;
+  const uint32_t flags = reader.U32();
+  if (!known || flags > (kOnTrial | kHasPrevious) || !std::equal(digest.begin(), digest.end(), bytes.end() - 32)) return damaged;
+  Active active;
+  active.on_trial = (flags & kOnTrial) != 0;
+  std::ranges::copy(reader.Take(32), active.current.begin());
+  if ((flags & kHasPrevious) != 0) std::ranges::copy(reader.Take(32), active.previous.emplace().begin());
+  return active;
+}
+
+Status NothingInstalled() { return Status(ErrorCode::kPolicy, "no bundle is installed; use 'moepack device install'"); }
+
+}  // namespace
+
+Status Device::Provision(Env& env, const std::string& root, ByteSpan anchor) {
+  MOEPACK_RETURN_IF_ERROR(verify::OpenAnchor(anchor).status());
+  const std::string path = JoinPath(root, kAnchorFile);
+  MOEPACK_ASSIGN_OR_RETURN(const bool exists, env.Exists(path));
+  if (exists) return Status(ErrorCode::kPolicy, path + ": the device has a trust anchor already");
+  for (const char* name : {"chunks", "bundles"}) MOEPACK_RETURN_IF_ERROR(env.MakeDirectory(JoinPath(root, name)));
+  return WriteFileAtomically(env, path, anchor);
+}
+
+Result<std::unique_ptr<Device>> Device::Open(Env& env, const std::string& root, verify::RollbackStore& store) {
+  std::unique_ptr<Device> device(new Device(env, root, store));
+  MOEPACK_ASSIGN_OR_RETURN(const Bytes anchor, ReadFile(env, JoinPath(root, kAnchorFile), kMaxAnchorBytes));
+  MOEPACK_ASSIGN_OR_RETURN(device->anchor_, verify::OpenAnchor(anchor));
+  return device;
+}
+
+Result<verify::TrustPolicy> Device::Policy() const {
+  MOEPACK_ASSIGN_OR_RETURN(const verify::RollbackState state, store_.Read());
+  return verify::PolicyOf(anchor_, state);
+}
+
+Result<std::unique_ptr<verify::VerifiedBundle>> Device::OpenInstalled(const DigestBytes& manifest) const {
+  MOEPACK_ASSIGN_OR_RETURN(const verify::TrustPolicy policy, Policy());
+  MOEPACK_ASSIGN_OR_RETURN(auto file, OpenInstalledFile(env_, RecordPath(manifest), ChunkDirectory(), nullptr));
+  MOEPACK_ASSIGN_OR_RETURN(auto bundle, verify::VerifiedBundle::Open(std::move(file), policy));
+  if (bundle->manifest_digest() == manifest) return bundle;
+  return Status(ErrorCode::kDigest, RecordPath(manifest) + ": holds another bundle; install it again");
+}
+
+Result<std::optional<Active>> Device::ReadActive() const {
+  const std::string path = JoinPath(root_, kActiveFile);
+  MOEPACK_ASSIGN_OR_RETURN(const bool exists, env_.Exists(path));
+  if (!exists) return std::optional<Active>();
+  MOEPACK_ASSIGN_OR_RETURN(const Bytes bytes, ReadFile(env_, path, kActiveBytes));
+  MOEPACK_ASSIGN_OR_RETURN(const Active active, ParseActive(path, bytes));
+  return std::optional<Active>(active);
+}
+
+Status Device::WriteActive(const Active& active) {
+  return WriteFileAtomically(env_, JoinPath(root_, kActiveFile), SerializeActive(active));
+}
+
+Result<std::unique_ptr<verify::VerifiedBundle>> Device::OpenCurrent() const {
+  MOEPACK_ASSIGN_OR_RETURN(const std::optional<Active> active, ReadActive());
+  if (!active.has_value()) return NothingInstalled();
+  return OpenInstalled(active->current);
+}
+
+Result<bool> Device::HasChunk(const InstalledChunk& chunk) const {
+  const std::string path = JoinPath(ChunkDirectory(), ChunkName(chunk));
+  MOEPACK_ASSIGN_OR_RETURN(const bool exists, env_.Exists(path));
+  if (!exists) return false;
+  MOEPACK_ASSIGN_OR_RETURN(const auto file, env_.OpenRead(path));
+  MOEPACK_ASSIGN_OR_RETURN(const uint64_t size, file->Size());
+  if (size != chunk.stored_bytes) return false;
+  Bytes bytes(size);
+  MOEPACK_RETURN_IF_ERROR(file->Read(0, bytes));
+  return Sha256(bytes) == chunk.stored_digest;
+}
+
+Status Device::WriteUnit(const verify::VerifiedBundle& bundle, const Unit& unit, std::vector<InstalledChunk>* chunks,
+                         InstallReport* report) {
+  runtime::ChunkDecoder decoder;
+  MOEPACK_ASSIGN_OR_RETURN(const PlainUnit plain, decoder.Decode(bundle, unit));
+  ByteSpan rest = plain.bytes();
+  for (const ChunkRef& chunk : unit.chunks) {
+    if (Sha256(rest.first(chunk.plain_bytes)) != chunk.plain_digest) {
+      return Status(ErrorCode::kMalformed, StrFormat("chunk at offset %llu does not have its identity; pack the model again",
+                                                     static_cast<unsigned long long>(chunk.offset)));
+    }
+    rest = rest.subspan(chunk.plain_bytes);
+    const InstalledChunk& out =
+        chunks->emplace_back(InstalledChunk{chunk.offset, chunk.stored_bytes, chunk.plain_digest, chunk.stored_digest});
+    ++report->chunks;
+    MOEPACK_ASSIGN_OR_RETURN(const bool there, HasChunk(out));
+    if (there) continue;
+    MOEPACK_ASSIGN_OR_RETURN(const VerifiedBytes stored, bundle.ReadChunk(chunk));
+    MOEPACK_RETURN_IF_ERROR(WriteFileAtomically(env_, JoinPath(ChunkDirectory(), ChunkName(out)), stored.bytes()));
+    ++report->chunks_written;
+    report->bytes_written += chunk.stored_bytes;
+  }
+  return Status::Ok();
+}
+
+Result<InstallReport> Device::Install(std::unique_ptr<RandomAccessFile> file, ThreadPool& pool, Progress& progress) {
+  MOEPACK_ASSIGN_OR_RETURN(const std::optional<Active> active, ReadActive());
+  if (active.has_value() && active->on_trial) {
+    return Status(ErrorCode::kPolicy, "a bundle is on trial; confirm it or roll it back first");
+  }
+  MOEPACK_ASSIGN_OR_RETURN(const verify::TrustPolicy policy, Policy());
+  const RandomAccessFile& source = *file;  // the bundle keeps it
+  MOEPACK_ASSIGN_OR_RETURN(const auto bundle, verify::VerifiedBundle::Open(std::move(file), policy));
+  InstallReport report;
+  report.manifest_digest = bundle->manifest_digest();
+  if (active.has_value() && active->current == report.manifest_digest) {
+    return Status(ErrorCode::kPolicy, "the bundle is in use already");
+  }
+  std::vector<InstalledChunk> chunks;
+  for (const Unit& unit : bundle->dense().units) MOEPACK_RETURN_IF_ERROR(WriteUnit(*bundle, unit, &chunks, &report));
+  for (const ExpertTable& table : bundle->experts()) {
+    for (const Unit& unit : table.units) MOEPACK_RETURN_IF_ERROR(WriteUnit(*bundle, unit, &chunks, &report));
+  }
+  // The layout has been checked: chunks rise, and the first one follows the last blob.
+  Bytes head(chunks.front().offset);
+  MOEPACK_RETURN_IF_ERROR(source.Read(0, head));
+  MOEPACK_RETURN_IF_ERROR(WriteFileAtomically(env_, RecordPath(report.manifest_digest),
+                                              SerializeRecord(chunks, bundle->manifest().file_bytes, head)));
+  MOEPACK_ASSIGN_OR_RETURN(const auto installed, OpenInstalled(report.manifest_digest));
+  MOEPACK_RETURN_IF_ERROR(installed->VerifyAll(pool, progress));
+  Active next;
+  next.current = report.manifest_digest;
+  next.on_trial = true;
+  if (active.has_value()) next.previous = active->current;
+  MOEPACK_RETURN_IF_ERROR(WriteActive(next));
+  return report;
+}
+
+Status Device::Confirm() {
+  MOEPACK_ASSIGN_OR_RETURN(const std::optional<Active> active, ReadActive());
+  if (!active.has_value()) return NothingInstalled();
+  MOEPACK_ASSIGN_OR_RETURN(const auto bundle, OpenInstalled(active->current));
+  // First that it stays, then the floor: the other way round a power cut between them could leave a bundle on trial whose
+  // way back is closed.
+  if (active->on_trial) MOEPACK_RETURN_IF_ERROR(WriteActive({active->current, std::nullopt, false}));
+  MOEPACK_ASSIGN_OR_RETURN(verify::RollbackState state, store_.Read());
+  verify::RollbackState next = state;
+  next.root_version = std::max(state.root_version, anchor_.root_version);
+  next.key_epoch = bundle->manifest().key_epoch;
+  next.security_counter = bundle->manifest().security_counter;
+  return next == state ? Status::Ok() : store_.Commit(next);
+}
+
+Status Device::Rollback() {
+  MOEPACK_ASSIGN_OR_RETURN(const std::optional<Active> active, ReadActive());
+  if (!active.has_value() || !active->on_trial) {
+    return Status(ErrorCode::kRollback, "no bundle is on trial; a confirmed one is not rolled back");
+  }
+  if (active->previous.has_value()) {
+    MOEPACK_RETURN_IF_ERROR(OpenInstalled(*active->previous).status());
+    return WriteActive({*active->previous, std::nullopt, false});
+  }
+  MOEPACK_RETURN_IF_ERROR(env_.Remove(JoinPath(root_, kActiveFile)));
+  return env_.SyncDirectory(root_);
+}
+
+Status Device::RemoveOthers(const std::string& directory, const std::vector<std::string>& keep, GcReport* report) {
+  MOEPACK_ASSIGN_OR_RETURN(const std::vector<std::string> names, env_.List(directory));
+  for (const std::string& name : names) {
+    if (std::binary_search(keep.begin(), keep.end(), name)) continue;
+    MOEPACK_RETURN_IF_ERROR(env_.Remove(JoinPath(directory, name)));
+    ++report->files_removed;
+  }
+  return env_.SyncDirectory(directory);
+}
+
+Result<GcReport> Device::CollectGarbage() {
+  MOEPACK_ASSIGN_OR_RETURN(const std::optional<Active> active, ReadActive());
+  std::vector<DigestBytes> bundles;
+  if (active.has_value()) bundles.push_back(active->current);
+  if (active.has_value() && active->previous.has_value()) bundles.push_back(*active->previous);
+  std::vector<std::string> records, chunk_files;
+  for (const DigestBytes& manifest : bundles) {
+    MOEPACK_RETURN_IF_ERROR(OpenInstalled(manifest).status());
+    std::vector<InstalledChunk> chunks;
+    MOEPACK_RETURN_IF_ERROR(OpenInstalledFile(env_, RecordPath(manifest), ChunkDirectory(), &chunks).status());
+    for (const InstalledChunk& chunk : chunks) chunk_files.push_back(ChunkName(chunk));
+    records.push_back(ToHex(ByteSpan(manifest)));
+  }
+  std::sort(records.begin(), records.end());
+  std::sort(chunk_files.begin(), chunk_files.end());
+  GcReport report;
+  // Records first: one without its chunks would look installed.
+  MOEPACK_RETURN_IF_ERROR(RemoveOthers(BundleDirectory(), records, &report));
+  MOEPACK_RETURN_IF_ERROR(RemoveOthers(ChunkDirectory(), chunk_files, &report));
+  return report;
+}
+
+}  // namespace moepack::device

@@ -35,7 +35,8 @@ Result<Active> ParseActive(const std::string& path, ByteSpan bytes) {
   const ByteSpan magic = reader.Take(kActiveMagic.size());
   const bool known = std::equal(magic.begin(), magic.end(), kActiveMagic.begin()) && reader.U32() == kActiveVersion;
   const uint32_t flags = reader.U32();
-  if (!known || flags > (kOnTrial | kHasPrevious) || !std::equal(digest.begin(), digest.end(), bytes.end() - 32)) return damaged;
+  if (!known || flags > (kOnTrial | kHasPrevious) || !std::equal(digest.begin(), digest.end(), bytes.end() - 32))
+    return damaged;
   Active active;
   active.on_trial = (flags & kOnTrial) != 0;
   std::ranges::copy(reader.Take(32), active.current.begin());

@@ -49,8 +49,8 @@ class Device {
   static Result<std::unique_ptr<Device>> Open(Env& env, const std::string& root, verify::RollbackStore& store);
 
   // Verifies the bundle against anchor and floors, brings what the store lacks of it to the disk, opens and checks it there
-  // down to its last byte, and puts it on trial. kPolicy while another one is on trial or when it is in use already; codes of
-  // verification; kMalformed for a chunk without its identity; kNoSpace, kAccess: the bundle in use stays.
+  // down to its last byte, and puts it on trial. kPolicy while another one is on trial or when it is in use already; codes
+  // of verification; kMalformed for a chunk without its identity; kNoSpace, kAccess: the bundle in use stays.
   Result<InstallReport> Install(std::unique_ptr<RandomAccessFile> bundle, ThreadPool& pool, Progress& progress);
   // The bundle on trial is good: it stays, and the floors rise to it. Fine when nothing is on trial; then it finishes what a
   // power cut may have left of the last Confirm. kPolicy when nothing is installed.
@@ -70,7 +70,9 @@ class Device {
   Device(Env& env, std::string root, verify::RollbackStore& store) : env_(env), root_(std::move(root)), store_(store) {}
   std::string ChunkDirectory() const { return JoinPath(root_, "chunks"); }
   std::string BundleDirectory() const { return JoinPath(root_, "bundles"); }
-  std::string RecordPath(const DigestBytes& manifest) const { return JoinPath(BundleDirectory(), ToHex(ByteSpan(manifest))); }
+  std::string RecordPath(const DigestBytes& manifest) const {
+    return JoinPath(BundleDirectory(), ToHex(ByteSpan(manifest)));
+  }
   Result<verify::TrustPolicy> Policy() const;
   Result<std::unique_ptr<verify::VerifiedBundle>> OpenInstalled(const DigestBytes& manifest) const;
   Status WriteActive(const Active& active);

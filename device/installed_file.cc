@@ -60,7 +60,9 @@ class InstalledFile final : public RandomAccessFile {
     return out.size();
   }
 
-  Status Bad(const char* what) const { return Status(ErrorCode::kMalformed, path() + ": " + what + "; install the bundle again"); }
+  Status Bad(const char* what) const {
+    return Status(ErrorCode::kMalformed, path() + ": " + what + "; install the bundle again");
+  }
 
   Env& env_;
   std::unique_ptr<RandomAccessFile> record_;
@@ -81,7 +83,8 @@ Status InstalledFile::ReadIndex() {
   head_bytes_ = reader.U64();
   file_bytes_ = reader.U64();
   head_offset_ = kPreludeBytes + uint64_t{count} * kEntryBytes;
-  if (!known || count > kMaxChunks || head_offset_ > size || head_bytes_ != size - head_offset_) return Bad("damaged record");
+  if (!known || count > kMaxChunks || head_offset_ > size || head_bytes_ != size - head_offset_)
+    return Bad("damaged record");
   Bytes entries(head_offset_ - kPreludeBytes);
   MOEPACK_RETURN_IF_ERROR(record_->Read(kPreludeBytes, entries));
   ByteReader entry(entries);

@@ -25,8 +25,8 @@ std::string ChunkName(const InstalledChunk& chunk);
 //   the first head_bytes bytes of the bundle: everything before its first chunk
 Bytes SerializeRecord(const std::vector<InstalledChunk>& chunks, uint64_t file_bytes, ByteSpan head);
 
-// Opens a record; chunk files are looked for in `chunk_directory` when they are read. `env` must outlive the file. The chunks
-// go to `*chunks`, which may be null. kMalformed, kNotFound.
+// Opens a record; chunk files are looked for in `chunk_directory` when they are read. `env` must outlive the file. The
+// chunks go to `*chunks`, which may be null. kMalformed, kNotFound.
 Result<std::unique_ptr<RandomAccessFile>> OpenInstalledFile(Env& env, const std::string& record_path,
                                                             const std::string& chunk_directory,
                                                             std::vector<InstalledChunk>* chunks);

@@ -21,6 +21,7 @@ constexpr Verb kVerbs[] = {
     {"compress", "profile and recipe into a compressed model folder"},
     {"pack", "sign a compressed folder into a bundle; pack keygen, pack sign"},
     {"verify", "check a bundle against a trust record"},
+    {"device", "install, confirm, roll back bundles on a device"},
     {"run", "run generate, logits, bench or eval on a verified bundle"},
     {"export", "write a model as ONNX or GGUF"},
 };

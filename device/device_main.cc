@@ -1,0 +1,151 @@
+// moepack device: installs bundles on a device and keeps the way back open until they have shown that they work.
+#include <sys/random.h>
+
+#include <cstdio>
+#include <cstring>
+
+#include "base/cli/cli.h"
+#include "device/device.h"
+
+namespace moepack {
+namespace {
+
+namespace po = boost::program_options;
+
+constexpr uint64_t kMaxAnchorBytes = kEnvelopeBytes + kMaxManifestBytes;
+
+std::string KeyPath(const std::string& root) { return JoinPath(root, "rollback.key"); }
+std::string StatePath(const std::string& root) { return JoinPath(root, "state"); }
+
+// A device opened with the file-based rollback store in its folder.
+struct Opened {
+  std::unique_ptr<verify::FileRollbackStore> store;
+  std::unique_ptr<device::Device> device;
+};
+
+Result<Opened> OpenDevice(const std::string& root) {
+  verify::FileRollbackStore::Key key{};
+  MOEPACK_ASSIGN_OR_RETURN(const Bytes bytes, ReadFile(PosixEnv(), KeyPath(root), key.size()));
+  if (bytes.size() != key.size()) return Status(ErrorCode::kTrustRecord, KeyPath(root) + ": expected 32 bytes");
+  std::copy(bytes.begin(), bytes.end(), key.begin());
+  Opened out;
+  out.store = std::make_unique<verify::FileRollbackStore>(PosixEnv(), StatePath(root), key);
+  MOEPACK_ASSIGN_OR_RETURN(out.device, device::Device::Open(PosixEnv(), root, *out.store));
+  return out;
+}
+
+Status Provision(const cli::Command& command, const std::string& root) {
+  MOEPACK_RETURN_IF_ERROR(command.Require("trust"));
+  MOEPACK_ASSIGN_OR_RETURN(const Bytes file, ReadFile(PosixEnv(), command.Get<std::string>("trust"), kMaxAnchorBytes));
+  MOEPACK_ASSIGN_OR_RETURN(const TrustAnchor anchor, verify::OpenAnchor(file));
+  verify::FileRollbackStore::Key key{};
+  if (::getrandom(key.data(), key.size(), 0) != static_cast<ssize_t>(key.size())) {
+    return Status(ErrorCode::kAccess, "the system gives no random numbers");
+  }
+  MOEPACK_RETURN_IF_ERROR(device::Device::Provision(PosixEnv(), root, file));
+  MOEPACK_RETURN_IF_ERROR(WriteFileAtomically(PosixEnv(), KeyPath(root), key));
+  const verify::RollbackState state = {anchor.root_version, anchor.key_epoch, anchor.minimum_security_counter, 0};
+  MOEPACK_RETURN_IF_ERROR(verify::FileRollbackStore::Create(PosixEnv(), StatePath(root), key, state));
+  if (command.json()) cli::PrintJson({{"product", anchor.product}, {"root_version", anchor.root_version}});
+  if (!command.json()) std::printf("%s: takes bundles of '%s'\n", root.c_str(), anchor.product.c_str());
+  return Status::Ok();
+}
+
+Status Install(const cli::Command& command, const std::string& root) {
+  MOEPACK_RETURN_IF_ERROR(command.Require("BUNDLE"));
+  MOEPACK_ASSIGN_OR_RETURN(const Opened opened, OpenDevice(root));
+  MOEPACK_ASSIGN_OR_RETURN(auto file, PosixEnv().OpenRead(command.Get<std::string>("BUNDLE")));
+  ThreadPool pool(command.threads());
+  MOEPACK_ASSIGN_OR_RETURN(const device::InstallReport report,
+                           opened.device->Install(std::move(file), pool, command.progress()));
+  const std::string manifest = ToHex(ByteSpan(report.manifest_digest));
+  if (command.json()) {
+    cli::PrintJson({{"manifest_sha256", manifest},
+                    {"chunks", report.chunks},
+                    {"chunks_written", report.chunks_written},
+                    {"bytes_written", report.bytes_written}});
+  } else {
+    std::printf("on trial: %s, %llu of %llu chunks written, %s\n", manifest.c_str(),
+                static_cast<unsigned long long>(report.chunks_written), static_cast<unsigned long long>(report.chunks),
+                FormatBytes(report.bytes_written).c_str());
+  }
+  return Status::Ok();
+}
+
+Status ShowStatus(const cli::Command& command, const std::string& root) {
+  MOEPACK_ASSIGN_OR_RETURN(const Opened opened, OpenDevice(root));
+  MOEPACK_ASSIGN_OR_RETURN(const auto active, opened.device->ReadActive());
+  MOEPACK_ASSIGN_OR_RETURN(const verify::RollbackState state, opened.store->Read());
+  nlohmann::json out = {{"product", opened.device->anchor().product},
+                        {"root_version", opened.device->anchor().root_version},
+                        {"key_epoch_floor", state.key_epoch},
+                        {"security_counter_floor", state.security_counter},
+                        {"manifest_sha256", nullptr},
+                        {"version", nullptr},
+                        {"on_trial", false},
+                        {"previous", nullptr}};
+  if (active.has_value()) {
+    MOEPACK_ASSIGN_OR_RETURN(const auto bundle, opened.device->OpenCurrent());
+    out["manifest_sha256"] = ToHex(ByteSpan(active->current));
+    out["version"] = bundle->manifest().version;
+    out["on_trial"] = active->on_trial;
+    if (active->previous.has_value()) out["previous"] = ToHex(ByteSpan(*active->previous));
+  }
+  if (command.json()) {
+    cli::PrintJson(out);
+  } else if (!active.has_value()) {
+    std::printf("no bundle is installed\n");
+  } else {
+    std::printf("%s: version %s, %s\n", active->on_trial ? "on trial" : "confirmed",
+                out["version"].get<std::string>().c_str(), out["manifest_sha256"].get<std::string>().c_str());
+  }
+  return Status::Ok();
+}
+
+Status Collect(const cli::Command& command, const std::string& root) {
+  MOEPACK_ASSIGN_OR_RETURN(const Opened opened, OpenDevice(root));
+  MOEPACK_ASSIGN_OR_RETURN(const device::GcReport report, opened.device->CollectGarbage());
+  if (command.json()) cli::PrintJson({{"files_removed", report.files_removed}});
+  if (!command.json()) std::printf("%llu files removed\n", static_cast<unsigned long long>(report.files_removed));
+  return Status::Ok();
+}
+
+Status Change(const cli::Command& command, const std::string& root, Status (device::Device::*change)()) {
+  {
+    MOEPACK_ASSIGN_OR_RETURN(const Opened opened, OpenDevice(root));
+    MOEPACK_RETURN_IF_ERROR((opened.device.get()->*change)());
+  }
+  return ShowStatus(command, root);
+}
+
+Status Run(int argc, char** argv) {
+  cli::Command command(
+      {"moepack device",
+       "Installs verified bundles in a content store: a bundle is on trial until it is confirmed, and a power cut\n"
+       "leaves the old or the new one. Verbs: provision, install, status, confirm, rollback, gc.",
+       "VERB ROOT [BUNDLE] [--trust A.trust] [--json]",
+       {"moepack device provision /var/lib/moepack --trust wren.trust", "moepack device install /var/lib/moepack wren.moeb",
+        "moepack device confirm /var/lib/moepack"}});
+  command.Positional("VERB");
+  command.Positional("ROOT");
+  command.Positional("BUNDLE");
+  command.options().add_options()("trust", po::value<std::string>(), "trust anchor of a new device (moepack pack anchor)");
+  MOEPACK_RETURN_IF_ERROR(command.Parse(argc, argv));
+  if (command.help_shown()) return Status::Ok();
+  for (const char* name : {"VERB", "ROOT"}) MOEPACK_RETURN_IF_ERROR(command.Require(name));
+  const std::string verb = command.Get<std::string>("VERB"), root = command.Get<std::string>("ROOT");
+  if (verb == "provision") return Provision(command, root);
+  if (verb == "install") return Install(command, root);
+  if (verb == "status") return ShowStatus(command, root);
+  if (verb == "confirm") return Change(command, root, &device::Device::Confirm);
+  if (verb == "rollback") return Change(command, root, &device::Device::Rollback);
+  if (verb == "gc") return Collect(command, root);
+  return Status(ErrorCode::kUsage, "'" + verb + "': expected provision, install, status, confirm, rollback or gc");
+}
+
+}  // namespace
+}  // namespace moepack
+
+int main(int argc, char** argv) {
+  return moepack::cli::Main("moepack device", [&] { return moepack::Run(argc, argv); });
+}

@@ -102,6 +102,16 @@ Status ShowStatus(const cli::Command& command, const std::string& root) {
   return Status::Ok();
 }
 
+Status VerifyCurrent(const cli::Command& command, const std::string& root) {
+  MOEPACK_ASSIGN_OR_RETURN(const Opened opened, OpenDevice(root));
+  MOEPACK_ASSIGN_OR_RETURN(const auto bundle, opened.device->OpenCurrent());
+  ThreadPool pool(command.threads());
+  MOEPACK_RETURN_IF_ERROR(bundle->VerifyAll(pool, command.progress()));
+  if (command.json()) cli::PrintJson({{"verified", true}, {"manifest_sha256", ToHex(ByteSpan(bundle->manifest_digest()))}});
+  if (!command.json()) std::printf("verified: %s\n", FormatBytes(bundle->manifest().file_bytes).c_str());
+  return Status::Ok();
+}
+
 Status Collect(const cli::Command& command, const std::string& root) {
   MOEPACK_ASSIGN_OR_RETURN(const Opened opened, OpenDevice(root));
   MOEPACK_ASSIGN_OR_RETURN(const device::GcReport report, opened.device->CollectGarbage());
@@ -122,7 +132,7 @@ Status Run(int argc, char** argv) {
   cli::Command command(
       {"moepack device",
        "Installs verified bundles in a content store: a bundle is on trial until it is confirmed, and a power cut\n"
-       "leaves the old or the new one. Verbs: provision, install, status, confirm, rollback, gc.",
+       "leaves the old or the new one. Verbs: provision, install, status, verify, confirm, rollback, gc.",
        "VERB ROOT [BUNDLE] [--trust A.trust] [--json]",
        {"moepack device provision /var/lib/moepack --trust wren.trust", "moepack device install /var/lib/moepack wren.moeb",
         "moepack device confirm /var/lib/moepack"}});
@@ -140,7 +150,8 @@ Status Run(int argc, char** argv) {
   if (verb == "confirm") return Change(command, root, &device::Device::Confirm);
   if (verb == "rollback") return Change(command, root, &device::Device::Rollback);
   if (verb == "gc") return Collect(command, root);
-  return Status(ErrorCode::kUsage, "'" + verb + "': expected provision, install, status, confirm, rollback or gc");
+  if (verb == "verify") return VerifyCurrent(command, root);
+  return Status(ErrorCode::kUsage, "'" + verb + "': expected provision, install, status, verify, confirm, rollback or gc");
 }
 
 }  // namespace

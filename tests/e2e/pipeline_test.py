@@ -7,7 +7,7 @@ import time
 
 from harness import BIN, TEXT, TRUST, WORK, WREN, Case, run
 
-VERBS = ("inspect", "calibrate", "logits", "compress", "pack", "verify", "run", "export")
+VERBS = ("inspect", "calibrate", "logits", "compress", "pack", "verify", "device", "run", "export")
 
 
 class Pipeline(Case):

@@ -6,7 +6,7 @@ from harness import BIN, SOURCE, Case
 
 FORBIDDEN = ("crypto_sign_ed25519_detached", "crypto_sign_detached", "crypto_sign_seed_keypair", "crypto_sign_keypair",
              "EVP_PKEY_new", "PEM_write", "onnx", "ModelProto")
-DEVICE = ("moepack-verify", "moepack-run")
+DEVICE = ("moepack-verify", "moepack-run", "moepack-device")
 
 
 class Symbols(Case):

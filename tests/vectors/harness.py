@@ -127,5 +127,5 @@ def second_verdicts(vector, path, data, trust):
     return [code for code, _ in verdicts[:3]], next((rule for _, rule in verdicts if rule), None)
 
 
-__all__ = ["BUILD", "FOLDER", "RECORD", "RULES", "Runner", "USE", "VECTORS", "VERIFY", "command", "expected", "line_of",
+__all__ = ["BUILD", "FOLDER", "IDENTITY", "RECORD", "RULES", "Runner", "USE", "VECTORS", "VERIFY", "command", "expected", "line_of",
            "second_verdicts"]

@@ -3,7 +3,7 @@ import unittest
 
 import second_reader
 from checks import all_checks, is_reachable
-from harness import FOLDER, RECORD, RULES, USE, VECTORS, Runner, command, expected, second_verdicts
+from harness import FOLDER, IDENTITY, RECORD, RULES, USE, VECTORS, Runner, command, expected, second_verdicts
 from vectors import ATTACKS
 
 # Attacks that no single file shows, and the tests that carry them out.
@@ -71,10 +71,19 @@ class Vectors(unittest.TestCase):
                     self.run_program(("moepack-verify", self.inputs["valid"][0], "--trust", path), codes[0])
                 return
             self.run_program(("moepack-verify", path, "--trust", trust_path), codes[1])
+            if vector.stage == IDENTITY:
+                self.run_program(("moepack-device", "install", self.device(), path), RULES[vector.rule])
             if vector.stage == USE:
                 self.run_program(("moepack-run", "generate", path, "--trust", trust_path, "--prompt", "abc", "-n", "1"),
                                  codes[2])
         self.each(check)
+
+    def device(self):
+        path = self.runner.folder / "device"
+        if not path.exists():
+            anchor = self.inputs["anchor_valid"][0]
+            self.assertEqual(command("moepack-device", "provision", path, "--trust", anchor)[0], 0)
+        return path
 
     def key(self):
         path = self.runner.folder / "key.pem"

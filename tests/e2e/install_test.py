@@ -1,0 +1,80 @@
+"""moepack device on the embedded model, killed at random moments: always the old or the new bundle, never neither.
+
+MOEPACK_KILLS sets how many kills (40)."""
+import os
+import random
+import shutil
+import subprocess
+import time
+
+from harness import BIN, TRUST, WORK, Case, run
+
+KILLS = int(os.environ.get("MOEPACK_KILLS", "40"))
+
+
+class Install(Case):
+    def setUp(self):
+        super().setUp()
+        run("pack", "keygen", "-o", self.dir / "root.pem")
+        run("pack", "anchor", TRUST, "--root", self.dir / "root.pem", "-o", self.dir / "a.trust")
+        self.root = self.dir / "device"
+        run("device", "provision", self.root, "--trust", self.dir / "a.trust")
+
+    def pack(self, folder, counter):
+        path = self.dir / f"{counter}.moeb"
+        run("pack", WORK / folder, "--key", WORK / "key.pem", "--product", "wren", "--counter", counter, "-o", path)
+        return path, run("verify", path, "--trust", TRUST, "--json").json()["manifest_sha256"]
+
+    def device(self, verb, *args, expect=0):
+        return run("device", verb, self.root, *args, "--json", "--quiet", expect=expect)
+
+    def test_install_confirm_rollback(self):
+        old, old_digest = self.pack("dir-i4g64", 8)
+        new, new_digest = self.pack("dir-i8g64", 9)
+        self.assertEqual(self.device("status").json()["manifest_sha256"], None)
+        self.device("install", old)
+        self.assertEqual(self.device("confirm").json()["security_counter_floor"], 8)
+        self.assertTrue(self.device("install", new).json()["chunks_written"] > 0)
+        self.assertTrue(self.device("status").json()["on_trial"])
+        self.assertEqual(self.device("rollback").json()["manifest_sha256"], old_digest)
+        self.assertEqual(self.device("install", new).json()["chunks_written"], 0)
+        self.assertEqual(self.device("confirm").json()["manifest_sha256"], new_digest)
+        self.assertGreater(self.device("gc").json()["files_removed"], 0)
+        self.assertEqual(self.device("verify").json()["manifest_sha256"], new_digest)
+        self.device("install", old, expect=5)
+        self.device("rollback", expect=5)
+
+    def test_kill_at_any_moment(self):
+        old, old_digest = self.pack("dir-i4g64", 8)
+        new, new_digest = self.pack("dir-i8g64", 9)
+        self.device("install", old)
+        self.device("confirm")
+        start = time.monotonic()
+        self.device("install", new)
+        seconds = time.monotonic() - start
+        self.device("rollback")
+        self.device("gc")
+        kept = self.dir / "kept"
+        shutil.copytree(self.root, kept)
+        rng, seen = random.Random(4), {old_digest: 0, new_digest: 0}
+        verbs = (["install", new], ["confirm"], ["rollback"], ["gc"])
+        for number in range(KILLS):
+            verb = verbs[number % 8 // 2] if number % 2 else verbs[0]
+            if verb[0] in ("confirm", "rollback") and not self.device("status").json()["on_trial"]:
+                self.device("install", new)
+            process = subprocess.Popen([BIN / "moepack-device", verb[0], self.root, *verb[1:], "--quiet"],
+                                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            time.sleep(rng.random() * seconds * (1 if verb[0] == "install" else 0.1))
+            process.kill()
+            process.wait()
+            found = self.device("verify").json()["manifest_sha256"]  # every byte of what is in use
+            self.assertIn(found, seen)
+            seen[found] += 1
+            on_trial = self.device("status").json()["on_trial"]
+            if found == new_digest and not on_trial:  # confirmed: start again
+                shutil.rmtree(self.root)
+                shutil.copytree(kept, self.root)
+            elif on_trial and verb[0] == "install":
+                self.device("rollback")
+        self.assertEqual(sum(seen.values()), KILLS)
+        print(f"{KILLS} kills: the old bundle after {seen[old_digest]}, the new one after {seen[new_digest]}, every byte verified")

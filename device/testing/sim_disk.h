@@ -70,7 +70,7 @@ class SimDisk final : public Env {
   }
   Status MakeDirectory(const std::string& path) override {
     MOEPACK_RETURN_IF_ERROR(Step(path));
-    folders_.insert(path);
+    for (std::string folder = path; folder.size() > 1; folder = DirectoryOf(folder)) folders_.insert(folder);
     return Status::Ok();
   }
   Status Rename(const std::string& from, const std::string& to) override {

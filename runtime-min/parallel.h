@@ -21,7 +21,7 @@ void ForEach(ThreadPool& pool, size_t count, size_t cost, const Body& body) {
 // Rows of a weight matrix that one block multiplies with `tokens` tokens: a multiple of 16. `all_rows`: rows of all matrices
 // of the loop. Long runs of rows let kernels read ahead; enough blocks for every thread keep the last one short.
 inline size_t RowsPerBlock(size_t cols, size_t tokens, size_t all_rows, int threads) {
-  constexpr size_t kLeastProducts = 16384, kMostProducts = 131072, kBlocksPerThread = 6, kMultiple = 16;
+  constexpr size_t kLeastProducts = 16384, kMostProducts = 524288, kBlocksPerThread = 6, kMultiple = 16;
   const size_t row_products = std::max<size_t>(1, cols) * std::clamp<size_t>(tokens, 1, 4);
   const size_t even = all_rows / (kBlocksPerThread * static_cast<size_t>(threads));
   const size_t rows = std::clamp(even, kLeastProducts / row_products, kMostProducts / row_products);

@@ -33,7 +33,7 @@ namespace {
 
 constexpr size_t kTileRows = 4;
 constexpr size_t kTokenBatch = 64;
-constexpr size_t kBytesAhead = 8192;  // of codes that are asked for before they are read
+constexpr size_t kBytesAhead = 8192;      // of codes that are asked for before they are read
 constexpr size_t kPanelCols = 2048;       // of codes
 constexpr size_t kFloatPanelCols = 1024;  // of floats
 // Kernels load scales by whole vectors: zeros that follow the scales of a panel.

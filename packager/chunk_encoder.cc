@@ -41,7 +41,7 @@ Status CheckGivesBack(ByteSpan stored, const ChunkRef& ref) {
 
 }  // namespace
 
-Result<EncodedChunk> EncodeChunk(ByteSpan plain, int level) {
+Result<EncodedChunk> EncodeChunk(ByteSpan plain, std::span<const RansRun> runs, int level) {
   EncodedChunk out;
   out.ref.plain_bytes = plain.size();
   out.ref.stored_bytes = plain.size();
@@ -49,8 +49,11 @@ Result<EncodedChunk> EncodeChunk(ByteSpan plain, int level) {
   out.ref.stored_digest = out.ref.plain_digest;
   if (level == 0) return out;
   MOEPACK_ASSIGN_OR_RETURN(Bytes compressed, Compress(plain, level));
+  Bytes rans = EncodeRans(plain, runs);
+  const bool smaller = rans.size() < compressed.size();
+  if (smaller) compressed = std::move(rans);
   if (!WorthIt(plain.size(), compressed.size())) return out;
-  out.ref.encoding = Encoding::kZstd;
+  out.ref.encoding = smaller ? Encoding::kRans : Encoding::kZstd;
   out.ref.stored_bytes = compressed.size();
   out.ref.stored_digest = Sha256(compressed);
   MOEPACK_RETURN_IF_ERROR(CheckGivesBack(compressed, out.ref));

@@ -1,8 +1,11 @@
 // One chunk: plain bytes to stored bytes with both digests.
 #pragma once
 
+#include <span>
+
 #include "base/bytes.h"
 #include "base/status.h"
+#include "format/codec/rans.h"
 #include "format/manifest/manifest.h"
 
 namespace moepack {
@@ -12,9 +15,10 @@ struct EncodedChunk {
   Bytes stored;  // empty when ref.encoding is kRaw: the stored bytes are the plain ones
 };
 
-// zstd at `level` when it saves at least 1% of the chunk, else raw: a raw chunk is cheaper to load. One frame with its
-// content size, no checksum (the digest is one), a window of at most kMaxChunkPlainBytes. `plain` has 1..kMaxChunkPlainBytes
-// bytes. Thread-safe. kNoMemory.
-Result<EncodedChunk> EncodeChunk(ByteSpan plain, int level);
+// The smaller of rANS (format/codec/rans.h) over `runs`, which say how the bytes lie, and zstd at `level` when it saves at
+// least 1% of the chunk, else raw: a raw chunk is cheaper to load. zstd: one frame with its content size, no checksum (the
+// digest is one), a window of at most kMaxChunkPlainBytes. `plain` has 1..kMaxChunkPlainBytes bytes, `runs` as many.
+// Thread-safe. kNoMemory.
+Result<EncodedChunk> EncodeChunk(ByteSpan plain, std::span<const RansRun> runs, int level);
 
 }  // namespace moepack

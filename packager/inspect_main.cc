@@ -148,13 +148,14 @@ Json BlobsJson(const Manifest& manifest) {
 
 // Chunks of all tables: how many by encoding and what the encoding gained.
 struct ChunkSums {
-  uint64_t begin = UINT64_MAX, raw = 0, zstd = 0, plain_bytes = 0, stored_bytes = 0;
+  uint64_t begin = UINT64_MAX, raw = 0, zstd = 0, rans = 0, plain_bytes = 0, stored_bytes = 0;
 
   void Add(const std::vector<Unit>& units) {
     for (const Unit& unit : units) {
       for (const ChunkRef& chunk : unit.chunks) {
         begin = std::min(begin, chunk.offset);
-        (chunk.encoding == Encoding::kRaw ? raw : zstd) += 1;
+        uint64_t* const counts[] = {&raw, &zstd, &rans};
+        *counts[static_cast<size_t>(chunk.encoding)] += 1;
         plain_bytes += chunk.plain_bytes;
         stored_bytes += chunk.stored_bytes;
       }
@@ -162,8 +163,8 @@ struct ChunkSums {
   }
   Json ToJson() const {
     const double gain = plain_bytes == 0 ? 0 : 1 - static_cast<double>(stored_bytes) / static_cast<double>(plain_bytes);
-    return {{"count", raw + zstd},          {"raw", raw},  {"zstd", zstd}, {"plain_bytes", plain_bytes},
-            {"stored_bytes", stored_bytes}, {"gain", gain}};
+    return {{"count", raw + zstd + rans},  {"raw", raw}, {"zstd", zstd}, {"rans", rans},
+            {"plain_bytes", plain_bytes}, {"stored_bytes", stored_bytes}, {"gain", gain}};
   }
 };
 

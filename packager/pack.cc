@@ -21,6 +21,7 @@ constexpr uint64_t kBatchPlainBytes = 16 << 20;
 struct PendingChunk {
   size_t unit = 0;  // index into ModelFolder::units()
   ByteSpan plain;   // into PendingBatch::units
+  std::vector<RansRun> runs;
   EncodedChunk encoded;
   Status status;
 };
@@ -39,9 +40,14 @@ Result<PendingBatch> ReadBatch(const ModelFolder& folder, size_t* next) {
     MOEPACK_ASSIGN_OR_RETURN(Bytes unit, folder.ReadUnit(*next));
     plain_bytes += unit.size();
     batch.units.push_back(std::move(unit));
+    std::vector<RansRun> runs;
+    for (const UnitTensor& tensor : folder.units()[*next].tensors) {
+      MOEPACK_RETURN_IF_ERROR(AppendRansRuns(tensor.codec, tensor.shape, &runs));
+    }
     const ByteSpan bytes = batch.units.back();  // moving a vector's buffer along with the outer one keeps its address
     for (uint64_t at = 0; at < bytes.size(); at += kMaxChunkPlainBytes) {
-      batch.chunks.push_back({*next, bytes.subspan(at, std::min<uint64_t>(kMaxChunkPlainBytes, bytes.size() - at)), {}, {}});
+      const uint64_t end = std::min<uint64_t>(at + kMaxChunkPlainBytes, bytes.size());
+      batch.chunks.push_back({*next, bytes.subspan(at, end - at), CutRansRuns(runs, at, end), {}, {}});
     }
     ++*next;
   }
@@ -54,7 +60,7 @@ Status SpoolBatch(PendingBatch& batch, int level, ThreadPool& pool, ChunkSpool& 
   pool.ParallelFor(batch.chunks.size(), 1, [&](size_t begin, size_t end) {
     for (size_t i = begin; i < end; ++i) {
       PendingChunk& chunk = batch.chunks[i];
-      Result<EncodedChunk> encoded = EncodeChunk(chunk.plain, level);
+      Result<EncodedChunk> encoded = EncodeChunk(chunk.plain, chunk.runs, level);
       chunk.status = encoded.status();
       if (encoded.ok()) chunk.encoded = std::move(*encoded);
     }
@@ -117,7 +123,8 @@ void CountChunks(const std::vector<std::vector<ChunkRef>>& chunks, PackReport* r
     for (const ChunkRef& chunk : unit) {
       report->chunk_plain_bytes += chunk.plain_bytes;
       report->chunk_stored_bytes += chunk.stored_bytes;
-      (chunk.encoding == Encoding::kRaw ? report->raw_chunks : report->zstd_chunks) += 1;
+      uint64_t* const counts[] = {&report->raw_chunks, &report->zstd_chunks, &report->rans_chunks};
+      *counts[static_cast<size_t>(chunk.encoding)] += 1;
     }
   }
 }

@@ -29,7 +29,7 @@ struct PackReport {
   uint64_t table_bytes = 0;         // envelope, manifest and blobs
   uint64_t chunk_plain_bytes = 0;   // all chunks decoded
   uint64_t chunk_stored_bytes = 0;  // all chunks as stored, without padding
-  uint64_t raw_chunks = 0, zstd_chunks = 0;
+  uint64_t raw_chunks = 0, zstd_chunks = 0, rans_chunks = 0;
   uint32_t signatures = 0;
   DigestBytes manifest_digest{};
 };

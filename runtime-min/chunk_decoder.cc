@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "base/checked.h"
+#include "format/codec/rans.h"
 
 namespace moepack::runtime {
 namespace {
@@ -60,7 +61,8 @@ Status ChunkDecoder::DecodeChunk(const verify::VerifiedBundle& bundle, const Chu
     case Encoding::kZstd:
       return Decompress(chunk, stored.bytes(), out);
     case Encoding::kRans:
-      break;
+      if (Status status = DecodeRans(stored.bytes(), out); !status.ok()) return ChunkError(chunk, status.message().c_str());
+      return Status::Ok();
   }
   return Status(ErrorCode::kUnsupported,
                 StrFormat("chunk at offset %llu: encoding %d is not known to this version",

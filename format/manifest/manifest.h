@@ -16,7 +16,7 @@ namespace moepack {
 
 using DigestBytes = std::array<uint8_t, 32>;  // SHA-256
 
-// Closed enum of chunk encodings; kRans is reserved and refused by this version.
+// Closed enum of chunk encodings.
 enum class Encoding : uint8_t { kRaw = 0, kZstd = 1, kRans = 2 };
 
 inline constexpr uint64_t kMaxChunkPlainBytes = 1 << 20;

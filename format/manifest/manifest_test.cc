@@ -143,7 +143,11 @@ TEST(Tables, ChunkRules) {
       {ErrorCode::kMalformed, "chunk 1: a compressed chunk",
        [](Unit& u) { u.chunks[1].stored_bytes = u.chunks[1].plain_bytes; }},
       {ErrorCode::kMalformed, "chunk 1: a compressed chunk", [](Unit& u) { u.chunks[1].stored_bytes = 0; }},
-      {ErrorCode::kUnsupported, "chunk 1: encoding 2 is reserved", [](Unit& u) { u.chunks[1].encoding = Encoding::kRans; }},
+      {ErrorCode::kMalformed, "chunk 1: a compressed chunk",
+       [](Unit& u) {
+         u.chunks[1].encoding = Encoding::kRans;
+         u.chunks[1].stored_bytes = u.chunks[1].plain_bytes;
+       }},
       {ErrorCode::kMalformed, "Chunk.encoding", [](Unit& u) { u.chunks[1].encoding = static_cast<Encoding>(3); }},
       {ErrorCode::kMalformed, "Codec.element", [](Unit& u) { u.tensors[0].codec.element = static_cast<Element>(4); }},
       {ErrorCode::kMalformed, "tensor 0: ", [](Unit& u) { u.tensors[0].codec.bits = 4; }},

@@ -36,10 +36,9 @@ Status CheckChunk(const ChunkRef& chunk) {
       if (chunk.stored_bytes == chunk.plain_bytes && chunk.stored_digest == chunk.plain_digest) return Status::Ok();
       return Status(ErrorCode::kMalformed, "a raw chunk must be stored as its plain bytes");
     case Encoding::kZstd:
+    case Encoding::kRans:
       if (chunk.stored_bytes != 0 && chunk.stored_bytes < chunk.plain_bytes) return Status::Ok();
       return Status(ErrorCode::kMalformed, "a compressed chunk must be smaller than its plain bytes and not empty");
-    case Encoding::kRans:
-      return Status(ErrorCode::kUnsupported, "encoding 2 is reserved");
   }
   return Status(ErrorCode::kMalformed, "unknown encoding");
 }

@@ -40,6 +40,17 @@ uint64_t EnoughTokens(const Program& program) {
   return most * kTokensADimension;
 }
 
+std::vector<float> RowWeights(const TensorRef& tensor, const TokenBatch& batch, std::span<const float> token_weights) {
+  const bool table = tensor.role == TensorRole::kEmbedding || tensor.role == TensorRole::kHead;
+  if (!table || tensor.is_expert()) return {};
+  std::vector<float> counts(tensor.shape.rows, 1.0f);
+  for (size_t t = 0; t < batch.tokens.size(); ++t) {
+    const auto token = static_cast<size_t>(batch.tokens[t]);
+    if (token < counts.size()) counts[token] += token_weights[t];
+  }
+  return counts;
+}
+
 std::vector<uint64_t> SpreadEvenly(const TokenBatch& batch, const std::vector<uint64_t>& sequences, uint64_t max_tokens) {
   uint64_t tokens = 0;
   for (uint64_t s : sequences) tokens += batch.end(s) - batch.begin(s);

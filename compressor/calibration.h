@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "compressor/tensors.h"
 #include "forward/forward.h"
 #include "model/profile.h"
 
@@ -26,6 +27,11 @@ uint64_t EnoughTokens(const Program& program);
 inline constexpr uint64_t kMaxHeldBackTokens = 8192;
 Result<Calibration> MakeCalibration(const Profile& profile, uint64_t max_tokens,
                                     const std::map<std::string, double>& domain_weights);
+
+// How much an error in each row of a table over the vocabulary matters: [rows], empty for other tensors. Of an embedding,
+// how often the token was read; of a head, how often it was the one to predict, since the KLD weighs an error of a logit by
+// its probability. Every token counts once on top, so that those the calibration text lacks are not worthless.
+std::vector<float> RowWeights(const TensorRef& tensor, const TokenBatch& batch, std::span<const float> token_weights);
 
 // Some of `sequences`, spread evenly, with at most `max_tokens` tokens but at least one sequence.
 std::vector<uint64_t> SpreadEvenly(const TokenBatch& batch, const std::vector<uint64_t>& sequences, uint64_t max_tokens);

@@ -167,7 +167,7 @@ class Compressor {
     for (const auto& [name, digest] : model_.input_digests) made_from += name + digest;
     MOEPACK_ASSIGN_OR_RETURN(const Digest profile, Sha256File(env_, request_.profile_path));
     for (const Choice& choice : choices_) {
-      for (const Codec& codec : choice.candidates) made_from += codec.Name() + " ";
+      for (const RatedCodec& codec : choice.candidates) made_from += codec.Name() + " ";
     }
     made_from = TextDigest(made_from + ToHex(profile));
     const std::string& path = request_.error_table_path;

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "compressor/pass/prune.h"
+#include "compressor/rated_codec.h"
 #include "compressor/tensors.h"
 #include "format/codec/codec.h"
 
@@ -19,7 +20,7 @@ namespace moepack {
 // What may become of one tensor: exactly one codec, or the best of several by measured error under a budget.
 struct Choice {
   bool keep = false;              // as it is stored in the checkpoint, exactly
-  std::vector<Codec> candidates;  // otherwise at least one
+  std::vector<RatedCodec> candidates;  // otherwise at least one
   bool operator==(const Choice&) const = default;
 };
 

@@ -155,8 +155,8 @@ class Reader {
     return static_cast<uint64_t>(value);
   }
 
-  Codec ReadCodec(const YAML::Node& node) {
-    auto codec = ParseCodec(Text(node));
+  RatedCodec ReadCodec(const YAML::Node& node) {
+    auto codec = ParseRatedCodec(Text(node));
     if (codec.ok()) return *codec;
     Fail(node, codec.status().message());
     return {};

@@ -72,7 +72,7 @@ class Replayer {
 
  private:
   bool last(int32_t block) const { return block + 1 == in_.program->blocks(); }
-  const Codec& codec(size_t index) const { return in_.plan->tensors[index].codec; }
+  const RatedCodec& codec(size_t index) const { return in_.plan->tensors[index].codec; }
 
   std::vector<size_t> TensorsOf(int32_t block) const {
     std::vector<size_t> out;
@@ -151,7 +151,7 @@ class Replayer {
   }
 
   bool NeedsMoments(size_t index) const {
-    const Codec& c = codec(index);
+    const Codec& c = codec(index).codec;
     return in_.calibration != nullptr && (c.sparsity != Sparsity::kNone || c.element == Element::kGroupInt);
   }
 
@@ -165,7 +165,7 @@ class Replayer {
       const TensorRef& ref = tensors_[i];
       FolderUnit& unit = units[ref.unit];
       unit.key = ref.unit;
-      unit.tensors.push_back({ref.is_expert() ? static_cast<uint32_t>(ref.matrix) : ref.dense, codec(i), ref.shape});
+      unit.tensors.push_back({ref.is_expert() ? static_cast<uint32_t>(ref.matrix) : ref.dense, codec(i).codec, ref.shape});
       unit.plain.insert(unit.plain.end(), plain[i].begin(), plain[i].end());
       plain.erase(i);
     }
@@ -214,6 +214,8 @@ class Replayer {
       const TensorRef& tensor = tensors_[turn[j]];
       MOEPACK_RETURN_IF_ERROR(
           PrepareJob(tensor, codec(turn[j]), *in_.recipe, WeightsOf(tensor, *weights), &moments, factors, &jobs[j]));
+      if (in_.calibration != nullptr)
+        jobs[j].row_weights = RowWeights(tensor, in_.calibration->batch, in_.calibration->weights);
     }
     RunJobs(jobs, kSweeps, pool_);
     for (size_t j = 0; j < turn.size(); ++j) {

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <numeric>
 
+#include "compressor/pass/rated.h"
+
 namespace moepack {
 namespace {
 
@@ -51,8 +53,9 @@ constexpr size_t kRowsTogether = 16;
 // Encodes a run of rows: first the error-feedback pass, then coordinate descent.
 class RowEncoder {
  public:
-  RowEncoder(const GptqFactor& factor, size_t row_begin, size_t row_end, QuantizedMatrix* out)
+  RowEncoder(const GptqFactor& factor, const StepPlan* steps, size_t row_begin, size_t row_end, QuantizedMatrix* out)
       : factor_(factor),
+        steps_(steps),
         codec_(out->codec),
         out_(out),
         begin_(row_begin),
@@ -78,11 +81,11 @@ class RowEncoder {
     for (size_t step = 0; step < cols_; ++step) {
       const size_t column = factor_.order[step], group = column / width_;
       const float* upper = factor_.upper.data() + step * cols_;
-      if (is_int_ && !ready[group]) FindGrids(work, group);
+      if (is_int_ && steps_ == nullptr && !ready[group]) FindGrids(work, group);
       ready[group] = true;
       const Eigen::Index rest = cols_ - step - 1;
       for (size_t r = 0; r < rows_; ++r) {
-        const float w = work(r, step), value = Encode(r, column, w);
+        const float w = work(r, step), value = Encode(r, column, w, StepPlan::kPull);
         const float error = (w - value) / upper[step];
         if (error != 0 && rest > 0) {
           RowMap(work.data() + r * cols_ + step + 1, rest).noalias() -= error * ConstRowMap(upper + step + 1, rest);
@@ -99,7 +102,7 @@ class RowEncoder {
     std::vector<bool> moving(rows_, true);
     for (int sweep = 0; sweep < sweeps; ++sweep) {
       std::vector<bool> moved(rows_, false);
-      for (size_t g = 0; is_int_ && g < groups_; ++g) {
+      for (size_t g = 0; is_int_ && steps_ == nullptr && g < groups_; ++g) {
         for (size_t r = 0; r < rows_; ++r) {
           if (moving[r] && RefitGroup(r, g, gradient.row(r).data())) moved[r] = true;
         }
@@ -123,6 +126,10 @@ class RowEncoder {
       std::copy_n(codes_.begin() + static_cast<ptrdiff_t>(r * cols_), cols_,
                   out_->codes.begin() + static_cast<ptrdiff_t>(row * cols_));
       for (size_t g = 0; g < groups_; ++g) {
+        if (steps_ != nullptr) {
+          out_->scales[row] = F32ToF16(steps_->scales[row]);
+          continue;
+        }
         out_->scales[row * groups_ + g] = F32ToF16(grids_[r * groups_ + g].scale);
         if (codec_.has_min) out_->mins[row * groups_ + g] = F32ToF16(grids_[r * groups_ + g].min);
       }
@@ -150,9 +157,14 @@ class RowEncoder {
     }
   }
 
-  float Encode(size_t r, size_t column, float w) {
+  float Encode(size_t r, size_t column, float w, float pull) {
     if (Masked(r, column)) return values_(r, column) = 0;
     if (!is_int_) return values_(r, column) = RoundToElement(codec_.element, w);
+    if (steps_ != nullptr) {
+      const int code = steps_->Level(begin_ + r, column, w, pull);
+      codes_[r * cols_ + column] = static_cast<uint8_t>(code);
+      return values_(r, column) = steps_->scales[begin_ + r] * static_cast<float>(code - steps_->half);
+    }
     const GroupGrid& grid = grids_[r * groups_ + column / width_];
     const uint8_t code = NearestCode(codec_, grid, w);
     codes_[r * cols_ + column] = code;
@@ -164,7 +176,9 @@ class RowEncoder {
     if (Masked(r, c)) return false;
     const float* h = factor_.hessian.data() + c * cols_;
     const float before = values_(r, c);
-    const float step = Encode(r, c, before + gradient[c] / h[c]) - before;
+    // A bit is worth as much here as in the pass, where an error in this column costs less: the others did not follow it.
+    const float pull = steps_ != nullptr ? StepPlan::kPull * factor_.weight[c] / h[c] : 0.0f;
+    const float step = Encode(r, c, before + gradient[c] / h[c], pull) - before;
     if (step == 0) return false;
     RowMap(gradient, cols_) -= step * ConstRowMap(h, cols_);
     return true;
@@ -202,6 +216,7 @@ class RowEncoder {
   }
 
   const GptqFactor& factor_;
+  const StepPlan* const steps_;
   const Codec codec_;
   QuantizedMatrix* out_;
   const size_t begin_, rows_, cols_, width_, groups_;
@@ -253,9 +268,9 @@ Matrix ShrinkHessian(const Matrix& hessian, double tokens, const Matrix& pooled)
   return out;
 }
 
-void GptqRows(const Matrix& weights, const GptqFactor& factor, int sweeps, size_t row_begin, size_t row_end,
-              QuantizedMatrix* out) {
-  RowEncoder encoder(factor, row_begin, row_end, out);
+void GptqRows(const Matrix& weights, const GptqFactor& factor, const StepPlan* steps, int sweeps, size_t row_begin,
+              size_t row_end, QuantizedMatrix* out) {
+  RowEncoder encoder(factor, steps, row_begin, row_end, out);
   encoder.Pass(weights);
   const bool discrete = out->codec.element == Element::kGroupInt || out->codec.sparsity != Sparsity::kNone;
   if (sweeps > 0 && discrete) encoder.Descend(weights, sweeps);

@@ -36,10 +36,13 @@ Result<GptqFactor> FactorHessian(const Matrix& hessian, const GptqOptions& optio
 // of the identity.
 Matrix ShrinkHessian(const Matrix& hessian, double tokens, const Matrix& pooled);
 
+struct StepPlan;  // compressor/pass/rated.h
+
 // Rows [row_begin, row_end) of `weights` into `out` (made by MakeQuantized, mask set when sparse). Masked weights become 0
-// and their error is pushed on like any other. Thread-safe for disjoint rows.
-void GptqRows(const Matrix& weights, const GptqFactor& factor, int sweeps, size_t row_begin, size_t row_end,
-              QuantizedMatrix* out);
+// and their error is pushed on like any other. steps: the grid to use for codes that will be entropy coded; null: a grid a
+// group is searched. Thread-safe for disjoint rows.
+void GptqRows(const Matrix& weights, const GptqFactor& factor, const StepPlan* steps, int sweeps, size_t row_begin,
+              size_t row_end, QuantizedMatrix* out);
 
 // One matrix to encode, and what came out.
 struct MatrixJob {
@@ -49,12 +52,15 @@ struct MatrixJob {
   const GptqFactor* factor = nullptr;  // null: round to nearest, weighted by `importance`
   std::vector<float> importance;       // [cols] second moments of the inputs, or empty
   const Matrix* hessian = nullptr;     // undamped, to measure errors with; null: the diagonal `importance`
-  std::vector<float> row_weights;      // [rows] how often each row is used (embeddings), or empty: all 1
+  std::vector<float> row_weights;      // [rows] how often each row is used (embedding, head), or empty: all 1
+  uint64_t stored_bytes = 0;           // most bytes that the codes may take once entropy coded; 0: no matter
+  uint64_t rows_of_whole = 0;          // when `weights` is a sample of rows: how many the matrix has, which the limit is for
   QuantizedMatrix out;
   double error = 0, energy = 0;  // sum over rows of dw H dw^T and w H w^T
 };
 
-// Encodes all jobs on the pool. Errors are summed in a fixed order.
+// Encodes all jobs on the pool. Errors are summed in a fixed order. A job with a limit on its stored bytes ends within it,
+// unless every code is zero.
 void RunJobs(std::span<MatrixJob> jobs, int sweeps, ThreadPool& pool);
 
 }  // namespace moepack

@@ -36,10 +36,15 @@ Result<MomentFactors> FactorMoments(const std::vector<TensorRef>& wanted, bool g
   return factors;
 }
 
-Status PrepareJob(const TensorRef& tensor, const Codec& codec, const Recipe& recipe, const Matrix& weights,
+Status PrepareJob(const TensorRef& tensor, const RatedCodec& rated, const Recipe& recipe, const Matrix& weights,
                   HessianCollector* moments, const MomentFactors& factors, MatrixJob* job) {
+  const Codec& codec = rated.codec;
   job->weights = &weights;
   job->codec = codec;
+  if (rated.rate != 0) {
+    MOEPACK_ASSIGN_OR_RETURN(job->stored_bytes, StoredBytes(rated, tensor.shape));
+    job->rows_of_whole = tensor.shape.rows;
+  }
   const bool discrete = codec.element == Element::kGroupInt || codec.sparsity != Sparsity::kNone;
   const InputMoments* found = moments != nullptr && discrete ? moments->Find(tensor) : nullptr;
   if (found != nullptr && found->hessian.size() > 0) {

@@ -27,7 +27,7 @@ Result<MomentFactors> FactorMoments(const std::vector<TensorRef>& wanted, bool g
 // The job that encodes `weights` (all rows of the tensor, or a sample) as `codec`: factor, importance, Hessian and mask
 // filled in from the moments. moments: null when nothing was run. The job refers to all arguments. kUsage when the
 // recipe's pruning metric needs inputs that were not collected.
-Status PrepareJob(const TensorRef& tensor, const Codec& codec, const Recipe& recipe, const Matrix& weights,
+Status PrepareJob(const TensorRef& tensor, const RatedCodec& codec, const Recipe& recipe, const Matrix& weights,
                   HessianCollector* moments, const MomentFactors& factors, MatrixJob* job);
 
 }  // namespace moepack

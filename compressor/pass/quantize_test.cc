@@ -115,7 +115,7 @@ QuantizedMatrix Gptq(const Matrix& w, const Matrix& hessian, const char* codec, 
   auto factor = FactorHessian(hessian, {.order = order});
   EXPECT_TRUE(factor.ok());
   QuantizedMatrix out = MakeQuantized(Named(codec), {static_cast<uint64_t>(w.rows()), static_cast<uint64_t>(w.cols())});
-  GptqRows(w, *factor, sweeps, 0, static_cast<size_t>(w.rows()), &out);
+  GptqRows(w, *factor, nullptr, sweeps, 0, static_cast<size_t>(w.rows()), &out);
   return out;
 }
 
@@ -152,7 +152,7 @@ TEST(Gptq, MaskedWeightsStayZeroAndTheOthersMakeUpForThem) {
   auto factor = FactorHessian(h, {});
   ASSERT_TRUE(factor.ok());
   QuantizedMatrix with = masked;
-  GptqRows(w, *factor, 3, 0, 16, &with);
+  GptqRows(w, *factor, nullptr, 3, 0, 16, &with);
   QuantizeRowsNearest(w, {}, 0, 16, &masked);
   const Matrix updated = Weights(with), zeroed = Weights(masked);
   for (Eigen::Index i = 0; i < updated.size(); i += 2) ASSERT_EQ(updated.data()[i], 0.0f);

@@ -54,21 +54,25 @@ StepPlan PlanSteps(const Matrix& weights, const Codec& codec, const GptqFactor* 
   const std::vector<double> columns = ColumnSteps(factor, cols);
   double mean_log = 0;
   for (float w : row_weights) mean_log += std::log(static_cast<double>(w)) / static_cast<double>(rows);
-  // The unit must let the largest weights be reached.
-  double unit = step * *std::min_element(columns.begin(), columns.end()) / kFinest;
+  // The unit must let the largest weights be reached, of rows that matter alike all of them.
+  double unit = step * *std::min_element(columns.begin(), columns.end()) / (factor == nullptr ? 1.0 : kFinest);
   std::vector<double> row_steps(rows), tops(rows);
-  double largest = 0;
+  double largest = 0, usual = 0;
   for (size_t r = 0; r < rows; ++r) {
     row_steps[r] = RowStep(row_weights, mean_log, r);
-    tops[r] = weights.row(r).cwiseAbs().maxCoeff() / (plan.half - 1);
+    tops[r] = std::max<double>(weights.row(r).cwiseAbs().maxCoeff() / static_cast<float>(plan.half - 1), 1e-30);
     largest = std::max(largest, tops[r] / row_steps[r]);
-    plan.spread.push_back(weights.row(r).squaredNorm() / static_cast<float>(cols));
+    usual += std::log(tops[r] / row_steps[r]) / static_cast<double>(rows);
+    plan.spread.push_back(std::max(weights.row(r).squaredNorm() / static_cast<float>(cols), 1e-30f));
   }
-  if (row_weights.empty()) unit = std::max(unit, largest);
+  const bool alike = std::all_of(row_steps.begin(), row_steps.end(), [&](double s) { return s == row_steps[0]; });
+  unit = std::clamp(std::max(unit, alike ? largest : std::exp(usual)), 6e-8, 65504.0);
   for (size_t c = 0; c < cols; ++c) plan.multiples.push_back(NearestMultiple(step * columns[c] / unit));
   for (size_t r = 0; r < rows; ++r) {
-    const double scale = std::clamp(std::max(unit * row_steps[r], tops[r]), 6e-8, 65504.0);
-    plan.scales.push_back(RoundToElement(Element::kF16, static_cast<float>(scale)));
+    // A row whose largest weight would be out of reach gets a wider step, again by half octaves.
+    const double wanted = std::max({row_steps[r], tops[r] / unit, 1e-6 / unit});
+    const double scale = unit * (alike ? 1.0 : std::exp2(0.5 * std::ceil(2 * std::log2(wanted) - 1e-9)));
+    plan.scales.push_back(RoundToElement(Element::kF16, static_cast<float>(std::min(scale, 65504.0))));
   }
   return plan;
 }

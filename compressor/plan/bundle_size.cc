@@ -26,10 +26,16 @@ DigestBytes AnyDigest() {
   return digest;
 }
 
-void AddChunks(uint64_t plain_bytes, Unit* unit) {
-  for (uint64_t at = 0; at < plain_bytes; at += kMaxChunkPlainBytes) {
+// Chunks of a unit with sizes that add up, each to the next page, to what the unit takes at most.
+void AddChunks(uint64_t stored_bytes, uint64_t plain_bytes, Unit* unit) {
+  const uint64_t chunks = CeilDiv(plain_bytes, kMaxChunkPlainBytes);
+  const uint64_t pages = StoredUnitBytes(stored_bytes, plain_bytes) / kBundleAlignment;
+  for (uint64_t at = 0, i = 0; at < plain_bytes; at += kMaxChunkPlainBytes, ++i) {
     ChunkRef chunk;
     chunk.plain_bytes = chunk.stored_bytes = std::min(kMaxChunkPlainBytes, plain_bytes - at);
+    if (stored_bytes != plain_bytes) {
+      chunk.stored_bytes = chunks == 1 ? stored_bytes : (pages / chunks + (i < pages % chunks ? 1 : 0)) * kBundleAlignment;
+    }
     chunk.encoding = Encoding::kZstd;
     chunk.stored_digest = chunk.plain_digest = AnyDigest();
     unit->chunks.push_back(chunk);
@@ -44,6 +50,7 @@ void PlaceChunks(uint64_t first_offset, Tables* tables) {
       for (ChunkRef& chunk : unit.chunks) {
         chunk.offset = first_offset + AlignUp(end);
         end = AlignUp(end) + chunk.stored_bytes;
+        chunk.stored_bytes = chunk.plain_bytes;  // no length in the tables is longer
         ++tables->chunk_count;
       }
     }
@@ -53,7 +60,7 @@ void PlaceChunks(uint64_t first_offset, Tables* tables) {
   tables->chunk_area_bytes = end;
 }
 
-Result<Tables> MakeTables(const Program& program, std::span<const TensorRef> tensors, std::span<const Codec> codecs,
+Result<Tables> MakeTables(const Program& program, std::span<const TensorRef> tensors, std::span<const RatedCodec> codecs,
                           uint64_t first_offset) {
   Tables out;
   for (uint32_t t = 0; t < program.expert_tables.size(); ++t) {
@@ -62,16 +69,17 @@ Result<Tables> MakeTables(const Program& program, std::span<const TensorRef> ten
   }
   for (size_t i = 0; i < tensors.size();) {
     Unit unit;
-    uint64_t plain = 0;
+    uint64_t plain = 0, stored = 0;
     const TensorRef& first = tensors[i];
     for (; i < tensors.size() && tensors[i].unit == first.unit && tensors[i].block == first.block; ++i) {
       const TensorRef& ref = tensors[i];
       auto bytes = PlainBytes(codecs[i], ref.shape);
       if (!bytes.ok()) return bytes.status().With(ref.name + " as " + codecs[i].Name());
-      if (!CheckedAdd(plain, *bytes, &plain)) return Status(ErrorCode::kLimit, "the model's size exceeds 64 bits");
-      unit.tensors.push_back({ref.is_expert() ? static_cast<uint32_t>(ref.matrix) : ref.dense, codecs[i], ref.shape});
+      MOEPACK_ASSIGN_OR_RETURN(const uint64_t held_to, StoredBytes(codecs[i], ref.shape));
+      if (!CheckedAdd(plain, *bytes, &plain) || !CheckedAdd(stored, held_to, &stored)) return Status(ErrorCode::kLimit, "the model's size exceeds 64 bits");
+      unit.tensors.push_back({ref.is_expert() ? static_cast<uint32_t>(ref.matrix) : ref.dense, codecs[i].codec, ref.shape});
     }
-    AddChunks(plain, &unit);
+    AddChunks(stored, plain, &unit);
     (first.is_expert() ? out.experts[first.table].units : out.dense.units).push_back(std::move(unit));
   }
   PlaceChunks(first_offset, &out);
@@ -108,12 +116,16 @@ uint64_t ManifestBytes(const std::vector<Blob>& blobs, uint64_t first_offset, co
 
 }  // namespace
 
-uint64_t StoredUnitBytes(uint64_t plain_bytes) {
-  const uint64_t whole = plain_bytes / kMaxChunkPlainBytes;
-  return whole * kMaxChunkPlainBytes + AlignUp(plain_bytes % kMaxChunkPlainBytes);
+uint64_t StoredUnitBytes(uint64_t stored_bytes, uint64_t plain_bytes) {
+  if (stored_bytes == plain_bytes) return AlignUp(plain_bytes);
+  // Where the rate of a tensor is held, each further chunk may need a page more and tables of its own.
+  static constexpr uint64_t kChunkTables = 2048;
+  const uint64_t chunks = CeilDiv(plain_bytes, kMaxChunkPlainBytes);
+  return std::min(AlignUp(plain_bytes),
+                  AlignUp(stored_bytes + (chunks - 1) * kChunkTables) + (chunks - 1) * kBundleAlignment);
 }
 
-Result<uint64_t> BundleBytes(const Program& program, std::span<const TensorRef> tensors, std::span<const Codec> codecs,
+Result<uint64_t> BundleBytes(const Program& program, std::span<const TensorRef> tensors, std::span<const RatedCodec> codecs,
                              const BundleExtras& extras) {
   // Where chunks begin depends on the tables' length, which depends on the offsets in them: from below until it settles.
   uint64_t first_offset = 0;

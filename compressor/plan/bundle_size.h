@@ -1,6 +1,6 @@
-// Exact size of the bundle that a plan leads to, before anything is written: the layout of format/SPEC.md with every chunk
-// stored as long as its plain bytes (what `moepack pack --zstd-level 0` writes, to the byte). Chunk compression can only
-// make the file smaller, so this is what a size gate holds.
+// Size of the bundle that a plan leads to, before anything is written: the layout of format/SPEC.md with every matrix as long
+// as its plain bytes (what `moepack pack --zstd-level 0` writes, to the byte), or as its rate allows. Chunk compression can
+// only make the file smaller, so this is what a size gate holds.
 #pragma once
 
 #include <span>
@@ -17,11 +17,12 @@ struct BundleExtras {
   HotList hot_list;
 };
 
-// Bytes that a unit of `plain_bytes` takes in the chunk area, padding included.
-uint64_t StoredUnitBytes(uint64_t plain_bytes);
+// Bytes that a unit takes in the chunk area at most, padding included: tensors of `stored_bytes` together, in as many chunks
+// as its plain bytes fill.
+uint64_t StoredUnitBytes(uint64_t stored_bytes, uint64_t plain_bytes);
 
-// File size with codecs[i] for tensors[i] (as ListTensors gives them), for the longest product name and version.
-Result<uint64_t> BundleBytes(const Program& program, std::span<const TensorRef> tensors, std::span<const Codec> codecs,
+// File size at most, with codecs[i] for tensors[i] (as ListTensors gives them), for the longest product name and version.
+Result<uint64_t> BundleBytes(const Program& program, std::span<const TensorRef> tensors, std::span<const RatedCodec> codecs,
                              const BundleExtras& extras);
 
 }  // namespace moepack

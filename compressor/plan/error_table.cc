@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <cmath>
 #include <optional>
 
 #include "compressor/pass/gptq.h"
@@ -42,6 +43,43 @@ std::vector<uint64_t> SpreadSequences(const Calibration& calibration, uint64_t t
     if (calibration.weights[calibration.batch.begin(s)] > 0) usable.push_back(s);
   }
   return SpreadEvenly(calibration.batch, usable, tokens);
+}
+
+// Candidates that are measured: all, but of rates of one codec only those about this far apart. The logarithm of the error
+// is all but a straight line between them.
+constexpr int kRateSpacing = 75;
+std::vector<bool> MeasuredCandidates(const std::vector<RatedCodec>& candidates) {
+  std::vector<bool> out(candidates.size(), true);
+  std::map<std::string, std::map<int, size_t>> rates;  // by codec
+  for (size_t c = 0; c < candidates.size(); ++c) {
+    if (candidates[c].rate != 0) rates[candidates[c].codec.Name()][candidates[c].rate] = c;
+  }
+  for (const auto& [codec, by_rate] : rates) {
+    int last = by_rate.begin()->first;
+    for (const auto& [rate, c] : by_rate) {
+      out[c] = rate == last || rate == by_rate.rbegin()->first || rate - last >= kRateSpacing;
+      if (out[c]) last = rate;
+    }
+  }
+  return out;
+}
+
+// Errors of the candidates in between.
+void FillRates(const std::vector<RatedCodec>& candidates, std::map<std::string, double>* errors) {
+  const std::vector<bool> measured = MeasuredCandidates(candidates);
+  for (size_t c = 0; c < candidates.size(); ++c) {
+    if (measured[c]) continue;
+    const RatedCodec *below = nullptr, *above = nullptr;
+    for (size_t o = 0; o < candidates.size(); ++o) {
+      const RatedCodec& other = candidates[o];
+      if (!measured[o] || other.rate == 0 || other.codec != candidates[c].codec) continue;
+      if (other.rate < candidates[c].rate && (below == nullptr || other.rate > below->rate)) below = &other;
+      if (other.rate > candidates[c].rate && (above == nullptr || other.rate < above->rate)) above = &other;
+    }
+    const double low = errors->at(below->Name()), high = errors->at(above->Name());
+    const double share = static_cast<double>(candidates[c].rate - below->rate) / (above->rate - below->rate);
+    (*errors)[candidates[c].Name()] = low > 0 && high > 0 ? low * std::pow(high / low, share) : low * (1 - share);
+  }
 }
 
 class Measurer {
@@ -143,8 +181,11 @@ class Measurer {
     std::vector<std::vector<float>> row_weights;
     for (size_t i : open) {
       const Matrix& all = WeightsOf(in_.tensors[i], weights);
-      const std::vector<float> counts = RowWeights(in_.tensors[i]);
-      const auto rows = static_cast<size_t>(all.rows()), count = std::min(in_.sample_rows, rows);
+      const std::vector<float> counts = RowWeights(in_.tensors[i], batch_, token_weights_);
+      // Rows that matter very differently need a larger sample.
+      static constexpr size_t kMoreRows = 8;
+      const auto rows = static_cast<size_t>(all.rows());
+      const size_t count = std::min(counts.empty() ? in_.sample_rows : in_.sample_rows * kMoreRows, rows);
       samples.emplace_back(count, all.cols());
       row_weights.emplace_back(count, static_cast<float>(rows) / static_cast<float>(count));
       for (size_t r = 0; r < count; ++r) {
@@ -160,16 +201,18 @@ class Measurer {
       std::vector<MatrixJob> jobs;
       std::vector<size_t> owners;
       for (size_t p = 0; p < open.size(); ++p) {
-        if (c >= in_.choices[open[p]].candidates.size()) continue;
+        const std::vector<RatedCodec>& candidates = in_.choices[open[p]].candidates;
+        if (c >= candidates.size() || !MeasuredCandidates(candidates)[c]) continue;
         jobs.emplace_back();
         owners.push_back(p);
-        MOEPACK_RETURN_IF_ERROR(PrepareJob(in_.tensors[open[p]], in_.choices[open[p]].candidates[c], *in_.recipe, samples[p],
+        MOEPACK_RETURN_IF_ERROR(PrepareJob(in_.tensors[open[p]], candidates[c], *in_.recipe, samples[p],
                                            moments, factors, &jobs.back()));
         jobs.back().row_weights = row_weights[p];
       }
       RunJobs(jobs, kSweeps, pool_);
       for (size_t j = 0; j < jobs.size(); ++j) {
-        EntryOf(open, owners[j]).errors[jobs[j].codec.Name()] = std::max(0.0, jobs[j].error);
+        const RatedCodec& candidate = in_.choices[open[owners[j]]].candidates[c];
+        EntryOf(open, owners[j]).errors[candidate.Name()] = std::max(0.0, jobs[j].error);
         energy[owners[j]] = jobs[j].energy;
       }
     }
@@ -177,18 +220,11 @@ class Measurer {
     for (size_t p = 0; p < open.size(); ++p) energies[KindOf(in_.tensors[open[p]])] += energy[p];
     for (size_t p = 0; p < open.size(); ++p) {
       const double whole = energies.at(KindOf(in_.tensors[open[p]]));
-      for (auto& [codec, error] : EntryOf(open, p).errors) error = whole > 0 ? error / whole : 0;
+      TensorErrors& entry = EntryOf(open, p);
+      for (auto& [codec, error] : entry.errors) error = whole > 0 ? error / whole : 0;
+      FillRates(in_.choices[open[p]].candidates, &entry.errors);
     }
     return energies;
-  }
-
-  // How often each row of an embedding table is used; empty for other tensors. Every token counts once on top, so that
-  // tokens the calibration text lacks are not worthless.
-  std::vector<float> RowWeights(const TensorRef& tensor) const {
-    if (tensor.role != TensorRole::kEmbedding || tensor.is_expert()) return {};
-    std::vector<float> counts(tensor.shape.rows, 1.0f);
-    for (size_t t = 0; t < batch_.tokens.size(); ++t) counts[batch_.tokens[t]] += token_weights_[t];
-    return counts;
   }
 
   Status MeasureSensitivities(int32_t block, const std::vector<size_t>& open, const Energies& energies,
@@ -211,7 +247,7 @@ class Measurer {
       const TensorRef& tensor = in_.tensors[members[j]];
       MOEPACK_RETURN_IF_ERROR(
           PrepareJob(tensor, ProbeCodec(), *in_.recipe, WeightsOf(tensor, weights), moments, {}, &jobs[j]));
-      jobs[j].row_weights = RowWeights(tensor);
+      jobs[j].row_weights = RowWeights(tensor, batch_, token_weights_);
     }
     RunJobs(jobs, 0, pool_);
     double error = 0;

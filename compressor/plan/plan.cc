@@ -41,7 +41,7 @@ Result<std::vector<PlanTensor>> ParsePlanTensors(ByteSpan bytes, const std::stri
   for (const auto& [name, entry] : tensors->items()) {
     if (!entry.is_object() || !entry.contains("codec") || !entry["codec"].is_string())
       return refuse("tensor '" + name + "' has no 'codec'");
-    auto codec = ParseCodec(entry["codec"].get_ref<const std::string&>());
+    auto codec = ParseRatedCodec(entry["codec"].get_ref<const std::string&>());
     if (!codec.ok()) return refuse("tensor '" + name + "': " + codec.status().message());
     out.push_back({name, *codec, 0, 0});
   }
@@ -51,12 +51,14 @@ Result<std::vector<PlanTensor>> ParsePlanTensors(ByteSpan bytes, const std::stri
 Status FillSizes(std::span<const TensorRef> tensors, Plan* plan) {
   CheckedU64 plain = 0, resident = 0;
   for (size_t i = 0; i < tensors.size(); ++i) {
-    const Codec& codec = plan->tensors[i].codec;
+    const RatedCodec& codec = plan->tensors[i].codec;
     auto bytes = PlainBytes(codec, tensors[i].shape);
     if (!bytes.ok()) return bytes.status().With(tensors[i].name + " as " + codec.Name());
+    auto stored = StoredBytes(codec, tensors[i].shape);
+    if (!stored.ok()) return stored.status().With(tensors[i].name + " as " + codec.Name());
     auto loaded = ResidentBytes(codec, tensors[i].shape);
     if (!loaded.ok()) return loaded.status().With(tensors[i].name + " as " + codec.Name());
-    plan->tensors[i].bytes = *bytes;
+    plan->tensors[i].bytes = *stored;
     plain = plain + *bytes;
     resident = resident + *loaded;
   }

@@ -7,14 +7,15 @@
 
 #include "base/bytes.h"
 #include "base/status.h"
+#include "compressor/rated_codec.h"
 #include "compressor/tensors.h"
 
 namespace moepack {
 
 struct PlanTensor {
   std::string name;
-  Codec codec;
-  uint64_t bytes = 0;  // plain
+  RatedCodec codec;
+  uint64_t bytes = 0;  // in the bundle at most
   double kld = 0;      // predicted share of the mean KLD; 0 when nothing was measured
 };
 

@@ -25,7 +25,7 @@ Result<Planner> Planner::Create(const PlannerInput& input) {
   if (input.errors != nullptr) {
     for (const TensorErrors& tensor : input.errors->tensors) measured[tensor.name] = &tensor;
   }
-  std::map<std::string, const Codec*> like;
+  std::map<std::string, const RatedCodec*> like;
   for (const PlanTensor& tensor : input.like) like[tensor.name] = &tensor.codec;
   for (size_t i = 0; i < input.tensors.size(); ++i) {
     const auto errors = measured.find(input.tensors[i].name);
@@ -44,17 +44,20 @@ Result<Planner> Planner::Create(const PlannerInput& input) {
   return planner;
 }
 
-Status Planner::ReadTensor(size_t tensor, const TensorErrors* measured, const Codec* like) {
+Status Planner::ReadTensor(size_t tensor, const TensorErrors* measured, const RatedCodec* like) {
   const TensorRef& ref = input_.tensors[tensor];
-  const std::vector<Codec>& codecs = input_.choices[tensor].candidates;
+  const std::vector<RatedCodec>& codecs = input_.choices[tensor].candidates;
   candidates_.emplace_back();
-  for (const Codec& codec : codecs) {
+  for (const RatedCodec& codec : codecs) {
     Candidate candidate;
     auto plain = PlainBytes(codec, ref.shape);
     if (!plain.ok()) return plain.status().With(ref.name + " as " + codec.Name());
+    auto stored = StoredBytes(codec, ref.shape);
+    if (!stored.ok()) return stored.status().With(ref.name + " as " + codec.Name());
     auto resident = ResidentBytes(codec, ref.shape);
     if (!resident.ok()) return resident.status().With(ref.name + " as " + codec.Name());
     candidate.plain_bytes = *plain;
+    candidate.stored_bytes = *stored;
     candidate.resident_bytes = *resident;
     if (codecs.size() > 1) {
       const auto error =
@@ -72,7 +75,7 @@ Status Planner::ReadTensor(size_t tensor, const TensorErrors* measured, const Co
 
 // Tables are longest when every unit has as many chunks as its largest option needs.
 Status Planner::SetOverhead() {
-  std::vector<Codec> largest(input_.tensors.size());
+  std::vector<RatedCodec> largest(input_.tensors.size());
   uint64_t chunks = 0;
   for (const Unit& unit : stored_.units) {
     uint64_t most = 0;
@@ -116,7 +119,7 @@ void Planner::AddUnit(const std::vector<size_t>& members, const Prices& prices, 
     tensors.emplace_back();
     for (size_t c = 0; c < candidates_[i].size(); ++c) {
       const Candidate& candidate = candidates_[i][c];
-      tensors.back().push_back({CostOf(candidate.plain_bytes, candidate.resident_bytes, prices), LossOf(i, c)});
+      tensors.back().push_back({CostOf(candidate.stored_bytes, candidate.resident_bytes, prices), LossOf(i, c)});
     }
   }
   const Combined combined = Combine(tensors);
@@ -124,12 +127,13 @@ void Planner::AddUnit(const std::vector<size_t>& members, const Prices& prices, 
   Unit unit{members, {}, {}};
   // Options come by falling loss: of those that fill the same pages the last is the best.
   for (size_t o = 0; o < combined.options.size(); ++o) {
-    uint64_t plain = 0, resident = 0;
+    uint64_t stored = 0, plain = 0, resident = 0;
     for (size_t t = 0; t < members.size(); ++t) {
+      stored += candidates_[members[t]][combined.picks[o][t]].stored_bytes;
       plain += candidates_[members[t]][combined.picks[o][t]].plain_bytes;
       resident += candidates_[members[t]][combined.picks[o][t]].resident_bytes;
     }
-    const Option option{CostOf(StoredUnitBytes(plain), resident, prices), combined.options[o].loss};
+    const Option option{CostOf(StoredUnitBytes(stored, plain), resident, prices), combined.options[o].loss};
     if (!unit.options.empty() && unit.options.back().cost == option.cost) {
       unit.options.back() = option;
       unit.picks.back() = combined.picks[o];
@@ -145,7 +149,7 @@ Result<Plan> Planner::MakePlan(const Front& front, const std::vector<size_t>& ch
   Plan plan;
   plan.measured_by = input_.errors != nullptr ? input_.errors->measured_by : "none";
   plan.tensors.resize(input_.tensors.size());
-  std::vector<Codec> codecs(input_.tensors.size());
+  std::vector<RatedCodec> codecs(input_.tensors.size());
   for (size_t u = 0; u < front.units.size(); ++u) {
     const Unit& unit = front.units[u];
     for (size_t t = 0; t < unit.tensors.size(); ++t) {

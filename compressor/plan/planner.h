@@ -59,7 +59,7 @@ class Planner {
     bool thinned = false;
     std::vector<std::vector<Option>> options() const;
   };
-  Status ReadTensor(size_t tensor, const TensorErrors* measured, const Codec* like);
+  Status ReadTensor(size_t tensor, const TensorErrors* measured, const RatedCodec* like);
   Status SetOverhead();
   Front MakeFront(const Prices& prices) const;
   void AddUnit(const std::vector<size_t>& members, const Prices& prices, Front* front) const;
@@ -74,7 +74,7 @@ class Planner {
 
   PlannerInput input_;
   struct Candidate {
-    uint64_t plain_bytes = 0, resident_bytes = 0;
+    uint64_t stored_bytes = 0, plain_bytes = 0, resident_bytes = 0;
     double loss = 0;      // predicted KLD
     bool is_old = false;  // the earlier plan's choice
   };

@@ -34,9 +34,11 @@ Result<Bytes> Compress(ByteSpan plain, int level) {
 // What a device will get. It does not compare identities when it loads (SPEC.md, section 5), so they are made sure of here.
 Status CheckGivesBack(ByteSpan stored, const ChunkRef& ref) {
   Bytes plain(ref.plain_bytes);
-  const size_t size = ZSTD_decompress(plain.data(), plain.size(), stored.data(), stored.size());
-  if (size == plain.size() && Sha256(plain) == ref.plain_digest) return Status::Ok();
-  return Status(ErrorCode::kInternal, "zstd: a chunk does not decompress to what was compressed");
+  const bool whole = ref.encoding == Encoding::kRans
+                         ? DecodeRans(stored, plain).ok()
+                         : ZSTD_decompress(plain.data(), plain.size(), stored.data(), stored.size()) == plain.size();
+  if (whole && Sha256(plain) == ref.plain_digest) return Status::Ok();
+  return Status(ErrorCode::kInternal, "a chunk does not decompress to what was compressed");
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <zstd.h>
 
 #include "base/digest/sha256.h"
+#include "format/codec/rans.h"
 #include "verify/testing/tiny_bundle.h"
 
 namespace moepack::runtime {
@@ -56,6 +57,20 @@ TEST(ChunkDecoder, GivesThePlainBytesOfRawAndZstdChunks) {
   const auto zstd = DecodeStored(Encoding::kZstd, [](const Bytes& bytes) { return Frame(bytes); });
   ASSERT_TRUE(zstd.ok()) << zstd.status().message();
   EXPECT_EQ(Bytes(zstd->bytes().begin(), zstd->bytes().end()), plain);
+}
+
+TEST(ChunkDecoder, GivesThePlainBytesOfRansChunksAndRefusesOthers) {
+  const auto encode = [](const Bytes& bytes) {
+    const RansRun run{bytes.size(), 0, 0};
+    return EncodeRans(bytes, {&run, 1});
+  };
+  Bytes plain;
+  const auto rans = DecodeStored(Encoding::kRans, encode, &plain);
+  ASSERT_TRUE(rans.ok()) << rans.status().message();
+  EXPECT_EQ(Bytes(rans->bytes().begin(), rans->bytes().end()), plain);
+  const auto cut = DecodeStored(Encoding::kRans, [&](const Bytes& bytes) { return encode({bytes.begin(), bytes.end() - 1}); });
+  EXPECT_EQ(cut.status().code(), ErrorCode::kMalformed);
+  EXPECT_NE(cut.status().message().find("rANS"), std::string::npos) << cut.status().message();
 }
 
 TEST(ChunkDecoder, RefusesSignedFramesThatAreNotExactlyThePlainBytes) {

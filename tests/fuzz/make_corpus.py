@@ -116,6 +116,13 @@ def main():
     for name, shape, plain in (("i4g32", (2, 33), 2 * 17 + 8), ("i3mg16", (1, 16), 4 + 2 + 4), ("bf16+2:4", (1, 8), 1 + 8),
                                ("i8g64", (1, 5), 5 + 2), ("f16", (1, 3), 6)):
         put("codec", name.replace("+", "-").replace(":", "-"), name.encode() + b"\n" + bytes(shape) + bytes(plain))
+    # 4 equal bytes, one table; two columns with a table each; a plain run.
+    coded = bytes([0, 1, 7, 1, 1, 0, 0x80, 0x20]) + struct.pack("<I", 8) + struct.pack("<I", 65536) * 4
+    by_column = (bytes([1]) + struct.pack("<II", 2, 0) + bytes([2, 2]) + bytes([7, 1, 1, 0, 0x80, 0x20]) + bytes([9, 1, 1, 0, 0x80, 0x20])
+                 + struct.pack("<I", 8) + struct.pack("<I", 65536) * 4)
+    put("rans", "one-table", struct.pack("<HBI", 4, 1, 4) + coded)
+    put("rans", "by-column", struct.pack("<HBI", 4, 1, 4) + by_column)
+    put("rans", "plain", struct.pack("<HBI", 3, 0, 3) + b"abc")
 
 
 if __name__ == "__main__":

@@ -216,7 +216,7 @@ Coding Choose(ByteSpan plain, const RansRun& run) {
     const uint64_t count = rows ? (run.phase + run.bytes) / run.period : run.period;
     if (count < 2 || count > kMaxItems || run.bytes / count < 16) continue;
     const std::vector<Item> items = ListItems(plain, run, rows);
-    for (size_t wanted : {3, 6, 10, 16}) {
+    for (size_t wanted : {3, 6, 12}) {
       if (wanted > items.size()) break;
       Coding coding = Cluster(items, rows ? RansOrder::kByRow : RansOrder::kByColumn, wanted);
       if (coding.histograms.size() > 1 && coding.cost < best.cost) best = std::move(coding);

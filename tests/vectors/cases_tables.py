@@ -71,7 +71,8 @@ add("R-405", "raw_chunk_with_two_digests", chunk(lambda c: c.update(plain_digest
 add("R-406", "zstd_chunk_of_no_bytes", chunk(lambda c: c.update(stored_bytes=0), unit=0), attack=LIES)
 add("R-406", "zstd_chunk_that_grew", chunk(lambda c: c.update(stored_bytes=c["plain_bytes"]), unit=0), attack=LIES)
 add("R-406", "zstd_chunk_of_2_to_the_64", chunk(lambda c: c.update(stored_bytes=2**64 - 1), unit=0), attack=OVERFLOW)
-add("R-407", "encoding_rans", chunk(lambda c: c.update(encoding=2)), attack="algorithm confusion")
+add("R-407", "rans_chunk_of_no_bytes", chunk(lambda c: c.update(encoding=2, stored_bytes=0), unit=0), attack=LIES)
+add("R-407", "raw_chunk_called_rans", chunk(lambda c: c.update(encoding=2)), attack="algorithm confusion")
 
 # ---- hot list ----
 

@@ -82,6 +82,71 @@ def another_identity(build):
 
 
 add("R-607", "zstd_chunk_of_another_identity", another_identity, stage=IDENTITY, attack=LIES)
+# ---- rANS ----
+
+
+def constant_run(count, symbol, order=b"\0", tables=b"\1", table=None, words=8, states=(65536,) * 4, length=None, kind=1):
+    """A run of one byte again and again: its table leaves nothing to say, so no word is pulled."""
+    table = bytes([symbol, 1, 1, 0, 0x80, 0x20]) if table is None else table
+    body = order + tables + table * max(1, tables[0]) + struct.pack("<I", words) + struct.pack("<4I", *states)
+    return struct.pack("<BI", kind, count if length is None else length) + body
+
+
+def rans(change, symbol=0):
+    """The first chunk of the embedding (bf16) becomes one run of equal bytes; stored as change(their number)."""
+    def edit(build):
+        unit = build.model["dense"]["units"][0]
+        count = len(unit["chunks"][0]["plain"])
+        unit["chunks"][0] = {**make_chunk(bytes([symbol]) * count, change(count), True), "encoding": 2}
+    return edit
+
+
+def ordered(order, period, phase, tables, bits, entries):
+    """Header up to the map, which names table 1 for every odd entry."""
+    packed = sum((i & 1) << i * bits for i in range(entries))
+    return bytes([order]) + struct.pack("<II", period, phase), bytes([tables]) + packed.to_bytes(-(-entries * bits // 8), "little")
+
+
+def mapped(n, order, period, phase, tables=2, bits=1, spare=0, entries=None):
+    rows = -(-(phase + n) // period) if period else 1
+    entries = (period if order == 1 else rows) if entries is None else entries
+    head, rest = ordered(order, period, phase, tables, bits, entries)
+    if spare:
+        rest = rest[:-1] + bytes([rest[-1] | spare])
+    run = constant_run(n, 0, order=head, tables=bytes([tables]))
+    at = 5 + len(head) + 1
+    return run[:at] + rest[1:] + run[at:]
+
+
+add(None, "rans_one_table", rans(lambda n: constant_run(n, 0)))
+add(None, "rans_two_runs", rans(lambda n: constant_run(n - 100, 0) + struct.pack("<BI", 0, 100) + bytes(100)))
+add(None, "rans_by_column", rans(lambda n: mapped(n, 1, 32, 7)))
+add(None, "rans_by_row", rans(lambda n: mapped(n, 2, 64, 63)))
+for name, change, attack in (
+        ("kind_2", lambda n: constant_run(n, 0, kind=2), LIES), ("run_of_nothing", lambda n: constant_run(n, 0, length=0), LIES),
+        ("run_longer_than_the_chunk", lambda n: constant_run(n, 0, length=n + 1), BOMB),
+        ("run_of_4_gib", lambda n: constant_run(n, 0, length=2**32 - 1), BOMB),
+        ("cut_off", lambda n: constant_run(n, 0)[:-1], "truncation"), ("less_than_the_chunk", lambda n: constant_run(n - 1, 0), LIES),
+        ("bytes_behind", lambda n: constant_run(n, 0) + b"\0", LIES), ("order_3", lambda n: constant_run(n, 0, order=b"\3"), LIES),
+        ("no_tables", lambda n: constant_run(n, 0, tables=b"\0"), LIES), ("two_tables", lambda n: constant_run(n, 0, tables=b"\2"), LIES),
+        ("stride_0", lambda n: constant_run(n, 0, table=bytes([0, 0, 1, 0, 0x80, 0x20])), LIES),
+        ("no_symbols", lambda n: constant_run(n, 0, table=bytes([0, 1, 0, 0])), LIES),
+        ("symbol_past_255", lambda n: constant_run(n, 0, table=bytes([0, 255, 3, 0, 0, 0, 0x80, 0x20])), OVERFLOW),
+        ("frequencies_below_4096", lambda n: constant_run(n, 0, table=bytes([0, 1, 1, 0, 0xFF, 0x1F])), LIES),
+        ("frequencies_above_4096", lambda n: constant_run(n, 0, table=bytes([0, 1, 1, 0, 0x81, 0x20])), OVERFLOW),
+        ("frequency_in_two_bytes_of_one", lambda n: constant_run(n, 0, table=bytes([0, 1, 2, 0, 0x80, 0, 0x80, 0x20])), LIES),
+        ("state_too_low", lambda n: constant_run(n, 0, states=(65535, 65536, 65536, 65536)), LIES),
+        ("state_not_at_the_end", lambda n: constant_run(n, 0, states=(65537, 65536, 65536, 65536)), LIES),
+        ("too_few_states", lambda n: constant_run(n, 0, words=7)[:-2], "truncation"),
+        ("words_left", lambda n: constant_run(n, 0, words=9) + b"\0\0", LIES),
+        ("words_past_the_end", lambda n: constant_run(n, 0, words=2**32 - 1), OVERFLOW),
+        ("period_0", lambda n: mapped(n, 1, 0, 0), LIES), ("period_above_2_to_the_20", lambda n: mapped(n, 1, 2**20 + 1, 0, entries=64), BOMB),
+        ("phase_not_below_period", lambda n: mapped(n, 1, 32, 32), OVERFLOW),
+        ("map_one_table", lambda n: mapped(n, 1, 32, 0, tables=1), LIES), ("map_17_tables", lambda n: mapped(n, 1, 32, 0, tables=17, bits=5), LIES),
+        ("map_of_a_table_that_is_not_there", lambda n: mapped(n, 1, 30, 0, tables=3, bits=2, spare=0x0C), LIES),
+        ("map_with_spare_bits", lambda n: mapped(n, 1, 31, 0, spare=0x80), LIES)):
+    add("R-608", f"rans_{name}", rans(change), stage=USE, attack=attack)
+
 add(None, "zstd_with_checksum", frame(lambda p: compress(p, write_checksum=True)))
 
 # ---- plain bytes ----

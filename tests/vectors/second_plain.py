@@ -99,9 +99,78 @@ def frame_bytes(data):
             return at + 4 * checksum
 
 
+def rans_table(take):
+    """(frequency, sum before it, byte) of each slot."""
+    first, stride, count = struct.unpack("<BBH", take(4))
+    must(stride >= 1 and 1 <= count <= 256 and first + (count - 1) * stride <= 255, "R-608", "symbols of a table")
+    slots = []
+    for symbol in range(first, first + count * stride, stride):
+        frequency = take(1)[0]
+        if frequency >= 128:
+            high = take(1)[0]
+            must(high > 0, "R-608", "frequency in two bytes")
+            frequency = frequency - 128 + 128 * high
+        must(len(slots) + frequency <= 4096, "R-608", "sum of frequencies")
+        slots += [(frequency, len(slots), symbol)] * frequency
+    must(len(slots) == 4096, "R-608", "sum of frequencies")
+    return slots
+
+
+def rans_run(take, count):
+    order, = take(1)
+    must(order <= 2, "R-608", "order of tables")
+    period, phase = struct.unpack("<II", take(8)) if order else (1, 0)
+    must(1 <= period <= 2**20 and phase < period, "R-608", "period or phase")
+    n, = take(1)
+    must(2 <= n <= 16 if order else n == 1, "R-608", "number of tables")
+    kinds = [0]
+    if order:
+        entries = period if order == 1 else -(-(phase + count) // period)
+        bits = (n - 1).bit_length()
+        packed = int.from_bytes(take(-(-entries * bits // 8)), "little")
+        kinds = [packed >> i * bits & (1 << bits) - 1 for i in range(entries)]
+        must(max(kinds) < n and packed >> entries * bits == 0, "R-608", "map")
+    tables = [rans_table(take) for _ in range(n)]
+    words = iter(struct.unpack(f"<{(total := struct.unpack('<I', take(4))[0])}H", take(2 * total)))
+    try:
+        states = [next(words) + 65536 * next(words) for _ in range(4)]
+        must(min(states) >= 65536, "R-608", "state at the start")
+        out = bytearray()
+        for i in range(count):
+            at = phase + i
+            frequency, before, symbol = tables[kinds[(0, at % period, at // period)[order]]][states[i % 4] % 4096]
+            x = frequency * (states[i % 4] // 4096) + states[i % 4] % 4096 - before
+            states[i % 4] = x if x >= 65536 else 65536 * x + next(words)
+            out.append(symbol)
+    except StopIteration as error:
+        raise Refused("R-608", "too few words") from error
+    must(states == [65536] * 4 and next(words, None) is None, "R-608", "end of the words")
+    return bytes(out)
+
+
+def decode_rans(stored, count):
+    at = 0
+
+    def take(n):
+        nonlocal at
+        must(n <= len(stored) - at, "R-608", "cut off")
+        at += n
+        return stored[at - n:at]
+
+    out = b""
+    while len(out) < count:
+        kind, length = struct.unpack("<BI", take(5))
+        must(kind <= 1 and 1 <= length <= count - len(out), "R-608", "kind or length of a run")
+        out += rans_run(take, length) if kind else take(length)
+    must(at == len(stored), "R-608", "bytes behind the last run")
+    return out
+
+
 def decode_chunk(chunk, stored):
     if chunk["encoding"] == 0:
         return stored
+    if chunk["encoding"] == 2:
+        return decode_rans(stored, chunk["plain_bytes"])
     must(frame_bytes(stored) == len(stored), "R-603", "not exactly one zstd frame")
     try:
         parameters = zstandard.get_frame_parameters(stored)

@@ -17,8 +17,8 @@ Result<RatedCodec> ParseRatedCodec(std::string_view name) {
   const size_t at = name.find('@');
   MOEPACK_ASSIGN_OR_RETURN(const Codec codec, ParseCodec(name.substr(0, at)));
   if (at == std::string_view::npos) return RatedCodec(codec);
-  const bool fits = codec.element == Element::kGroupInt && codec.group_size == 0 && !codec.has_min &&
-                    codec.sparsity == Sparsity::kNone;
+  const bool fits =
+      codec.element == Element::kGroupInt && codec.group_size == 0 && !codec.has_min && codec.sparsity == Sparsity::kNone;
   uint32_t rate = 0, decimals = 0;
   bool point = false, valid = fits;
   for (char c : name.substr(at + 1)) {
@@ -33,9 +33,10 @@ Result<RatedCodec> ParseRatedCodec(std::string_view name) {
   }
   for (; decimals < 2; ++decimals) rate *= 10;
   if (valid && rate >= kMinRate && rate <= kMaxRate) return RatedCodec(codec, static_cast<uint16_t>(rate));
-  return Status(ErrorCode::kRecipe, "codec '" + std::string(name.substr(0, 64)) +
-                                        "': a rate such as @2.25 stands behind iBr only, from 0.5 to 8 bits with at most two "
-                                        "decimals");
+  return Status(ErrorCode::kRecipe,
+                "codec '" + std::string(name.substr(0, 64)) +
+                    "': a rate such as @2.25 stands behind iBr only, from 0.5 to 8 bits with at most two "
+                    "decimals");
 }
 
 Result<uint64_t> StoredBytes(const RatedCodec& codec, const MatrixShape& shape) {

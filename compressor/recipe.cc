@@ -28,8 +28,8 @@ std::vector<RatedCodec> BuiltInCandidates(int floor) {
   // Codes held to a rate: at the same bytes in the bundle they lose far less, for more bytes once loaded. A rate is worth
   // half a bit more than as many bits of a plain codec. Of narrower ones only 4 bits pay: codes of 5 and 6 bits lie in two
   // planes, which are coded apart.
-  for (uint16_t rate : {100, 112, 125, 137, 150, 162, 175, 187, 200, 212, 225, 237, 250, 262, 275, 287, 300, 312, 325, 350,
-                        375, 400, 425, 450, 475, 500, 550, 600, 650, 700}) {
+  for (uint16_t rate : {100, 112, 125, 137, 150, 162, 175, 187, 200, 212, 225, 237, 250, 262, 275,
+                        287, 300, 312, 325, 350, 375, 400, 425, 450, 475, 500, 550, 600, 650, 700}) {
     if (rate >= 100 * floor - 50) out.emplace_back(GroupInt(8, 0), rate);
   }
   for (uint16_t rate : {150, 175, 200, 225, 250}) {

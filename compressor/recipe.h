@@ -19,7 +19,7 @@ namespace moepack {
 
 // What may become of one tensor: exactly one codec, or the best of several by measured error under a budget.
 struct Choice {
-  bool keep = false;              // as it is stored in the checkpoint, exactly
+  bool keep = false;                   // as it is stored in the checkpoint, exactly
   std::vector<RatedCodec> candidates;  // otherwise at least one
   bool operator==(const Choice&) const = default;
 };

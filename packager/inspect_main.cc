@@ -163,8 +163,8 @@ struct ChunkSums {
   }
   Json ToJson() const {
     const double gain = plain_bytes == 0 ? 0 : 1 - static_cast<double>(stored_bytes) / static_cast<double>(plain_bytes);
-    return {{"count", raw + zstd + rans},  {"raw", raw}, {"zstd", zstd}, {"rans", rans},
-            {"plain_bytes", plain_bytes}, {"stored_bytes", stored_bytes}, {"gain", gain}};
+    return {{"count", raw + zstd + rans},   {"raw", raw},  {"zstd", zstd}, {"rans", rans}, {"plain_bytes", plain_bytes},
+            {"stored_bytes", stored_bytes}, {"gain", gain}};
   }
 };
 

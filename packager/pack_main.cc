@@ -44,14 +44,15 @@ void AddPassphraseOption(cli::Command* command) {
 void PrintReport(const cli::Command& command, const std::string& output, const PackReport& report) {
   const uint64_t chunks = report.raw_chunks + report.zstd_chunks + report.rans_chunks;
   if (command.json()) {
-    nlohmann::json json = {{"output", output},
-                           {"file_bytes", report.file_bytes},
-                           {"table_bytes", report.table_bytes},
-                           {"chunk_plain_bytes", report.chunk_plain_bytes},
-                           {"chunk_stored_bytes", report.chunk_stored_bytes},
-                           {"chunks", {{"raw", report.raw_chunks}, {"zstd", report.zstd_chunks}, {"rans", report.rans_chunks}}},
-                           {"signatures", report.signatures},
-                           {"manifest_sha256", ToHex(ByteSpan(report.manifest_digest))}};
+    nlohmann::json json = {
+        {"output", output},
+        {"file_bytes", report.file_bytes},
+        {"table_bytes", report.table_bytes},
+        {"chunk_plain_bytes", report.chunk_plain_bytes},
+        {"chunk_stored_bytes", report.chunk_stored_bytes},
+        {"chunks", {{"raw", report.raw_chunks}, {"zstd", report.zstd_chunks}, {"rans", report.rans_chunks}}},
+        {"signatures", report.signatures},
+        {"manifest_sha256", ToHex(ByteSpan(report.manifest_digest))}};
     // Adding a signature does not look at chunks.
     if (chunks == 0) json["table_bytes"] = json["chunk_plain_bytes"] = json["chunk_stored_bytes"] = json["chunks"] = nullptr;
     cli::PrintJson(json);
@@ -59,8 +60,8 @@ void PrintReport(const cli::Command& command, const std::string& output, const P
   }
   std::printf("%s: %s, %u signatures\n", output.c_str(), FormatBytes(report.file_bytes).c_str(), report.signatures);
   if (chunks == 0) return;
-  std::printf("  %llu chunks (%llu rans, %llu zstd, %llu raw), %s plain, %s stored\n", static_cast<unsigned long long>(chunks),
-              static_cast<unsigned long long>(report.rans_chunks),
+  std::printf("  %llu chunks (%llu rans, %llu zstd, %llu raw), %s plain, %s stored\n",
+              static_cast<unsigned long long>(chunks), static_cast<unsigned long long>(report.rans_chunks),
               static_cast<unsigned long long>(report.zstd_chunks), static_cast<unsigned long long>(report.raw_chunks),
               FormatBytes(report.chunk_plain_bytes).c_str(), FormatBytes(report.chunk_stored_bytes).c_str());
 }

@@ -3,8 +3,8 @@
 
 #include "base/digest/sha256.h"
 #include "base/testing/fault_env.h"
-#include "format/envelope.h"
 #include "format/codec/rans.h"
+#include "format/envelope.h"
 #include "format/manifest/model_folder.h"
 #include "packager/packager.h"
 #include "packager/testing/tiny_folder.h"

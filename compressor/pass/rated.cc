@@ -46,8 +46,8 @@ double RowStep(const std::vector<float>& row_weights, double mean_log, size_t ro
 
 }  // namespace
 
-StepPlan PlanSteps(const Matrix& weights, const Codec& codec, const GptqFactor* factor, const std::vector<float>& row_weights,
-                   double step) {
+StepPlan PlanSteps(const Matrix& weights, const Codec& codec, const GptqFactor* factor,
+                   const std::vector<float>& row_weights, double step) {
   const auto rows = static_cast<size_t>(weights.rows()), cols = static_cast<size_t>(weights.cols());
   StepPlan plan;
   plan.half = 1 << (codec.bits - 1);
@@ -95,8 +95,8 @@ uint64_t CodedBytes(const QuantizedMatrix& matrix, uint64_t rows_of_whole) {
   if (rows_of_whole > matrix.shape.rows) {
     // A sample stands for the whole by repetition, as far as a chunk reaches.
     QuantizedMatrix tiled = matrix;
-    const uint64_t copies = std::max<uint64_t>(
-        1, std::min(rows_of_whole / matrix.shape.rows, kChunk / std::max<uint64_t>(1, plain->size())));
+    const uint64_t copies =
+        std::max<uint64_t>(1, std::min(rows_of_whole / matrix.shape.rows, kChunk / std::max<uint64_t>(1, plain->size())));
     for (uint64_t i = 1; i < copies; ++i) {
       tiled.codes.insert(tiled.codes.end(), matrix.codes.begin(), matrix.codes.end());
       tiled.scales.insert(tiled.scales.end(), matrix.scales.begin(), matrix.scales.end());

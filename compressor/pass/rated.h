@@ -16,10 +16,10 @@ struct StepPlan {
   // measured to be best, since the error that GPTQ pushes on is then no longer noise without a mean.
   static constexpr float kPull = 0.08f;
 
-  std::vector<uint8_t> multiples;      // [cols] codes of a column lie this far apart
-  std::vector<float> scales;           // [rows] exactly representable in f16
-  std::vector<float> spread;           // [rows] mean square of the weights
-  int half = 128;                      // 2^(bits-1)
+  std::vector<uint8_t> multiples;  // [cols] codes of a column lie this far apart
+  std::vector<float> scales;       // [rows] exactly representable in f16
+  std::vector<float> spread;       // [rows] mean square of the weights
+  int half = 128;                  // 2^(bits-1)
 
   // Code of a weight given what one more unit of squared error in its column is worth against a bit: `pull` shrinks it
   // towards codes that take fewer bits (exact for codes of Gaussian weights, whose length grows with their square).
@@ -28,8 +28,8 @@ struct StepPlan {
 };
 
 // Steps proportional to `step`, the mean one. factor: null for columns alike. row_weights: [rows] or empty.
-StepPlan PlanSteps(const Matrix& weights, const Codec& codec, const GptqFactor* factor, const std::vector<float>& row_weights,
-                   double step);
+StepPlan PlanSteps(const Matrix& weights, const Codec& codec, const GptqFactor* factor,
+                   const std::vector<float>& row_weights, double step);
 
 // Bytes of a matrix as a bundle stores it: entropy coded, cut into chunks. `rows_of_whole`: how many rows the matrix has of
 // which `matrix` is a sample (its own number otherwise); the result is for all of them.

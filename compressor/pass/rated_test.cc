@@ -25,8 +25,8 @@ Matrix Hessian(int cols) {
   return x.transpose() * x;
 }
 
-
-double ErrorAt(const Matrix& w, const Matrix& h, const char* name, QuantizedMatrix* out = nullptr, uint64_t* limit = nullptr) {
+double ErrorAt(const Matrix& w, const Matrix& h, const char* name, QuantizedMatrix* out = nullptr,
+               uint64_t* limit = nullptr) {
   const auto factor = FactorHessian(h, {});
   const auto codec = ParseRatedCodec(name);
   EXPECT_TRUE(factor.ok() && codec.ok()) << name;
@@ -100,8 +100,8 @@ TEST(RatedCodec, NamesComeBack) {
     EXPECT_EQ(codec->Name(), name);
   }
   EXPECT_EQ(*StoredBytes(*ParseRatedCodec("i8r@2.25"), {256, 256}), 256u * 256 * 9 / 32);
-  for (const char* name : {"i8r@", "i8r@0.4", "i8r@9", "i8r@2.255", "i8r@2.2.5", "i8r@-2", "i8g64@2", "i8mr@2", "bf16@3", "i8r@2 ",
-                           "i8r+2:4@2", "i8r@99999999999"}) {
+  for (const char* name : {"i8r@", "i8r@0.4", "i8r@9", "i8r@2.255", "i8r@2.2.5", "i8r@-2", "i8g64@2", "i8mr@2", "bf16@3",
+                           "i8r@2 ", "i8r+2:4@2", "i8r@99999999999"}) {
     EXPECT_EQ(ParseRatedCodec(name).status().code(), ErrorCode::kRecipe) << name;
   }
 }

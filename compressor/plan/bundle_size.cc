@@ -76,7 +76,8 @@ Result<Tables> MakeTables(const Program& program, std::span<const TensorRef> ten
       auto bytes = PlainBytes(codecs[i], ref.shape);
       if (!bytes.ok()) return bytes.status().With(ref.name + " as " + codecs[i].Name());
       MOEPACK_ASSIGN_OR_RETURN(const uint64_t held_to, StoredBytes(codecs[i], ref.shape));
-      if (!CheckedAdd(plain, *bytes, &plain) || !CheckedAdd(stored, held_to, &stored)) return Status(ErrorCode::kLimit, "the model's size exceeds 64 bits");
+      if (!CheckedAdd(plain, *bytes, &plain) || !CheckedAdd(stored, held_to, &stored))
+        return Status(ErrorCode::kLimit, "the model's size exceeds 64 bits");
       unit.tensors.push_back({ref.is_expert() ? static_cast<uint32_t>(ref.matrix) : ref.dense, codecs[i].codec, ref.shape});
     }
     AddChunks(stored, plain, &unit);

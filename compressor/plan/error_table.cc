@@ -205,8 +205,8 @@ class Measurer {
         if (c >= candidates.size() || !MeasuredCandidates(candidates)[c]) continue;
         jobs.emplace_back();
         owners.push_back(p);
-        MOEPACK_RETURN_IF_ERROR(PrepareJob(in_.tensors[open[p]], candidates[c], *in_.recipe, samples[p],
-                                           moments, factors, &jobs.back()));
+        MOEPACK_RETURN_IF_ERROR(
+            PrepareJob(in_.tensors[open[p]], candidates[c], *in_.recipe, samples[p], moments, factors, &jobs.back()));
         jobs.back().row_weights = row_weights[p];
       }
       RunJobs(jobs, kSweeps, pool_);

@@ -19,7 +19,8 @@ Bytes Columns(uint32_t rows, uint32_t cols, uint32_t seed) {
   Bytes out;
   for (uint32_t i = 0; i < rows * cols; ++i) {
     const int step = kSteps[i % cols * 7 % 6];
-    out.push_back(static_cast<uint8_t>(128 + step * static_cast<int>(std::clamp(std::rint(normal(rng) * 6 / step), -15.0, 15.0))));
+    out.push_back(
+        static_cast<uint8_t>(128 + step * static_cast<int>(std::clamp(std::rint(normal(rng) * 6 / step), -15.0, 15.0))));
   }
   return out;
 }
@@ -49,8 +50,9 @@ TEST(RansTest, EveryCodecComesBack) {
       ASSERT_TRUE(plain.ok());
       std::vector<RansRun> runs;
       ASSERT_TRUE(AppendRansRuns(codec, shape, &runs).ok());
-      ASSERT_EQ(std::accumulate(runs.begin(), runs.end(), uint64_t{0}, [](uint64_t n, const RansRun& r) { return n + r.bytes; }),
-                plain->size());
+      ASSERT_EQ(
+          std::accumulate(runs.begin(), runs.end(), uint64_t{0}, [](uint64_t n, const RansRun& r) { return n + r.bytes; }),
+          plain->size());
       ExpectRoundTrip(*plain, runs);
     }
   }
@@ -97,13 +99,18 @@ TEST(RansTest, NoiseIsCopied) {
 
 // The example of format/SPEC.md section 5.
 TEST(RansTest, ExampleOfTheSpecification) {
-  const Bytes plain = {7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7};
+  const Bytes plain = {7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7,
+                       7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7};
   const RansRun run{plain.size(), 0, 0};
   EXPECT_EQ(ToHex(EncodeRans(plain, std::span(&run, 1))),
-            "0124000000"  // coded, 36 bytes
-            "0001"        // one table
+            "0124000000"    // coded, 36 bytes
+            "0001"          // one table
             "070101008020"  // first symbol 7, stride 1, 1 symbol of frequency 4096
-            "08000000" "00000100" "00000100" "00000100" "00000100");
+            "08000000"
+            "00000100"
+            "00000100"
+            "00000100"
+            "00000100");
 }
 
 TEST(RansTest, DamageIsRefusedOrGivesOtherBytesButNeverMore) {
@@ -128,13 +135,14 @@ TEST(RansTest, DamageIsRefusedOrGivesOtherBytesButNeverMore) {
 
 // Each differs from a valid run in one field only.
 TEST(RansTest, RefusesByRule) {
-  const Bytes good = {1, 4, 0, 0, 0, 0, 1, 7, 1, 1, 0, 0x80, 0x20, 8, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1, 0};
+  const Bytes good = {1, 4, 0, 0, 0, 0, 1, 7, 1, 1, 0, 0x80, 0x20, 8, 0, 0, 0,
+                      0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1, 0,    0,    0, 1, 0};
   Bytes out(4);
   ASSERT_TRUE(DecodeRans(good, out).ok());
   ASSERT_EQ(out, Bytes(4, 7));
-  const std::pair<size_t, uint8_t> changes[] = {{0, 2},      {1, 5},  {1, 0},  {5, 3},     {6, 0},   {6, 2},     {8, 0},
-                                                {9, 0},      {10, 1}, {11, 0}, {12, 0x21}, {12, 0x1f}, {13, 7}, {19, 0},
-                                                {17, 1},     {20, 1}};
+  const std::pair<size_t, uint8_t> changes[] = {{0, 2},  {1, 5},  {1, 0},  {5, 3},  {6, 0},     {6, 2},
+                                                {8, 0},  {9, 0},  {10, 1}, {11, 0}, {12, 0x21}, {12, 0x1f},
+                                                {13, 7}, {19, 0}, {17, 1}, {20, 1}};
   for (const auto& [at, value] : changes) {
     Bytes bad = good;
     bad[at] = value;

@@ -1,6 +1,6 @@
-// Size of the bundle that a plan leads to, before anything is written: the layout of format/SPEC.md with every matrix as long
-// as its plain bytes (what `moepack pack --zstd-level 0` writes, to the byte), or as its rate allows. Chunk compression can
-// only make the file smaller, so this is what a size gate holds.
+// Size of the bundle that a plan leads to, before anything is written: the layout of format/SPEC.md with every matrix as
+// long as its plain bytes (what `moepack pack --zstd-level 0` writes, to the byte), or as its rate allows. Chunk compression
+// can only make the file smaller, so this is what a size gate holds.
 #pragma once
 
 #include <span>

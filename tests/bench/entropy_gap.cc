@@ -176,9 +176,13 @@ class Bench {
     const double count = static_cast<double>(job.weights->size());
     sums->weights += count;
     sums->plain += 8 * static_cast<double>(plain.size());
+    std::vector<RansRun> runs;
+    MOEPACK_RETURN_IF_ERROR(AppendRansRuns(job.codec, job.out.shape, &runs));
     for (size_t at = 0; at < plain.size(); at += kMaxChunkPlainBytes) {
-      const ByteSpan chunk = ByteSpan(plain).subspan(at, std::min<size_t>(kMaxChunkPlainBytes, plain.size() - at));
-      MOEPACK_ASSIGN_OR_RETURN(const EncodedChunk encoded, EncodeChunk(chunk, PackOptions().zstd_level));
+      const size_t end = std::min<size_t>(at + kMaxChunkPlainBytes, plain.size());
+      const ByteSpan chunk = ByteSpan(plain).subspan(at, end - at);
+      MOEPACK_ASSIGN_OR_RETURN(const EncodedChunk encoded,
+                               EncodeChunk(chunk, CutRansRuns(runs, at, end), PackOptions().zstd_level));
       sums->stored += 8 * static_cast<double>(encoded.ref.stored_bytes);
     }
     sums->codes += Entropy(job.out.codes) * count;

@@ -45,7 +45,8 @@ def flip(name, at):
 bad("R-801", "not_complete", after(lambda f: f.pop("complete")), CUT)
 for name in ("program.pb", "tokenizer.bin", "block-002.moeu"):
     bad("R-802", f"without_{name}", after(lambda f, name=name: f.pop(name)), CUT)
-bad("R-802", "without_provenance", files(lambda f: f.pop("provenance.json")), CUT)
+bad(None, "without_provenance", files(lambda f: f.pop("provenance.json")))
+bad("R-802", "whose_provenance_went", after(lambda f: f.pop("provenance.json")), CUT)
 for name, at in (("program.pb", 40), ("experts.pb", 5), ("hot.pb", 3), ("provenance.json", 0), ("block-001.moeu", 0),
                  ("block-001.moeu", 8),
                  ("block-001.moeu", 100), ("block-001.moeu", -1)):

@@ -34,6 +34,8 @@ UNREACHABLE = {
     "chunk sizes overflow": "R-416 comes first", "layout.cc: expert table %u says": "verified_bundle.cc has looked",
     "larger than 2^64": "R-418 comes first", "not a message": "R-2xx come first",
     "not in canonical form": "R-2xx come first",
+    "unit %zu of %zu": "a caller's fault", "sizes overflow": "numbers of a report",
+    "no such file or folder": "not a file",
     "not a block file": "R-803 comes first", "block file version": "R-803 comes first",
     "does not fit the file": "R-803 comes first",
     "shorter than a block file": "R-803 comes first", "became shorter": "a file that changes",

@@ -25,6 +25,7 @@ from bench_lib import CTX, ROOT, run, table
 from quality import PAGE
 
 LAYER = {"hidden": 2048, "intermediate": 1024, "experts": 64, "k": 8, "heads": 16}
+DEFAULTS = {"repeats": 5, "tokens": 65536, "experts": LAYER["experts"], "threads": 2}
 # Mixture models to extrapolate to: name, expert weights, weights of the experts of one layer.
 LARGER = (("7 B (OLMoE: 16 layers like this one)", 6.44e9, 4.03e8), ("100 B (48 layers of 128 experts, hidden 4096, intermediate 1344)", 1.01e11, 2.11e9))
 
@@ -58,8 +59,10 @@ def load():
     return f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
 
 
-def write(name, *text):
-    bench_lib.write_section(PAGE, f"cost {name}", "\n\n".join((f"`python3 tests/bench/cost.py {name}` ({load()})", *text)))
+def write(args, name, *text):
+    """Fills a section; its command names what differs from the defaults (folders aside)."""
+    given = "".join(f" --{key} {value}" for key, value in vars(args).items() if key in DEFAULTS and value != DEFAULTS[key])
+    bench_lib.write_section(PAGE, f"cost {name}", "\n\n".join((f"`python3 tests/bench/cost.py {name}{given}` ({load()})", *text)))
     print("\n\n".join(text), flush=True)
 
 
@@ -78,13 +81,13 @@ def calibrate(args):
     theirs = (args.llama / "llama-imatrix", "-m", full, "-f", wren.mixed_calib, "-c", CTX, "--chunks", tokens // CTX, "--no-ppl", "-o",
               args.work / "cost-im.gguf", "-t", args.threads)
     medians = in_turn((ours, theirs), args.repeats)
-    write("calibrate", f"{tokens:,} tokens of wren's calibration text, whole programs, {args.threads} threads, medians of {args.repeats}:",
+    write(args, "calibrate", f"{tokens:,} tokens of wren's calibration text, whole programs, threads: {args.threads}, medians of {args.repeats}:",
           ratio_table("tokens", tokens, ("moepack calibrate", "llama-imatrix"), medians))
 
 
 def plain(args):
     parts = []
-    for name, model in (("wren", ROOT / "examples/wren/model"), ("one OLMoE-sized layer", layer_model(args))):
+    for name, model in (("wren", ROOT / "examples/wren/model"), (f"one layer of {args.experts} experts, hidden {LAYER['hidden']}, intermediate {LAYER['intermediate']}", layer_model(args))):
         full = args.work / "plain.gguf"
         run(args.bin / "moepack", "export", model, "--gguf", "--type", "f16", "-o", full, "--quiet")
         megabytes = (model / "model.safetensors").stat().st_size / 1e6
@@ -92,10 +95,10 @@ def plain(args):
         ours = (args.bin / "moepack-compress", model, "--codec", "i4g32", "-o", out, "--quiet", "--threads", args.threads)
         theirs = (args.llama / "llama-quantize", full, args.work / "plain-q.gguf", "Q4_K_M", args.threads)
         medians = in_turn((ours, theirs), args.repeats, clean=(out,))
-        parts += [f"{name}, {megabytes:.1f} MB of 16-bit weights to 4.5 bits a weight, {args.threads} threads, medians of {args.repeats}:",
+        parts += [f"{name}, {megabytes:.1f} MB of 16-bit weights to 4.5 bits a weight, threads: {args.threads}, medians of {args.repeats}:",
                   ratio_table("MB", megabytes, ("moepack compress --codec i4g32", "llama-quantize Q4_K_M"), medians)]
         shutil.rmtree(out, ignore_errors=True)
-    write("plain", *parts)
+    write(args, "plain", *parts)
 
 
 def full(args):
@@ -115,7 +118,7 @@ def full(args):
     rows = [(name, f"{r.wall:.1f}", f"{r.cpu:.1f}", f"{r.peak / 2**20:.0f}") for name, r in runs.items()]
     rows.append(("all", f"{sum(r.wall for r in runs.values()):.1f}", f"{sum(r.cpu for r in runs.values()):.1f}",
                  f"{max(r.peak for r in runs.values()) / 2**20:.0f}"))
-    write("full", f"wren from checkpoint to bundle at the bytes of Q4_K_M, full quality ({' '.join(args.option) or 'defaults'}):",
+    write(args, "full", f"wren from checkpoint to bundle at the bytes of Q4_K_M, full quality ({' '.join(args.option) or 'defaults'}):",
           table(("step", "wall s", "processor s", "peak MiB"), rows))
 
 
@@ -174,7 +177,7 @@ def layer(args):
             rows.append((f"{name}, extrapolated to {larger}", f"{r.wall * total / weights:.0f}", f"{r.cpu * total / weights:.0f}",
                          f"{r.peak / 2**30 * max(1.0, per_layer / weights):.1f}"))
     shutil.rmtree(out, ignore_errors=True)
-    write("layer", f"One layer of {args.experts} experts (top {LAYER['k']}), hidden {LAYER['hidden']}, intermediate {LAYER['intermediate']}: "
+    write(args, "layer", f"One layer of {args.experts} experts (top {LAYER['k']}), hidden {LAYER['hidden']}, intermediate {LAYER['intermediate']}: "
           f"{weights:,} expert weights, {args.tokens:,} calibration tokens, 4.5 bits a weight. Time grows with the number of weights at the same "
           "tokens an expert; peak memory with the widest layer, not with the number of layers (`e2e.memory`).",
           table(("step", "wall s", "processor s", "peak GiB"), rows))
@@ -184,10 +187,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = {"calibrate": calibrate, "plain": plain, "full": full, "layer": layer}
     parser.add_argument("parts", nargs="+", choices=parts)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--tokens", type=int, default=65536, help="calibration tokens of the layer")
-    parser.add_argument("--experts", type=int, default=LAYER["experts"], help="fewer for a quick look")
-    parser.add_argument("--threads", type=int, default=2, help="of both programs; llama.cpp's spin: 1 on a busy machine")
+    parser.add_argument("--repeats", type=int, default=DEFAULTS["repeats"])
+    parser.add_argument("--tokens", type=int, default=DEFAULTS["tokens"], help="calibration tokens of the layer")
+    parser.add_argument("--experts", type=int, default=DEFAULTS["experts"], help="fewer for a quick look")
+    parser.add_argument("--threads", type=int, default=DEFAULTS["threads"], help="of both programs; llama.cpp's spin: 1 on a busy machine")
     parser.add_argument("--llama", type=pathlib.Path, help="folder of llama.cpp's programs; built under --work when absent")
     parser.add_argument("--bin", type=pathlib.Path, default=ROOT / "build/release/bin")
     parser.add_argument("--work", type=pathlib.Path, default=ROOT / "build/quality")

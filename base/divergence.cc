@@ -63,6 +63,8 @@ void Divergence::Add(std::span<const float> base, std::span<const float> other, 
   nll_base_.push_back(lse_base - static_cast<double>(base[t]));
   nll_.push_back(lse_other - static_cast<double>(other[t]));
   same_ += top_base == top_other;
+  hits_ += top_other == t;
+  hits_base_ += top_base == t;
   const double delta = std::exp(-nll_.back()) - std::exp(-nll_base_.back());
   delta_sum_ += delta;
   delta_sq_ += delta * delta;
@@ -89,6 +91,8 @@ DivergenceReport Divergence::Report() const {
   report.kld_p999 = Percentile(sorted, 0.999);
   report.kld_max = sorted.back();
   report.same_top1 = static_cast<double>(same_) / count;
+  report.top1_accuracy = static_cast<double>(hits_) / count;
+  report.top1_accuracy_base = static_cast<double>(hits_base_) / count;
   report.delta_p_mean = delta_sum_ / count;
   report.delta_p_rms = std::sqrt(delta_sq_ / count);
   return report;

@@ -96,6 +96,17 @@ TEST(DivergenceTest, EqualModelsDivergeByExactlyZero) {
   EXPECT_EQ(report.ppl, report.ppl_base);
 }
 
+TEST(DivergenceTest, AccuracyCountsTheTargetsThatEachModelPutsFirst) {
+  Divergence divergence;
+  const Row first = {3, 1, 0}, second = {1, 3, 0};
+  divergence.Add(first, first, 0);
+  divergence.Add(first, second, 0);
+  divergence.Add(second, first, 1);
+  divergence.Add(second, first, 2);
+  EXPECT_EQ(divergence.Report().top1_accuracy_base, 0.75);
+  EXPECT_EQ(divergence.Report().top1_accuracy, 0.25);
+}
+
 TEST(DivergenceTest, AShiftOfAllLogitsChangesNothing) {
   const Row base = PseudoRandomRow(64, 1, 4);
   Row shifted = base;

@@ -87,6 +87,8 @@ nlohmann::json ReportJson(const DivergenceReport& r, bool on_calibration_text) {
           {"kld_p999", r.kld_p999},
           {"kld_max", r.kld_max},
           {"same_top1", r.same_top1},
+          {"top1_accuracy", r.top1_accuracy},
+          {"top1_accuracy_base", r.top1_accuracy_base},
           {"delta_p_mean", r.delta_p_mean},
           {"delta_p_rms", r.delta_p_rms},
           {"on_calibration_text", on_calibration_text},

@@ -82,7 +82,7 @@ class Pipeline(Case):
         run("logits", WREN, "--data", data, "--ctx", 256, "-o", self.dir / "base.f32")
         command = ("run", "eval", WORK / "wren-i8g64.moeb", "--trust", TRUST, "--base", self.dir / "base.f32", "--data", data, "--ctx", 256)
         report = run(*command, "--json").json()
-        for key in ("tokens", "ppl", "ppl_base", "kld_mean", "kld_median", "kld_p99", "same_top1"):
+        for key in ("tokens", "ppl", "ppl_base", "kld_mean", "kld_median", "kld_p99", "same_top1", "top1_accuracy", "top1_accuracy_base"):
             self.assertIn(key, report)
         self.assertLess(report["kld_mean"], 0.0006)
         self.assertGreater(report["same_top1"], 0.97)

@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/digest/sha256.h"
+#include "compressor/pass/distill.h"
 #include "compressor/plan/planner.h"
 #include "compressor/replay.h"
 #include "compressor/structure.h"
@@ -56,6 +57,9 @@ class Compressor {
     }
     if (model_.source == ModelSource::kConfigOnly) {
       MOEPACK_ASSIGN_OR_RETURN(config_element_, ConfigElement(env_, request_.model_path));
+    }
+    if (request_.profile_path.empty() && recipe_.distill && !request_.dry_run) {
+      return Status(ErrorCode::kUsage, "distill: needs calibration text: add --profile");
     }
     if (request_.profile_path.empty()) return Status::Ok();
     MOEPACK_ASSIGN_OR_RETURN(profile_, ReadProfile(env_, request_.profile_path));
@@ -192,6 +196,7 @@ class Compressor {
     Result<double> kld = WriteWith(writer.get());
     // A kill leaves the finished blocks for --resume; an error leaves nothing, unless the user works with --resume.
     if (!kld.ok() && !request_.resume) (void)env_.RemoveTree(request_.output + ".partial");
+    if (recipe_.distill && (kld.ok() || !request_.resume)) (void)env_.RemoveTree(EncodedPath() + ".partial");
     return kld;
   }
 
@@ -204,7 +209,8 @@ class Compressor {
     if (!model_.tokenizer.empty()) MOEPACK_RETURN_IF_ERROR(writer->WriteFile("tokenizer.bin", model_.tokenizer));
     MOEPACK_RETURN_IF_ERROR(writer->WriteFile("hot.pb", SerializeHotList(MakeHotList())));
     MOEPACK_RETURN_IF_ERROR(writer->SetExperts(MakeExperts()));
-    MOEPACK_ASSIGN_OR_RETURN(const ReplayReport report, Replay(ReplayOf(writer), pool_, progress_));
+    MOEPACK_ASSIGN_OR_RETURN(const ReplayReport report,
+                             recipe_.distill ? EncodeAndDistill(writer) : Replay(ReplayOf(writer), pool_, progress_));
     MOEPACK_RETURN_IF_ERROR(writer->WriteFile("errors.json", AsBytes(SerializeErrors(plan_, report.relative_errors))));
     if (recipe_.budget.max_kld && report.kld > *recipe_.budget.max_kld) {
       return Status(ErrorCode::kGate,
@@ -212,6 +218,38 @@ class Compressor {
     }
     MOEPACK_RETURN_IF_ERROR(writer->Finish(program_));
     return report.kld;
+  }
+
+  // Blocks are encoded into a folder of their own and learn from there, so that a kill at any time can be resumed: an
+  // interrupted training starts again and ends in the same bytes.
+  Result<ReplayReport> EncodeAndDistill(ModelFolderWriter* writer) {
+    const std::string encoded_path = EncodedPath();
+    bool distilled = true;
+    for (int32_t b = 0; b < program_.blocks(); ++b) distilled = distilled && writer->HasBlock(b);
+    if (distilled) return Replay(ReplayOf(writer), pool_, progress_);
+    MOEPACK_ASSIGN_OR_RETURN(const auto encoded, ModelFolderWriter::Create(env_, encoded_path, request_.resume));
+    MOEPACK_ASSIGN_OR_RETURN(ReplayReport report, Replay(ReplayOf(encoded.get()), pool_, progress_));
+    // Errors first, as Replay does.
+    MOEPACK_RETURN_IF_ERROR(writer->WriteFile("errors.json", AsBytes(SerializeErrors(plan_, report.relative_errors))));
+    // Gradient steps go on learning from tokens that second moments no longer need.
+    MOEPACK_ASSIGN_OR_RETURN(const Calibration all, MakeCalibration(*profile_, profile_->tokens.size(), recipe_.domains));
+    MOEPACK_ASSIGN_OR_RETURN(report.kld, Distill(DistillOf(all, *encoded, writer), pool_, progress_));
+    return report;
+  }
+
+  std::string EncodedPath() const { return request_.output + ".encoded"; }
+
+  DistillInput DistillOf(const Calibration& calibration, const ModelFolderWriter& encoded, ModelFolderWriter* writer) const {
+    DistillInput in;
+    in.original = &model_.program;
+    in.original_source = model_.tensors.get();
+    in.program = &program_;
+    in.source = source_.get();
+    in.recipe = &recipe_;
+    in.calibration = &calibration;
+    in.encoded = &encoded;
+    in.writer = writer;
+    return in;
   }
 
   ReplayInput ReplayOf(ModelFolderWriter* writer) const {

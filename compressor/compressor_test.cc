@@ -161,6 +161,48 @@ TEST_F(CompressTest, AnyInterruptionResumesToTheSameBytes) {
   }
 }
 
+const std::string kPruned = "defaults: {codec: bf16}\nprune: {sparsity: 0.5}\ngptq: false\n";
+const std::string kDistilled = kPruned + "distill: {epochs: 10, rate: 0.01}\n";
+
+TEST_F(CompressTest, DistillationBringsAPrunedModelNearerOnHeldBackText) {
+  EXPECT_TRUE(WriteProfile(PosixEnv(), folder_.At("p.mprof"), MakeTestProfile(model_, 128, 16)).ok());
+  const CompressReport pruned = MustRun(Request(kPruned, "pruned")), distilled = MustRun(Request(kDistilled, "distilled"), 1);
+  ASSERT_TRUE(pruned.kld && distilled.kld);
+  EXPECT_LT(*distilled.kld, 0.97 * *pruned.kld);
+  EXPECT_EQ(PlainBytesOf("distilled"), PlainBytesOf("pruned"));
+  MustRun(Request(kDistilled, "again"), 2);
+  ExpectSameFolders("distilled", "again");
+  EXPECT_FALSE(*PosixEnv().Exists(folder_.At("distilled.encoded.partial")));
+}
+
+TEST_F(CompressTest, InterruptedDistillationResumesToTheSameBytes) {
+  const std::string recipe = kPruned + "distill: {epochs: 1, rate: 0.01}\n";
+  MustRun(Request(recipe, "whole"));
+  for (uint64_t writes : {5, 12, 19, 26, 33}) {
+    const std::string name = "killed" + std::to_string(writes);
+    CompressRequest request = Request(recipe, name);
+    request.resume = true;
+    ::moepack::testing::FaultEnv env(PosixEnv(), ::moepack::testing::FaultEnv::Count::kWrites);
+    env.FailAt(writes, ErrorCode::kNoSpace, ::moepack::testing::FaultEnv::Duration::kFromThenOn);
+    if (!Run(request, 2, env).ok()) MustRun(request);
+    ExpectSameFolders("whole", name);
+    EXPECT_FALSE(*PosixEnv().Exists(folder_.At(name + ".encoded.partial")));
+  }
+}
+
+TEST_F(CompressTest, DistillationThatDoesNotHelpIsNotKept) {
+  const CompressReport before = MustRun(Request(kPruned, "before"));
+  const CompressReport after = MustRun(Request(kPruned + "distill: {epochs: 1, rate: 1}\n", "after"));
+  EXPECT_NEAR(*after.kld, *before.kld, 1e-4 * *before.kld);
+  EXPECT_EQ(ReadAll(folder_.At("before/block-002.moeu")), ReadAll(folder_.At("after/block-002.moeu")));
+}
+
+TEST_F(CompressTest, DistillationNeedsAProfile) {
+  CompressRequest request = Request("defaults: {codec: bf16}\ndistill: {}\n", "n");
+  request.profile_path.clear();
+  EXPECT_EQ(Run(request).status().code(), ErrorCode::kUsage);
+}
+
 TEST_F(CompressTest, AnErrorLeavesNothingBehind) {
   ::moepack::testing::FaultEnv env(PosixEnv(), ::moepack::testing::FaultEnv::Count::kWrites);
   env.FailAt(25, ErrorCode::kNoSpace, ::moepack::testing::FaultEnv::Duration::kFromThenOn);

@@ -46,6 +46,15 @@ struct DropRecipe {
   std::vector<uint32_t> per_layer;  // or one number an expert table
 };
 
+// Training after encoding (compressor/pass/distill.h).
+struct DistillRecipe {
+  uint32_t epochs = 2;
+  double rate = 0.001;      // first step of a weight, in units of its tensor's root mean square
+  double code_rate = 0.01;  // of a code, in units of a quantization step
+  std::string match;        // tensors that learn; all but routers and embeddings when empty
+  std::regex pattern;
+};
+
 // Sources of the size gate: at most one of the first three is set; the last alone or with a target of the file.
 struct Budget {
   std::optional<uint64_t> target_bytes;     // of the bundle file
@@ -68,6 +77,7 @@ struct Recipe {
   std::optional<DropRecipe> drop_experts;
   double prune_channels = 0;  // share of every expert's intermediate channels to remove
   bool gptq = true;
+  std::optional<DistillRecipe> distill;
   bool probes = true;                     // measure sensitivities by KLD (compressor/plan/probe.h)
   std::map<std::string, double> domains;  // weight of each calibration domain; 1 when absent
   Budget budget;

@@ -47,6 +47,8 @@ TEST(Recipe, AnErrorNamesLineColumnKeyAndTheNearestValidOne) {
            {"version: 1\nprune: {sparsity: 1.5}\n", {"from 0 to 1"}},
            {"version: 1\ndrop_experts: {count: 2, share: 0.5}\n", {"one of count, share and per_layer"}},
            {"version: 1\ntarget_bpw: 4\nmax_kld: 0.1\n", {"takes one of"}},
+           {"version: 1\ndistill: {epochs: 0}\n", {"epochs"}},
+           {"version: 1\ndistill: {rate: 2}\n", {"to 1"}},
            {"version: 1\ngptq: perhaps\n", {"true or false"}},
            {"version: 1\ngptq: true\ngptq: false\n", {"twice"}},
            {"version: 1\nrules: {a\n", {"line"}},

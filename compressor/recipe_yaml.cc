@@ -60,6 +60,7 @@ class Reader {
                Map(n, "prune_channels", {{"share", [&](const auto& s) { out->prune_channels = ChannelShare(s); }}});
              }},
             {"gptq", [&](const auto& n) { out->gptq = Flag(n); }},
+            {"distill", [&](const auto& n) { out->distill = ReadDistill(n); }},
             {"probes", [&](const auto& n) { out->probes = Flag(n); }},
             {"domains", [&](const auto& n) { ReadDomains(n, out); }},
             {"target_size", [&](const auto& n) { out->budget.target_bytes = Size(n); }},
@@ -281,6 +282,19 @@ class Reader {
         });
     if (error_.ok() && given != 1) Fail(node, "drop_experts needs one of count, share and per_layer");
     return drop;
+  }
+
+  DistillRecipe ReadDistill(const YAML::Node& node) {
+    DistillRecipe distill;
+    Map(node, "distill",
+        {
+            {"epochs", [&](const auto& n) { distill.epochs = Count(n); }},
+            {"rate", [&](const auto& n) { distill.rate = Number(n, 1e-6, 1); }},
+            {"code_rate", [&](const auto& n) { distill.code_rate = Number(n, 0, 1); }},
+            {"targets", [&](const auto& n) { Compile(n, &distill.match, &distill.pattern); }},
+        });
+    if (error_.ok() && (distill.epochs == 0 || distill.epochs > 1000)) Fail(node, "epochs must be from 1 to 1000");
+    return distill;
   }
 
   void ReadDomains(const YAML::Node& node, Recipe* out) {

@@ -1,0 +1,51 @@
+// Gradients of the functions in forward/nodes.h, one a node kind: what distillation learns by. d_x stands for the derivative
+// of the loss by x. Gradients of values and weights are added to what is there, so every target must have its shape; null
+// targets are not computed. Sums run in a fixed order, so results do not depend on the number of threads.
+#pragma once
+
+#include <span>
+
+#include "forward/forward.h"
+#include "forward/nodes.h"
+
+namespace moepack {
+
+// weight [out, in], d_bias [1, out].
+void LinearBackward(const Matrix& in, const Matrix& weight, const Matrix& d_out, ThreadPool& pool, Matrix* d_in,
+                    Matrix* d_weight, Matrix* d_bias);
+
+// d_weight, d_bias [1, group].
+void NormBackward(const NormNode& node, const Matrix& in, const Matrix* weight, const Matrix& d_out, ThreadPool& pool,
+                  Matrix* d_in, Matrix* d_weight, Matrix* d_bias);
+
+void RotaryBackward(const RotaryNode& node, std::span<const uint32_t> positions, const Matrix& d_out, ThreadPool& pool,
+                    Matrix* d_in);
+
+// All three inputs; out is what RunAttention gave.
+void AttentionBackward(const AttentionNode& node, std::span<const TileSequence> sequences, const Matrix& q, const Matrix& k,
+                       const Matrix& v, const Matrix& d_out, ThreadPool& pool, Matrix* d_q, Matrix* d_k, Matrix* d_v);
+
+// d_first is always added to; d_second of the nodes with two inputs.
+void ElementwiseBackward(const ElementwiseNode& node, const Matrix& first, const Matrix* second, const Matrix& d_out,
+                         ThreadPool& pool, Matrix* d_first, Matrix* d_second);
+
+// Gradients of one expert's matrices, null when not wanted.
+struct ExpertGradient {
+  Matrix* gate = nullptr;
+  Matrix* up = nullptr;
+  Matrix* down = nullptr;
+};
+
+// capture: of RunMoe on the same weights. d_logits [tokens, experts]; the choice of experts counts as fixed.
+// gradients: one an expert of the table.
+void MoeBackward(const MoeNode& node, const BlockWeights& weights, const MoeCapture& capture, const Matrix& d_out,
+                 ThreadPool& pool, std::span<const ExpertGradient> gradients, Matrix* d_in, Matrix* d_logits);
+
+// d logits of one row from d weights of its k chosen experts, added.
+void RouteBackward(const RoutingRecord& routing, std::span<const float> logits, std::span<const uint32_t> ids,
+                   std::span<const float> d_weights, std::span<float> d_logits);
+
+// values[i] = derivative of the activation at values[i].
+void ActivateDerivative(Activation function, Eigen::Ref<Matrix> values);
+
+}  // namespace moepack

@@ -1,0 +1,89 @@
+#!/usr/bin/env python3
+"""Half of the experts' weights removed, and a few experts at 3 bits or less. Needs a release build; run from anywhere:
+
+    python3 tests/bench/sparse_and_few.py sparse   50 % and 2:4, plain, with compensation, and distilled
+    python3 tests/bench/sparse_and_few.py few      under 20 % of the experts at 3 and 2 bits, the rest in bf16; random ones as control
+
+Calibrates on *.calib.txt only and evaluates on mixed.eval.txt (chunks of 256 tokens, second half of each scored)."""
+import json
+import random
+import statistics
+import struct
+import sys
+import tempfile
+
+from whole_path import DOMAINS, TEXT, Bench
+
+CONTROLS = 5
+SHARE = 0.2  # of the experts, not reached
+
+
+def calibrate(bench):
+    return bench.calibrate("all", [f"{d}={TEXT / d}.calib.txt" for d in DOMAINS], 200000)
+
+
+def row(bench, name, profile, recipe):
+    path = bench.dir / f"{name}.yaml"
+    path.write_text(recipe)
+    return bench.evaluate(name, "--profile", profile, "--recipe", path)
+
+
+def sparse(bench):
+    profile = calibrate(bench)
+    print("| experts | method | mean KLD | same top-1 | recovered of the lost top-1 | next-token accuracy | of dense | perplexity | compress s |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for pattern, prune in (("50 % of every row", "sparsity: 0.5"), ("2:4", "nm: '2:4'")):
+        lost = None
+        for method, keys in (("removed", "gptq: false\n"), ("others make up for it", ""), ("distilled", "distill: {}\n")):
+            recipe = f"version: 1\ndefaults:\n  codec: bf16\nprune:\n  {prune}\n{keys}"
+            r = row(bench, f"{prune[:2]}-{method[:3]}", profile, recipe)
+            lost = lost or 1 - r["same_top1"]
+            print(f"| {pattern} | {method} | {r['kld_mean']:.5f} | {100 * r['same_top1']:.2f} % | {100 * (1 - (1 - r['same_top1']) / lost):.0f} % "
+                  f"| {100 * r['top1_accuracy']:.2f} % | {100 * r['top1_accuracy'] / r['top1_accuracy_base']:.2f} % | {r['ppl']:.3f} "
+                  f"| {r['compress_seconds']:.0f} |", flush=True)
+
+
+def saliency(profile):
+    """(layer, expert) -> what it adds to its layer's output: tokens x mean of g * ||f(x)||, from the profile's arrays."""
+    data = profile.read_bytes()
+    length = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8:8 + length])
+
+    def array(name, kind):
+        begin, end = header[name]["data_offsets"]
+        return struct.unpack(f"<{(end - begin) // 8}{kind}", data[8 + length + begin:8 + length + end])
+
+    out, table = {}, 0
+    while f"table.{table}.reap" in header:
+        reap, tokens = array(f"table.{table}.reap", "d"), array(f"table.{table}.tokens", "Q")
+        for e, mean in enumerate(reap):
+            out[table, e] = mean * sum(tokens[e::len(reap)])
+        table += 1
+    return out
+
+
+def few(bench):
+    profile = calibrate(bench)
+    worth = saliency(profile)
+    count = int(SHARE * len(worth)) - (int(SHARE * len(worth)) >= SHARE * len(worth))
+    least = sorted(worth, key=lambda key: (worth[key], key))[:count]
+    print(f"| codec of {count} of {len(worth)} experts | chosen | mean KLD | same top-1 | perplexity | rise |\n|---|---|---|---|---|---|")
+    for codec in ("i3g64", "i2mg64"):
+        controls = [sorted(random.Random(seed).sample(sorted(worth), count)) for seed in range(CONTROLS)]
+        reports = []
+        for i, chosen in enumerate([least, *controls]):
+            names = "|".join(f"layers\\.{t}\\.experts\\.{e}" for t, e in chosen)
+            recipe = f"version: 1\ndefaults: {{codec: bf16}}\nrules:\n  - match: '({names})\\..*'\n    codec: {codec}\n"
+            reports.append(row(bench, f"{codec}-{i}", profile, recipe))
+        for title, group in (("least output", reports[:1]), (f"at random, mean of {CONTROLS}", reports[1:])):
+            mean = {key: statistics.mean(r[key] for r in group) for key in ("kld_mean", "same_top1", "ppl", "ppl_base")}
+            print(f"| {codec} | {title} | {mean['kld_mean']:.6f} | {100 * mean['same_top1']:.2f} % | {mean['ppl']:.4f} "
+                  f"| {100 * (mean['ppl'] / mean['ppl_base'] - 1):+.3f} % |", flush=True)
+
+
+if __name__ == "__main__":
+    runs = {"sparse": sparse, "few": few}
+    if len(sys.argv) != 2 or sys.argv[1] not in runs:
+        sys.exit(__doc__)
+    with tempfile.TemporaryDirectory(prefix="moepack-bench-") as scratch:
+        runs[sys.argv[1]](Bench(scratch))

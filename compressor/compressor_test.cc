@@ -166,7 +166,8 @@ const std::string kDistilled = kPruned + "distill: {epochs: 10, rate: 0.01}\n";
 
 TEST_F(CompressTest, DistillationBringsAPrunedModelNearerOnHeldBackText) {
   EXPECT_TRUE(WriteProfile(PosixEnv(), folder_.At("p.mprof"), MakeTestProfile(model_, 128, 16)).ok());
-  const CompressReport pruned = MustRun(Request(kPruned, "pruned")), distilled = MustRun(Request(kDistilled, "distilled"), 1);
+  const CompressReport pruned = MustRun(Request(kPruned, "pruned")),
+                       distilled = MustRun(Request(kDistilled, "distilled"), 1);
   ASSERT_TRUE(pruned.kld && distilled.kld);
   EXPECT_LT(*distilled.kld, 0.97 * *pruned.kld);
   EXPECT_EQ(PlainBytesOf("distilled"), PlainBytesOf("pruned"));

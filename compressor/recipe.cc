@@ -111,7 +111,8 @@ std::string Recipe::Canonical() const {
   if (prune_channels > 0) out += StrFormat("channels %.9g\n", prune_channels);
   out += StrFormat("gptq %d probes %d\n", gptq, probes);
   if (distill)
-    out += StrFormat("distill %u %.9g %.9g %s\n", distill->epochs, distill->rate, distill->code_rate, distill->match.c_str());
+    out +=
+        StrFormat("distill %u %.9g %.9g %s\n", distill->epochs, distill->rate, distill->code_rate, distill->match.c_str());
   for (const auto& [name, weight] : domains) out += StrFormat("domain %s %.9g\n", name.c_str(), weight);
   return out;
 }

@@ -144,8 +144,9 @@ class Distiller {
       if (Learns(t)) bytes += Learner::Bytes(t.shape);
     }
     if (bytes <= kMaxLearningBytes) return Status::Ok();
-    return Status(ErrorCode::kUsage, StrFormat("distill: what is to learn takes %s of memory, more than %s; name less with targets",
-                                               FormatBytes(bytes).c_str(), FormatBytes(kMaxLearningBytes).c_str()));
+    return Status(ErrorCode::kUsage,
+                  StrFormat("distill: what is to learn takes %s of memory, more than %s; name less with targets",
+                            FormatBytes(bytes).c_str(), FormatBytes(kMaxLearningBytes).c_str()));
   }
 
   // The teacher's values before its last block, over all tokens.

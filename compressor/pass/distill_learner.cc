@@ -32,7 +32,8 @@ Learner::Learner(const TensorRef& tensor, QuantizedMatrix encoded, Matrix* weigh
   if (encoded_.codec.element != Element::kGroupInt) {
     size_t kept_count = 0;
     for (size_t i = 0; i < count; ++i) kept_count += kept(i);
-    unit_ = static_cast<float>(weights_->cast<double>().norm() / std::sqrt(static_cast<double>(std::max<size_t>(kept_count, 1))));
+    unit_ = static_cast<float>(weights_->cast<double>().norm() /
+                               std::sqrt(static_cast<double>(std::max<size_t>(kept_count, 1))));
     return;
   }
   latent_.assign(encoded_.codes.begin(), encoded_.codes.end());
@@ -85,8 +86,7 @@ void Learner::StepGroup(size_t row, size_t group, const Matrix& gradient, const 
   scales_[g] -= step * scale_adam_.Move(g, d_scale, size);
   if (codec.has_min) mins_[g] -= step * min_adam_.Move(g, d_min, size);
   for (size_t i = begin; i < end; ++i) {
-    if (kept(i))
-      weights_->data()[i] = GridValue(codec, {scales_[g], codec.has_min ? mins_[g] : 0.0f}, encoded_.codes[i]);
+    if (kept(i)) weights_->data()[i] = GridValue(codec, {scales_[g], codec.has_min ? mins_[g] : 0.0f}, encoded_.codes[i]);
   }
 }
 

@@ -9,9 +9,9 @@ namespace moepack {
 
 // Sizes of a step. Float weights and scales move by shares of themselves, so that one rate fits every tensor and model.
 struct StepSize {
-  double weights = 0;  // of a float tensor, in units of its root mean square
-  double scales = 0;   // of scales and minima, in units of the scale
-  double codes = 0;    // of codes, in units of a quantization step
+  double weights = 0;                      // of a float tensor, in units of its root mean square
+  double scales = 0;                       // of scales and minima, in units of the scale
+  double codes = 0;                        // of codes, in units of a quantization step
   float mean_scale = 1, square_scale = 1;  // Adam's corrections of its moments
   void CorrectFor(uint64_t step);          // from 1
 };

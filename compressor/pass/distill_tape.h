@@ -42,7 +42,9 @@ class Tape {
   void Backward(ValueId id, Matrix d_value, Gradients* gradients);
 
  private:
-  const Matrix* Dense(const Node& node, TensorId id) const { return id == kNone ? nullptr : &weights_[node.block].dense(id); }
+  const Matrix* Dense(const Node& node, TensorId id) const {
+    return id == kNone ? nullptr : &weights_[node.block].dense(id);
+  }
   Status RunNode(const Node& node, const TokenBatch& part);
   void FindLearning(const Gradients& gradients);
   void NodeBackward(const Node& node, Gradients* gradients);
@@ -55,8 +57,8 @@ class Tape {
   ThreadPool& pool_;
   std::vector<const Node*> nodes_;
   std::vector<ValueId> imports_;
-  std::vector<Matrix> values_, derivatives_;   // by ValueId
-  std::vector<bool> learning_;                 // by ValueId: depends on something learnt
+  std::vector<Matrix> values_, derivatives_;  // by ValueId
+  std::vector<bool> learning_;                // by ValueId: depends on something learnt
   std::map<const Node*, MoeCapture> captures_;
   std::vector<uint32_t> positions_;
   std::vector<TileSequence> sequences_;

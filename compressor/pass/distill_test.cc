@@ -120,7 +120,8 @@ TEST(Learner, KeptWeightsMoveAndRemovedOnesStayZero) {
   Learner learner(ref, Encoded(w, Named("bf16+keep16"), mask), &weights);
   const auto distance = [&] {
     double sum = 0;
-    for (size_t i = 1; i < mask.size(); i += 2) sum += std::pow(static_cast<double>(weights.data()[i] - target.data()[i]), 2);
+    for (size_t i = 1; i < mask.size(); i += 2)
+      sum += std::pow(static_cast<double>(weights.data()[i] - target.data()[i]), 2);
     return std::sqrt(sum);
   };
   const double before = distance();

@@ -196,7 +196,7 @@ class Compressor {
     Result<double> kld = WriteWith(writer.get());
     // A kill leaves the finished blocks for --resume; an error leaves nothing, unless the user works with --resume.
     if (!kld.ok() && !request_.resume) (void)env_.RemoveTree(request_.output + ".partial");
-    if (recipe_.distill && (kld.ok() || !request_.resume)) (void)env_.RemoveTree(EncodedPath() + ".partial");
+    if (encoded_began_ && (kld.ok() || !request_.resume)) (void)env_.RemoveTree(EncodedPath() + ".partial");
     return kld;
   }
 
@@ -209,8 +209,8 @@ class Compressor {
     if (!model_.tokenizer.empty()) MOEPACK_RETURN_IF_ERROR(writer->WriteFile("tokenizer.bin", model_.tokenizer));
     MOEPACK_RETURN_IF_ERROR(writer->WriteFile("hot.pb", SerializeHotList(MakeHotList())));
     MOEPACK_RETURN_IF_ERROR(writer->SetExperts(MakeExperts()));
-    MOEPACK_ASSIGN_OR_RETURN(const ReplayReport report,
-                             recipe_.distill ? EncodeAndDistill(writer) : Replay(ReplayOf(writer), pool_, progress_));
+    MOEPACK_ASSIGN_OR_RETURN(const ReplayReport report, recipe_.distill ? EncodeAndDistill(writer, provenance)
+                                                                        : Replay(ReplayOf(writer), pool_, progress_));
     MOEPACK_RETURN_IF_ERROR(writer->WriteFile("errors.json", AsBytes(SerializeErrors(plan_, report.relative_errors))));
     if (recipe_.budget.max_kld && report.kld > *recipe_.budget.max_kld) {
       return Status(ErrorCode::kGate,
@@ -222,12 +222,14 @@ class Compressor {
 
   // Blocks are encoded into a folder of their own and learn from there, so that a kill at any time can be resumed: an
   // interrupted training starts again and ends in the same bytes.
-  Result<ReplayReport> EncodeAndDistill(ModelFolderWriter* writer) {
-    const std::string encoded_path = EncodedPath();
+  Result<ReplayReport> EncodeAndDistill(ModelFolderWriter* writer, const std::string& provenance) {
     bool distilled = true;
     for (int32_t b = 0; b < program_.blocks(); ++b) distilled = distilled && writer->HasBlock(b);
     if (distilled) return Replay(ReplayOf(writer), pool_, progress_);
-    MOEPACK_ASSIGN_OR_RETURN(const auto encoded, ModelFolderWriter::Create(env_, encoded_path, request_.resume));
+    MOEPACK_ASSIGN_OR_RETURN(const auto encoded, ModelFolderWriter::Create(env_, EncodedPath(), request_.resume));
+    encoded_began_ = true;
+    if (request_.resume) MOEPACK_RETURN_IF_ERROR(CheckResumed(*encoded, provenance));
+    MOEPACK_RETURN_IF_ERROR(encoded->WriteFile("provenance.json", AsBytes(provenance)));
     MOEPACK_ASSIGN_OR_RETURN(ReplayReport report, Replay(ReplayOf(encoded.get()), pool_, progress_));
     // Errors first, as Replay does.
     MOEPACK_RETURN_IF_ERROR(writer->WriteFile("errors.json", AsBytes(SerializeErrors(plan_, report.relative_errors))));
@@ -339,6 +341,7 @@ class Compressor {
   std::vector<Choice> choices_;
   std::optional<ErrorTable> errors_;
   std::vector<PlanTensor> like_;
+  bool encoded_began_ = false;  // the folder at EncodedPath is this run's
   Plan plan_;
 };
 

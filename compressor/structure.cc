@@ -23,6 +23,13 @@ struct RouterPath {
   std::vector<ValueId> values;
 };
 
+// Every table of a validated program has one.
+const MoeNode& MoeOf(const Program& program, uint32_t table) {
+  return std::find_if(program.nodes.begin(), program.nodes.end(),
+                      [&](const Node& node) { return node.kind == NodeKind::kMoe && node.moe.table == table; })
+      ->moe;
+}
+
 Result<RouterPath> FindRouter(const Program& program, uint32_t table) {
   RouterPath path;
   for (const Node& node : program.nodes) {
@@ -109,6 +116,26 @@ std::vector<float> SliceColumns(const std::vector<float>& values, uint64_t cols,
   return out;
 }
 
+uint64_t WidestChannels(const TableStructure& kept) {
+  uint64_t widest = 0;
+  for (const auto& channels : kept.channels) widest = std::max<uint64_t>(widest, channels.size());
+  return widest;
+}
+
+// [kept experts, widest]: each row holds its expert's kept channels, then zeros.
+std::vector<float> CutChannelBias(const std::vector<float>& values, uint64_t cols, const TableStructure& kept) {
+  const uint64_t widest = kept.channels.empty() ? cols : WidestChannels(kept);
+  std::vector<float> out(kept.experts.size() * widest, 0.0f);
+  for (size_t e = 0; e < kept.experts.size(); ++e) {
+    const float* from = values.data() + kept.experts[e] * cols;
+    float* to = out.data() + e * widest;
+    for (uint64_t c = 0; c < (kept.channels.empty() ? cols : kept.channels[e].size()); ++c) {
+      to[c] = from[kept.channels.empty() ? c : kept.channels[e][c]];
+    }
+  }
+  return out;
+}
+
 class CutTensors : public TensorSource {
  public:
   CutTensors(const Program& original, const Structure& structure, std::shared_ptr<const TensorSource> source)
@@ -118,11 +145,20 @@ class CutTensors : public TensorSource {
       if (!router.ok()) continue;
       router_of_[router->linear->linear.weight] = t;
       if (router->linear->linear.bias != kNone) router_of_[router->linear->linear.bias] = t;
+      const MoeNode& moe = router->moe->moe;
+      if (moe.selection_bias != kNone) router_of_[moe.selection_bias] = t;
+      if (moe.down_bias != kNone) router_of_[moe.down_bias] = t;
+      for (const TensorId id : {moe.gate_bias, moe.up_bias}) {
+        if (id != kNone) channel_bias_of_[id] = t;
+      }
     }
   }
 
   Result<std::vector<float>> Load(TensorId tensor) const override {
     auto values = source_->Load(tensor);
+    if (const auto bias = channel_bias_of_.find(tensor); values.ok() && bias != channel_bias_of_.end()) {
+      return CutChannelBias(*values, original_.tensors[tensor].cols, structure_.tables[bias->second]);
+    }
     const auto router = router_of_.find(tensor);
     if (!values.ok() || router == router_of_.end()) return values;
     const std::vector<uint32_t>& kept = structure_.tables[router->second].experts;
@@ -150,6 +186,7 @@ class CutTensors : public TensorSource {
   const Structure structure_;
   const std::shared_ptr<const TensorSource> source_;
   std::map<TensorId, uint32_t> router_of_;
+  std::map<TensorId, uint32_t> channel_bias_of_;  // gate and up biases: a row an expert, a column a channel
 };
 
 }  // namespace
@@ -193,7 +230,15 @@ Result<Program> ApplyStructure(const Program& program, const Structure& structur
       after.intermediate.push_back(kept.channels.empty() ? before.intermediate[kept.experts[i]] : kept.channels[i].size());
       after.original.push_back(before.original[kept.experts[i]]);
     }
+    const MoeNode& moe = MoeOf(program, t);
+    for (const TensorId id : {moe.gate_bias, moe.up_bias}) {
+      if (id == kNone) continue;
+      out.tensors[id].rows = kept.experts.size();
+      if (!kept.channels.empty()) out.tensors[id].cols = WidestChannels(kept);
+    }
     if (kept.experts.size() == before.experts()) continue;
+    if (moe.selection_bias != kNone) out.tensors[moe.selection_bias].cols = kept.experts.size();
+    if (moe.down_bias != kNone) out.tensors[moe.down_bias].rows = kept.experts.size();
     MOEPACK_ASSIGN_OR_RETURN(const RouterPath router, FindRouter(program, t));
     out.tensors[router.linear->linear.weight].rows = kept.experts.size();
     if (router.linear->linear.bias != kNone) out.tensors[router.linear->linear.bias].cols = kept.experts.size();

@@ -1,27 +1,29 @@
 #include "format/program.h"
 
-#include <array>
+#include <algorithm>
 
 #include "format/blocks.h"
 
 namespace moepack {
-namespace {
 
-// Tensors a node reads, kNone where an optional one is absent.
-std::array<TensorId, 2> TensorsOfNode(const Node& node) {
+std::array<TensorId, kMaxNodeTensors> TensorsOfNode(const Node& node) {
   switch (node.kind) {
     case NodeKind::kEmbedding:
-      return {node.embedding.table, kNone};
+      return {node.embedding.table, kNone, kNone, kNone};
     case NodeKind::kLinear:
-      return {node.linear.weight, node.linear.bias};
+      return {node.linear.weight, node.linear.bias, kNone, kNone};
     case NodeKind::kNorm:
-      return {node.norm.weight, node.norm.bias};
+      return {node.norm.weight, node.norm.bias, kNone, kNone};
+    case NodeKind::kAttention:
+      return {node.attention.sinks, kNone, kNone, kNone};
+    case NodeKind::kMoe:
+      return {node.moe.selection_bias, node.moe.gate_bias, node.moe.up_bias, node.moe.down_bias};
+    case NodeKind::kConvolution:
+      return {node.convolution.weight, node.convolution.bias, kNone, kNone};
     default:
-      return {kNone, kNone};
+      return {kNone, kNone, kNone, kNone};
   }
 }
-
-}  // namespace
 
 const char* TensorRoleName(TensorRole role) {
   switch (role) {
@@ -75,7 +77,7 @@ uint64_t CountParameters(const Program& program) {
 int32_t BlockOfTensor(const Program& program, TensorId tensor) {
   for (const Node& node : program.nodes) {
     const auto used = TensorsOfNode(node);
-    if (used[0] == tensor || used[1] == tensor) return node.block;
+    if (std::find(used.begin(), used.end(), tensor) != used.end()) return node.block;
   }
   return -1;
 }

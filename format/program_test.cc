@@ -148,7 +148,7 @@ TEST(ValidateProgram, GraphRules) {
                     {"output value 9999 does not exist", [](Program& p) { p.nodes[1].output = 9999; }},
                     {"value 1 is produced twice", [](Program& p) { p.nodes[1].output = 1; }},
                     {"value 0 is produced twice", [](Program& p) { p.nodes[0].output = 0; }},
-                    {"unknown kind", [](Program& p) { NodeOf(p, NodeKind::kConcat).kind = static_cast<NodeKind>(10); }},
+                    {"unknown kind", [](Program& p) { NodeOf(p, NodeKind::kConcat).kind = static_cast<NodeKind>(99); }},
                     {"fields of another kind", [](Program& p) { p.nodes[0].slice.begin = 1; }},
                     {"fields of another kind", [](Program& p) { p.nodes[0].linear.weight = 0; }},
                     {"fields of another kind", [](Program& p) { p.nodes[1].rotary.inv_freq = {1}; }},
@@ -219,7 +219,7 @@ TEST(ValidateProgram, AttentionAndMoe) {
           {"scale is not finite", [&](Program& p) { attention(p).scale = kInfinity; }},
           {"softcap must be finite", [&](Program& p) { attention(p).softcap = -1; }},
           {"state slot 1, only 1 declared", [&](Program& p) { attention(p).state_slot = 1; }},
-          {"state slot 0 belongs to another attention",
+          {"state slot 0 belongs to another node",
            [](Program& p) {
              Node again = NodeOf(p, NodeKind::kAttention);
              again.output = static_cast<ValueId>(p.values.size());
@@ -234,7 +234,7 @@ TEST(ValidateProgram, AttentionAndMoe) {
           {"(moe): output is 4 wide", [](Program& p) { p.values[NodeOf(p, NodeKind::kMoe).output].width = 4; }},
           {"k is 0", [&](Program& p) { moe(p).routing.k = 0; }},
           {"k is 5", [&](Program& p) { moe(p).routing.k = 5; }},
-          {"unknown score function", [&](Program& p) { moe(p).routing.score = static_cast<ScoreFunction>(2); }},
+          {"unknown score function", [&](Program& p) { moe(p).routing.score = static_cast<ScoreFunction>(3); }},
           {"routing eps", [&](Program& p) { moe(p).routing.eps = kNaN; }},
           {"routing scale", [&](Program& p) { moe(p).routing.scale = kInfinity; }},
           {"unknown activation", [&](Program& p) { moe(p).activation.function = static_cast<Activation>(5); }},
@@ -248,6 +248,83 @@ TEST(ValidateProgram, AttentionAndMoe) {
              p.nodes.push_back(again);
            }},
       });
+}
+
+TEST(ValidateProgram, AttentionVariants) {
+  const auto attention = [](Program& p) -> AttentionNode& { return NodeOf(p, NodeKind::kAttention).attention; };
+  const auto rotary = [](Program& p) -> RotaryNode& { return NodeOf(p, NodeKind::kRotary).rotary; };
+  ExpectRefused(ErrorCode::kMalformed,
+                {
+                    {"value_dim must differ", [&](Program& p) { attention(p).value_dim = 4; }},
+                    {"v is 4 wide, must be 3", [&](Program& p) { attention(p).value_dim = 3; }},
+                    {"chunk 16777217", [&](Program& p) { attention(p).chunk = (1 << 24) + 1; }},
+                    {"sinks: tensor 0", [&](Program& p) { attention(p).sinks = 0; }},
+                    {"position_scale must be finite", [&](Program& p) { attention(p).position_scale = kNaN; }},
+                    {"position_floor go together", [&](Program& p) { attention(p).position_scale = 0.1f; }},
+                    {"position_floor go together", [&](Program& p) { attention(p).position_floor = 8; }},
+                    {"reach past head_dim", [&](Program& p) { rotary(p).offset = 3; }},
+                    {"without long_from", [&](Program& p) { rotary(p).long_magnitude = 1; }},
+                    {"as many entries", [&](Program& p) { rotary(p).long_from = 8; }},
+                    {"long_from 16777217", [&](Program& p) { rotary(p).long_from = (1 << 24) + 1; }},
+                    {"frequency of long sequences is not finite",
+                     [&](Program& p) {
+                       rotary(p).long_from = 8;
+                       rotary(p).long_inv_freq.assign(rotary(p).inv_freq.size(), kNaN);
+                     }},
+                });
+}
+
+TEST(ValidateProgram, MoeVariants) {
+  const auto moe = [](Program& p) -> MoeNode& { return NodeOf(p, NodeKind::kMoe).moe; };
+  ExpectRefused(ErrorCode::kMalformed,
+                {
+                    {"without group_size", [&](Program& p) { moe(p).routing.top_groups = 1; }},
+                    {"unknown group rule", [&](Program& p) { moe(p).routing.group_rule = static_cast<GroupRule>(2); }},
+                    {"top_groups must be at least 1", [&](Program& p) { moe(p).routing.group_size = 2; }},
+                    {"fewer than k experts",
+                     [&](Program& p) {
+                       moe(p).routing.group_size = 4;  // the tiny table has experts 0, 1, 3 and 7
+                       moe(p).routing.top_groups = 1;
+                     }},
+                    {"mixer_eps is set wrongly", [&](Program& p) { moe(p).routing.mixer_eps = 0.01f; }},
+                    {"a sparse mixer scores before",
+                     [&](Program& p) {
+                       moe(p).routing.score = ScoreFunction::kSparseMixer;
+                       moe(p).routing.score_before_topk = false;
+                     }},
+                    {"selection bias: tensor 0", [&](Program& p) { moe(p).selection_bias = 0; }},
+                    {"biases of experts are all there or none", [&](Program& p) { moe(p).down_bias = 0; }},
+                    {"limit must be finite", [&](Program& p) { moe(p).activation.limit = -1; }},
+                    {"sigmoid_scale must be finite", [&](Program& p) { moe(p).activation.sigmoid_scale = kInfinity; }},
+                    {"sigmoid_scale is for silu",
+                     [&](Program& p) {
+                       moe(p).activation.sigmoid_scale = 1.7f;
+                       moe(p).activation.function = Activation::kRelu;
+                     }},
+                    {"up_offset is not finite", [&](Program& p) { moe(p).activation.up_offset = kNaN; }},
+                });
+}
+
+TEST(ValidateProgram, ConcatOfHeadsAndConvolution) {
+  const auto concat = [](Program& p) -> ConcatNode& { return NodeOf(p, NodeKind::kConcat).concat; };
+  ExpectRefused(ErrorCode::kMalformed, {
+                                           {"shared inputs without heads", [&](Program& p) { concat(p).shared = 1; }},
+                                           {"at least one input must not be shared",
+                                            [&](Program& p) {
+                                              concat(p) = {2, 2};
+                                            }},
+                                           {"heads must divide every input", [&](Program& p) { concat(p).heads = 3; }},
+                                           {"output is 16 wide, must be 24",
+                                            [&](Program& p) {
+                                              concat(p) = {2, 1};
+                                            }},
+                                           {"65537 heads", [&](Program& p) { concat(p).heads = 65537; }},
+                                           {"(convolution): has 2 inputs",
+                                            [](Program& p) {
+                                              Node& node = NodeOf(p, NodeKind::kConcat);
+                                              node.kind = NodeKind::kConvolution;
+                                            }},
+                                       });
 }
 
 TEST(ValidateProgram, ElementwiseSliceConcat) {

@@ -1,6 +1,8 @@
 #include "format/validate_node.h"
 
+#include <algorithm>
 #include <cmath>
+#include <map>
 
 namespace moepack {
 namespace {
@@ -27,6 +29,8 @@ const char* NodeKindName(NodeKind kind) {
       return "slice";
     case NodeKind::kConcat:
       return "concat";
+    case NodeKind::kConvolution:
+      return "convolution";
   }
   return "unknown";
 }
@@ -45,6 +49,8 @@ NodeChecker::NodeChecker(const Program& program)
 Status NodeChecker::Bad(const std::string& rule) const {
   return Malformed(StrFormat("node %zu (%s): %s", index_, NodeKindName(program_.nodes[index_].kind), rule.c_str()));
 }
+
+Status NodeChecker::OverLimit(const std::string& rule) const { return Status(ErrorCode::kLimit, Bad(rule).message()); }
 
 Status NodeChecker::Arity(const Node& node, size_t inputs) const {
   if (node.inputs.size() == inputs) return Status::Ok();
@@ -134,7 +140,8 @@ Status NodeChecker::CheckUnusedFields(const Node& node) const {
       unused(NodeKind::kRotary, node.rotary == RotaryNode()) &&
       unused(NodeKind::kAttention, node.attention == AttentionNode()) && unused(NodeKind::kMoe, node.moe == MoeNode()) &&
       unused(NodeKind::kElementwise, node.elementwise == ElementwiseNode()) &&
-      unused(NodeKind::kSlice, node.slice == SliceNode());
+      unused(NodeKind::kSlice, node.slice == SliceNode()) && unused(NodeKind::kConcat, node.concat == ConcatNode()) &&
+      unused(NodeKind::kConvolution, node.convolution == ConvolutionNode());
   return clean ? Status::Ok() : Bad("has fields of another kind");
 }
 
@@ -158,6 +165,8 @@ Status NodeChecker::CheckKind(const Node& node) {
       return CheckSlice(node);
     case NodeKind::kConcat:
       return CheckConcat(node);
+    case NodeKind::kConvolution:
+      return CheckConvolution(node);
   }
   return Bad("unknown kind");
 }
@@ -195,6 +204,7 @@ Status NodeChecker::CheckRotary(const Node& node) const {
   if (rotary.rotary_dim == 0 || rotary.rotary_dim % 2 != 0 || rotary.rotary_dim > rotary.head_dim) {
     return Bad("rotary_dim must be even, 2 to head_dim");
   }
+  if (rotary.offset > rotary.head_dim - rotary.rotary_dim) return Bad("offset + rotary_dim reach past head_dim");
   if (rotary.rotary_dim / 2 > kMaxInvFreq || rotary.inv_freq.size() != rotary.rotary_dim / 2) {
     return Bad(
         StrFormat("%zu inverse frequencies, must be rotary_dim / 2 and at most %u", rotary.inv_freq.size(), kMaxInvFreq));
@@ -202,6 +212,21 @@ Status NodeChecker::CheckRotary(const Node& node) const {
   if (!std::isfinite(rotary.magnitude)) return Bad("magnitude is not finite");
   for (const float f : rotary.inv_freq) {
     if (!std::isfinite(f)) return Bad("an inverse frequency is not finite");
+  }
+  return CheckLongRotary(rotary);
+}
+
+Status NodeChecker::CheckLongRotary(const RotaryNode& rotary) const {
+  if (rotary.long_from == 0) {
+    const bool clean = rotary.long_magnitude == 0 && rotary.long_inv_freq.empty();
+    return clean ? Status::Ok() : Bad("frequencies of long sequences without long_from");
+  }
+  if (rotary.long_from > kMaxPositions) return OverLimit(StrFormat("long_from %u, at most %u", rotary.long_from, kMaxPositions));
+  if (rotary.long_inv_freq.size() != rotary.inv_freq.size())
+    return Bad("long_inv_freq must have as many entries as inv_freq");
+  if (!std::isfinite(rotary.long_magnitude)) return Bad("long_magnitude is not finite");
+  for (const float f : rotary.long_inv_freq) {
+    if (!std::isfinite(f)) return Bad("an inverse frequency of long sequences is not finite");
   }
   return Status::Ok();
 }
@@ -213,20 +238,41 @@ Status NodeChecker::CheckAttention(const Node& node) {
     return Bad("kv_heads must divide heads, both at least 1");
   const uint64_t q_width = static_cast<uint64_t>(a.heads) * a.head_dim,
                  kv_width = static_cast<uint64_t>(a.kv_heads) * a.head_dim;
+  if (a.head_dim == 0 || a.value_dim == a.head_dim) return Bad("head_dim must not be 0 and value_dim must differ from it");
   MOEPACK_RETURN_IF_ERROR(Width("q", InputWidth(node, 0), q_width));
   MOEPACK_RETURN_IF_ERROR(Width("k", InputWidth(node, 1), kv_width));
-  MOEPACK_RETURN_IF_ERROR(Width("v", InputWidth(node, 2), kv_width));
-  MOEPACK_RETURN_IF_ERROR(Width("output", OutputWidth(node), q_width));
+  MOEPACK_RETURN_IF_ERROR(Width("v", InputWidth(node, 2), static_cast<uint64_t>(a.kv_heads) * a.value_width()));
+  MOEPACK_RETURN_IF_ERROR(Width("output", OutputWidth(node), static_cast<uint64_t>(a.heads) * a.value_width()));
+  MOEPACK_RETURN_IF_ERROR(UseVector("sinks", a.sinks, a.heads));
   if (!std::isfinite(a.scale)) return Bad("scale is not finite");
   if (!NotNegative(a.softcap)) return Bad("softcap must be finite and not negative");
-  if (a.window > kMaxPositions) {
-    return Status(ErrorCode::kLimit, Bad(StrFormat("window %u, at most %u", a.window, kMaxPositions)).message());
-  }
-  if (a.state_slot >= slot_used_.size())
-    return Bad(StrFormat("state slot %u, only %zu declared", a.state_slot, slot_used_.size()));
-  if (slot_used_[a.state_slot]) return Bad(StrFormat("state slot %u belongs to another attention", a.state_slot));
-  slot_used_[a.state_slot] = true;
+  if (a.window > kMaxPositions) return OverLimit(StrFormat("window %u, at most %u", a.window, kMaxPositions));
+  if (a.chunk > kMaxPositions) return OverLimit(StrFormat("chunk %u, at most %u", a.chunk, kMaxPositions));
+  if (!NotNegative(a.position_scale)) return Bad("position_scale must be finite and not negative");
+  if ((a.position_scale == 0) != (a.position_floor == 0)) return Bad("position_scale and position_floor go together");
+  return UseSlot(a.state_slot);
+}
+
+Status NodeChecker::UseSlot(uint32_t slot) {
+  if (slot >= slot_used_.size()) return Bad(StrFormat("state slot %u, only %zu declared", slot, slot_used_.size()));
+  if (slot_used_[slot]) return Bad(StrFormat("state slot %u belongs to another node", slot));
+  slot_used_[slot] = true;
   return Status::Ok();
+}
+
+Status NodeChecker::CheckConvolution(const Node& node) {
+  MOEPACK_RETURN_IF_ERROR(Arity(node, 1));
+  const uint64_t channels = InputWidth(node, 0);
+  MOEPACK_RETURN_IF_ERROR(Width("output", OutputWidth(node), channels));
+  const TensorId weight = node.convolution.weight;
+  const uint64_t width = weight < program_.tensors.size() ? program_.tensors[weight].cols : 0;
+  if (width > kMaxConvolution) {
+    return Bad(
+        StrFormat("reaches over %llu positions, at most %u", static_cast<unsigned long long>(width), kMaxConvolution));
+  }
+  MOEPACK_RETURN_IF_ERROR(UseTensor("weight", weight, channels, width));
+  MOEPACK_RETURN_IF_ERROR(UseVector("bias", node.convolution.bias, channels));
+  return UseSlot(node.convolution.state_slot);
 }
 
 Status NodeChecker::CheckMoe(const Node& node) {
@@ -238,22 +284,70 @@ Status NodeChecker::CheckMoe(const Node& node) {
   MOEPACK_RETURN_IF_ERROR(Width("router logits", InputWidth(node, 1), table.experts()));
   MOEPACK_RETURN_IF_ERROR(Width("output", OutputWidth(node), table.hidden));
   MOEPACK_RETURN_IF_ERROR(CheckRouting(moe, table));
-  if (moe.activation.function > Activation::kIdentity) return Bad("unknown activation");
-  if (moe.activation.gated != table.gated) return Bad("gated differs from its expert table");
+  MOEPACK_RETURN_IF_ERROR(CheckActivation(moe.activation, table));
+  MOEPACK_RETURN_IF_ERROR(CheckExpertBiases(moe, table));
   if (table_used_[moe.table]) return Bad(StrFormat("expert table %u belongs to another moe", moe.table));
   table_used_[moe.table] = true;
   return Status::Ok();
 }
 
+Status NodeChecker::CheckActivation(const ActivationRecord& activation, const ExpertTableDecl& table) const {
+  if (activation.function > Activation::kIdentity) return Bad("unknown activation");
+  if (activation.gated != table.gated) return Bad("gated differs from its expert table");
+  if (!activation.gated && !activation.plain()) return Bad("limit, sigmoid_scale and up_offset need gated experts");
+  if (!NotNegative(activation.limit)) return Bad("limit must be finite and not negative");
+  if (!NotNegative(activation.sigmoid_scale)) return Bad("sigmoid_scale must be finite and not negative");
+  if (activation.sigmoid_scale != 0 && activation.function != Activation::kSilu)
+    return Bad("sigmoid_scale is for silu only");
+  if (!std::isfinite(activation.up_offset)) return Bad("up_offset is not finite");
+  return Status::Ok();
+}
+
+Status NodeChecker::CheckExpertBiases(const MoeNode& moe, const ExpertTableDecl& table) {
+  MOEPACK_RETURN_IF_ERROR(UseVector("selection bias", moe.selection_bias, table.experts()));
+  const bool up = moe.up_bias != kNone, down = moe.down_bias != kNone, gate = moe.gate_bias != kNone;
+  if (up != down || gate != (up && table.gated)) return Bad("biases of experts are all there or none is");
+  if (!up) return Status::Ok();
+  const uint64_t widest = *std::max_element(table.intermediate.begin(), table.intermediate.end());
+  if (gate) MOEPACK_RETURN_IF_ERROR(UseTensor("gate bias", moe.gate_bias, table.experts(), widest));
+  MOEPACK_RETURN_IF_ERROR(UseTensor("up bias", moe.up_bias, table.experts(), widest));
+  return UseTensor("down bias", moe.down_bias, table.experts(), table.hidden);
+}
+
+Status NodeChecker::CheckGroups(const RoutingRecord& routing, const ExpertTableDecl& table) const {
+  if (routing.group_rule > GroupRule::kTwoLargest) return Bad("unknown group rule");
+  if (routing.group_size == 0) {
+    const bool clean = routing.top_groups == 0 && routing.group_rule == GroupRule::kLargest;
+    return clean ? Status::Ok() : Bad("top_groups or group rule without group_size");
+  }
+  if (routing.score == ScoreFunction::kSparseMixer || !routing.score_before_topk)
+    return Bad("groups need scores before top k");
+  if (routing.top_groups == 0) return Bad("top_groups must be at least 1");
+  // Enough experts must be left whichever groups win: the smallest groups count.
+  std::map<uint32_t, uint32_t> sizes;
+  for (const uint32_t original : table.original) ++sizes[original / routing.group_size];
+  std::vector<uint32_t> counts;
+  for (const auto& [group, count] : sizes) counts.push_back(count);
+  std::sort(counts.begin(), counts.end());
+  uint64_t least = 0;
+  for (size_t i = 0; i < counts.size() && i < routing.top_groups; ++i) least += counts[i];
+  return least >= routing.k ? Status::Ok() : Bad("the chosen groups may hold fewer than k experts");
+}
+
 Status NodeChecker::CheckRouting(const MoeNode& moe, const ExpertTableDecl& table) const {
   const RoutingRecord& routing = moe.routing;
-  if (routing.score > ScoreFunction::kSigmoid) return Bad("unknown score function");
+  if (routing.score > ScoreFunction::kSparseMixer) return Bad("unknown score function");
   if (routing.k == 0 || routing.k > table.experts()) {
     return Bad(StrFormat("k is %u, must be 1 to %u experts", routing.k, table.experts()));
   }
   if (!NotNegative(routing.eps)) return Bad("routing eps must be finite and not negative");
   if (!std::isfinite(routing.scale)) return Bad("routing scale is not finite");
-  return Status::Ok();
+  const bool mixer = routing.score == ScoreFunction::kSparseMixer;
+  if (!NotNegative(routing.mixer_eps) || (!mixer && routing.mixer_eps != 0)) return Bad("mixer_eps is set wrongly");
+  if (mixer && (!routing.score_before_topk || moe.selection_bias != kNone)) {
+    return Bad("a sparse mixer scores before top k and has no selection bias");
+  }
+  return CheckGroups(routing, table);
 }
 
 Status NodeChecker::CheckElementwise(const Node& node) const {
@@ -279,8 +373,16 @@ Status NodeChecker::CheckSlice(const Node& node) const {
 
 Status NodeChecker::CheckConcat(const Node& node) const {
   if (node.inputs.empty()) return Bad("has no inputs");
-  uint64_t width = 0;  // at most kMaxNodeInputs * kMaxRows
-  for (size_t i = 0; i < node.inputs.size(); ++i) width += InputWidth(node, i);
+  const ConcatNode& concat = node.concat;
+  if (concat.heads == 0 && concat.shared != 0) return Bad("shared inputs without heads");
+  if (concat.shared >= node.inputs.size() && concat.shared != 0) return Bad("at least one input must not be shared");
+  if (concat.heads > kMaxConcatHeads) return OverLimit(StrFormat("%u heads, at most %u", concat.heads, kMaxConcatHeads));
+  uint64_t width = 0;  // at most kMaxNodeInputs * kMaxRows * kMaxConcatHeads
+  for (size_t i = 0; i < node.inputs.size(); ++i) {
+    const bool shared = i + concat.shared >= node.inputs.size();
+    if (!shared && concat.heads > 0 && InputWidth(node, i) % concat.heads != 0) return Bad("heads must divide every input");
+    width += InputWidth(node, i) * (shared ? concat.heads : 1);
+  }
   return Width("output", OutputWidth(node), width);
 }
 

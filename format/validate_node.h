@@ -29,18 +29,25 @@ class NodeChecker {
   Status CheckLinear(const Node& node);
   Status CheckNorm(const Node& node);
   Status CheckRotary(const Node& node) const;
+  Status CheckLongRotary(const RotaryNode& rotary) const;
   Status CheckAttention(const Node& node);
   Status CheckMoe(const Node& node);
+  Status CheckActivation(const ActivationRecord& activation, const ExpertTableDecl& table) const;
+  Status CheckExpertBiases(const MoeNode& moe, const ExpertTableDecl& table);
+  Status CheckGroups(const RoutingRecord& routing, const ExpertTableDecl& table) const;
   Status CheckRouting(const MoeNode& moe, const ExpertTableDecl& table) const;
   Status CheckElementwise(const Node& node) const;
   Status CheckSlice(const Node& node) const;
   Status CheckConcat(const Node& node) const;
+  Status CheckConvolution(const Node& node);
 
   // An error at the node being checked.
   Status Bad(const std::string& rule) const;
+  Status OverLimit(const std::string& rule) const;
   Status Arity(const Node& node, size_t inputs) const;
   Status Width(const char* what, uint64_t have, uint64_t want) const;
   Status UseTensor(const char* what, TensorId id, uint64_t rows, uint64_t cols);
+  Status UseSlot(uint32_t slot);
   Status UseVector(const char* what, TensorId id, uint64_t cols);  // kNone: absent, fine
   uint64_t InputWidth(const Node& node, size_t i) const { return program_.values[node.inputs[i]].width; }
   uint64_t OutputWidth(const Node& node) const { return program_.values[node.output].width; }

@@ -17,9 +17,10 @@ struct Tile {
   uint64_t begin = 0, end = 0;
 };
 
-bool HasAttention(const Program& program, int32_t block) {
-  return std::any_of(program.nodes.begin(), program.nodes.end(),
-                     [&](const Node& n) { return n.block == block && n.kind == NodeKind::kAttention; });
+bool MixesTokens(const Program& program, int32_t block) {
+  return std::any_of(program.nodes.begin(), program.nodes.end(), [&](const Node& n) {
+    return n.block == block && (n.kind == NodeKind::kAttention || n.kind == NodeKind::kConvolution);
+  });
 }
 
 uint64_t TileTokens(const Program& program, int32_t block) {
@@ -34,7 +35,7 @@ uint64_t TileTokens(const Program& program, int32_t block) {
 std::vector<Tile> CutIntoTiles(const Program& program, int32_t block, const TokenBatch& batch) {
   std::vector<Tile> tiles;
   const uint64_t most = TileTokens(program, block);
-  if (!HasAttention(program, block)) {
+  if (!MixesTokens(program, block)) {
     for (uint64_t t = 0; t < batch.size(); t += most) tiles.push_back({t, std::min(t + most, batch.size())});
     return tiles;
   }
@@ -72,7 +73,7 @@ struct TileLayout {
     positions.reserve(tile.end - tile.begin);
     for (; s < batch.sequences() && batch.begin(s) < tile.end; ++s) {
       const uint64_t begin = std::max(batch.begin(s), tile.begin), end = std::min(batch.end(s), tile.end);
-      sequences.push_back({begin - tile.begin, end - tile.begin});
+      sequences.push_back({begin - tile.begin, end - tile.begin, batch.end(s) - batch.begin(s)});
       for (uint64_t t = begin; t < end; ++t) positions.push_back(static_cast<uint32_t>(t - batch.begin(s)));
     }
   }
@@ -147,10 +148,11 @@ class BlockRunner {
         RunNorm(node.norm, in, Dense(node.norm.weight), Dense(node.norm.bias), pool_, out);
         break;
       case NodeKind::kRotary:
-        RunRotary(node.rotary, layout.positions, in, pool_, out);
+        RunRotary(node.rotary, layout.sequences, layout.positions, in, pool_, out);
         break;
       case NodeKind::kAttention:
-        RunAttention(node.attention, layout.sequences, in, *second, values_[node.inputs[2]], pool_, out);
+        RunAttention(node.attention, layout.sequences, {in, *second, values_[node.inputs[2]], Dense(node.attention.sinks)},
+                     pool_, out);
         break;
       case NodeKind::kMoe:
         RunMoeNode(node, tile, in, *second, out);
@@ -162,7 +164,11 @@ class BlockRunner {
         *out = in.middleCols(node.slice.begin, program_.values[node.output].width);
         break;
       case NodeKind::kConcat:
-        RunConcat(node, out);
+        RunConcatNode(node, out);
+        break;
+      case NodeKind::kConvolution:
+        RunConvolution(layout.sequences, in, weights_.dense(node.convolution.weight), Dense(node.convolution.bias), pool_,
+                       out);
         break;
     }
     return Status::Ok();
@@ -176,13 +182,10 @@ class BlockRunner {
     if (wanted) observer_->OnMoe(capture);
   }
 
-  void RunConcat(const Node& node, Matrix* out) {
-    out->resize(values_[node.inputs[0]].rows(), program_.values[node.output].width);
-    Eigen::Index column = 0;
-    for (ValueId id : node.inputs) {
-      out->middleCols(column, values_[id].cols()) = values_[id];
-      column += values_[id].cols();
-    }
+  void RunConcatNode(const Node& node, Matrix* out) {
+    std::vector<const Matrix*> inputs;
+    for (ValueId id : node.inputs) inputs.push_back(&values_[id]);
+    RunConcat(node.concat, inputs, out);
   }
 
   const Program& program_;

@@ -68,8 +68,8 @@ struct Stream {
 struct ExpertCapture {
   uint32_t expert = 0;
   std::vector<uint32_t> rows;  // row in the tile
-  std::vector<float> gates;    // routing weight g of each row
-  Matrix input;                // [n, hidden]
+  std::vector<float> gates;    // routing weight g of each row; 1 where the record puts weights on inputs
+  Matrix input;                // [n, hidden], times the weight where the record puts weights on inputs
   Matrix down_input;           // [n, intermediate]: act(gate) * up
   Matrix output;               // [n, hidden], not yet times g
 };
@@ -80,7 +80,7 @@ struct MoeCapture {
   const Matrix* input = nullptr;       // [tile, hidden]
   const Matrix* logits = nullptr;      // [tile, experts]
   std::vector<uint32_t> ids;           // [tile, k] chosen experts, largest weight first
-  std::vector<float> weights;          // [tile, k]
+  std::vector<float> weights;          // [tile, k], 1 where the record puts weights on inputs
   std::vector<ExpertCapture> experts;  // those that got at least one row, by index
 };
 
@@ -130,8 +130,14 @@ class Forward {
   std::vector<int32_t> last_use_;  // by value: last block that reads it
 };
 
-// Routing of one row by the record: chosen experts (largest weight first, ties to the lower index) and their weights.
-// ids and weights have routing.k entries.
-void Route(const RoutingRecord& routing, std::span<const float> logits, std::span<uint32_t> ids, std::span<float> weights);
+// What routing needs beside the record and the logits.
+struct RoutingTables {
+  std::span<const float> selection_bias;  // [experts], or empty
+  std::span<const uint32_t> original;     // [experts] index in the checkpoint; only read for groups
+};
+// Routing of one row by the record: chosen experts (largest selection score first, ties to the lower index) and their
+// weights. ids and weights have routing.k entries.
+void Route(const RoutingRecord& routing, const RoutingTables& tables, std::span<const float> logits, std::span<uint32_t> ids,
+           std::span<float> weights);
 
 }  // namespace moepack

@@ -209,7 +209,7 @@ TEST(RouteTest, TiesGoToTheLowerIndex) {
   std::vector<uint32_t> ids(3);
   std::vector<float> weights(3);
   const std::vector<float> logits = {1, 3, 2, 3, 2};
-  Route({.k = 3}, logits, ids, weights);
+  Route({.k = 3}, {}, logits, ids, weights);
   EXPECT_EQ(ids, (std::vector<uint32_t>{1, 3, 2}));
   EXPECT_GT(weights[0], weights[2]);
 }
@@ -218,7 +218,7 @@ TEST(RouteTest, SaturatedSigmoidStillPrefersTheLargerLogit) {
   std::vector<uint32_t> ids(1);
   std::vector<float> weights(1);
   const std::vector<float> logits = {60, 70, 65};
-  Route({.score = ScoreFunction::kSigmoid, .k = 1}, logits, ids, weights);
+  Route({.score = ScoreFunction::kSigmoid, .k = 1}, {}, logits, ids, weights);
   EXPECT_EQ(ids[0], 1u);
   EXPECT_FLOAT_EQ(weights[0], 1.0f);
 }

@@ -87,6 +87,17 @@ TEST(GoldenTest, Qwen2Moe) { CheckGolden(Family("qwen2_moe")); }
 TEST(GoldenTest, Qwen3Moe) { CheckGolden(Family("qwen3_moe")); }
 TEST(GoldenTest, Mixtral) { CheckGolden(Family("mixtral")); }
 TEST(GoldenTest, Olmoe) { CheckGolden(Family("olmoe")); }
+TEST(GoldenTest, GraniteMoe) { CheckGolden(Family("granitemoe")); }
+TEST(GoldenTest, DeepseekV2) { CheckGolden(Family("deepseek_v2")); }
+TEST(GoldenTest, GptOss) { CheckGolden(Family("gpt_oss")); }
+TEST(GoldenTest, Llama4) { CheckGolden(Family("llama4")); }
+// By tests/golden/reference.py.
+TEST(GoldenTest, DeepseekV3InFp8) { CheckGolden(Family("deepseek_v3")); }
+TEST(GoldenTest, Ernie45Moe) { CheckGolden(Family("ernie4_5_moe")); }
+TEST(GoldenTest, Glm4Moe) { CheckGolden(Family("glm4_moe")); }
+TEST(GoldenTest, Lfm2Moe) { CheckGolden(Family("lfm2_moe")); }
+TEST(GoldenTest, PhiMoe) { CheckGolden(Family("phimoe")); }
+TEST(GoldenTest, PhiMoeBeyondTheOriginalContext) { CheckGolden(Family("phimoe_long")); }
 TEST(GoldenTest, WrenSpeech) { CheckGolden(Wren("speech")); }
 TEST(GoldenTest, WrenGerman) { CheckGolden(Wren("german")); }
 TEST(GoldenTest, WrenPython) { CheckGolden(Wren("python")); }

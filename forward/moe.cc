@@ -16,14 +16,14 @@ struct Dispatch {
   std::vector<uint32_t> first;   // [experts + 1]
 };
 
-Dispatch RouteTile(const RoutingRecord& routing, const Matrix& logits, ThreadPool& pool) {
+Dispatch RouteTile(const RoutingRecord& routing, const RoutingTables& tables, const Matrix& logits, ThreadPool& pool) {
   const size_t tokens = logits.rows(), k = routing.k, experts = logits.cols();
   Dispatch d;
   d.ids.resize(tokens * k);
   d.weights.resize(tokens * k);
   pool.ParallelFor(tokens, kRowBlock, [&](size_t begin, size_t end) {
     for (size_t t = begin; t < end; ++t) {
-      Route(routing, {logits.row(t).data(), experts}, {&d.ids[t * k], k}, {&d.weights[t * k], k});
+      Route(routing, tables, {logits.row(t).data(), experts}, {&d.ids[t * k], k}, {&d.weights[t * k], k});
     }
   });
   d.first.assign(experts + 1, 0);
@@ -40,6 +40,21 @@ Dispatch RouteTile(const RoutingRecord& routing, const Matrix& logits, ThreadPoo
     d.gate[row] = d.weights[i];
   }
   return d;
+}
+
+// up = act(gate) * (up + offset), with the record's limits.
+void ActivateGated(const ActivationRecord& record, Matrix& gate, Matrix& up) {
+  if (record.limit > 0) {
+    gate.array() = gate.array().min(record.limit);
+    up.array() = up.array().max(-record.limit).min(record.limit);
+  }
+  if (record.sigmoid_scale > 0) {
+    gate.array() = gate.array() / (1 + (-record.sigmoid_scale * gate.array()).exp());
+  } else {
+    Activate(record.function, gate);
+  }
+  if (record.up_offset != 0) up.array() += record.up_offset;
+  up.array() *= gate.array();
 }
 
 // Rows [begin, end) in Dispatch order, all of one expert.
@@ -71,20 +86,25 @@ struct ExpertRun {
   void operator()(const Task& task) const {
     const uint32_t table = node.table, rows = task.end - task.begin;
     Matrix x(rows, in.cols());
-    for (uint32_t i = 0; i < rows; ++i) x.row(i) = in.row(dispatch.token[task.begin + i]);
+    for (uint32_t i = 0; i < rows; ++i) {
+      x.row(i) = in.row(dispatch.token[task.begin + i]);
+      if (node.routing.weight_on_input) x.row(i) *= dispatch.gate[task.begin + i];
+    }
     const Matrix& up = weights.expert(table, task.expert, ExpertMatrix::kUp);
     Matrix h(rows, up.rows());
     h.noalias() = x * up.transpose();
+    AddBias(node.up_bias, task.expert, &h);
     if (node.activation.gated) {
       Matrix g(rows, up.rows());
       g.noalias() = x * weights.expert(table, task.expert, ExpertMatrix::kGate).transpose();
-      Activate(node.activation.function, g);
-      h.array() *= g.array();
+      AddBias(node.gate_bias, task.expert, &g);
+      ActivateGated(node.activation, g, h);
     } else {
       Activate(node.activation.function, h);
     }
     auto y = outputs->middleRows(task.begin, rows);
     y.noalias() = h * weights.expert(table, task.expert, ExpertMatrix::kDown).transpose();
+    if (node.down_bias != kNone) y.rowwise() += weights.dense(node.down_bias).row(task.expert);
     if (captures == nullptr) return;
     ExpertCapture& capture = (*captures)[capture_of[task.expert]];
     const uint32_t at = task.begin - dispatch.first[task.expert];
@@ -92,10 +112,15 @@ struct ExpertRun {
     capture.down_input.middleRows(at, rows) = h;
     capture.output.middleRows(at, rows) = y;
   }
+
+  void AddBias(TensorId bias, uint32_t expert, Matrix* values) const {
+    if (bias == kNone) return;
+    values->rowwise() += weights.dense(bias).row(expert).head(values->cols());
+  }
 };
 
 // Captures with their matrices allocated; capture_of[e] is the place of expert e, if it got rows.
-std::vector<ExpertCapture> AllocateCaptures(const ExpertTableDecl& table, const Dispatch& d,
+std::vector<ExpertCapture> AllocateCaptures(const ExpertTableDecl& table, const Dispatch& d, bool on_input,
                                             std::vector<uint32_t>* capture_of) {
   std::vector<ExpertCapture> captures;
   capture_of->assign(table.experts(), kNone);
@@ -106,7 +131,11 @@ std::vector<ExpertCapture> AllocateCaptures(const ExpertTableDecl& table, const 
     ExpertCapture& c = captures.emplace_back();
     c.expert = e;
     c.rows.assign(d.token.begin() + begin, d.token.begin() + end);
-    c.gates.assign(d.gate.begin() + begin, d.gate.begin() + end);
+    if (on_input) {
+      c.gates.assign(end - begin, 1.0f);
+    } else {
+      c.gates.assign(d.gate.begin() + begin, d.gate.begin() + end);
+    }
     c.input.resize(end - begin, table.hidden);
     c.down_input.resize(end - begin, table.intermediate[e]);
     c.output.resize(end - begin, table.hidden);
@@ -119,9 +148,15 @@ std::vector<ExpertCapture> AllocateCaptures(const ExpertTableDecl& table, const 
 void RunMoe(const Node& node, const ExpertTableDecl& table, const BlockWeights& weights, const Matrix& in,
             const Matrix& logits, ThreadPool& pool, MoeCapture* capture, Matrix* out) {
   const size_t k = node.moe.routing.k;
-  Dispatch d = RouteTile(node.moe.routing, logits, pool);
+  const Matrix* bias = node.moe.selection_bias == kNone ? nullptr : &weights.dense(node.moe.selection_bias);
+  RoutingTables tables;
+  if (bias != nullptr) tables.selection_bias = {bias->data(), static_cast<size_t>(bias->size())};
+  tables.original = table.original;
+  Dispatch d = RouteTile(node.moe.routing, tables, logits, pool);
+  // From here on weights are those of outputs; inputs took theirs from `gate`.
+  if (node.moe.routing.weight_on_input) std::fill(d.weights.begin(), d.weights.end(), 1.0f);
   std::vector<uint32_t> capture_of;
-  if (capture != nullptr) capture->experts = AllocateCaptures(table, d, &capture_of);
+  if (capture != nullptr) capture->experts = AllocateCaptures(table, d, node.moe.routing.weight_on_input, &capture_of);
   Matrix outputs(d.ids.size(), in.cols());
   const std::vector<Task> tasks = CutIntoTasks(d);
   const ExpertRun run{node.moe, weights, in, d, capture ? &capture->experts : nullptr, capture_of, &outputs};

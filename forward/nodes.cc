@@ -50,13 +50,13 @@ void NormGroup(const NormNode& node, const float* x, const float* weight, const 
 // cos and sin of every position that occurs, times magnitude. [positions, rotary_dim / 2]
 struct RotaryTable {
   Matrix cosine, sine;
-  RotaryTable(const RotaryNode& node, uint32_t positions)
-      : cosine(positions, node.inv_freq.size()), sine(positions, node.inv_freq.size()) {
+  RotaryTable(std::span<const float> inv_freq, float magnitude, uint32_t positions)
+      : cosine(positions, inv_freq.size()), sine(positions, inv_freq.size()) {
     for (uint32_t p = 0; p < positions; ++p) {
-      for (size_t i = 0; i < node.inv_freq.size(); ++i) {
-        const double angle = static_cast<double>(p) * static_cast<double>(node.inv_freq[i]);
-        cosine(p, i) = static_cast<float>(std::cos(angle) * node.magnitude);
-        sine(p, i) = static_cast<float>(std::sin(angle) * node.magnitude);
+      for (size_t i = 0; i < inv_freq.size(); ++i) {
+        const double angle = static_cast<double>(p) * static_cast<double>(inv_freq[i]);
+        cosine(p, i) = static_cast<float>(std::cos(angle) * magnitude);
+        sine(p, i) = static_cast<float>(std::sin(angle) * magnitude);
       }
     }
   }
@@ -65,12 +65,15 @@ struct RotaryTable {
 void RotateHead(const RotaryNode& node, const float* cosine, const float* sine, const float* x, float* y) {
   const size_t half = node.rotary_dim / 2;
   const size_t step = node.interleaved ? 2 : 1, other = node.interleaved ? 1 : half;
+  std::copy(x, x + node.offset, y);
+  std::copy(x + node.offset + node.rotary_dim, x + node.head_dim, y + node.offset + node.rotary_dim);
+  x += node.offset;
+  y += node.offset;
   for (size_t i = 0; i < half; ++i) {
     const float a = x[i * step], b = x[i * step + other];
     y[i * step] = a * cosine[i] - b * sine[i];
     y[i * step + other] = b * cosine[i] + a * sine[i];
   }
-  std::copy(x + node.rotary_dim, x + node.head_dim, y + node.rotary_dim);
 }
 
 void Combine(ElementOp op, Eigen::Ref<const Matrix> a, Eigen::Ref<const Matrix> b, Eigen::Ref<Matrix> out) {
@@ -180,13 +183,23 @@ void RunNorm(const NormNode& node, const Matrix& in, const Matrix* weight, const
   });
 }
 
-void RunRotary(const RotaryNode& node, std::span<const uint32_t> positions, const Matrix& in, ThreadPool& pool,
-               Matrix* out) {
+void RunRotary(const RotaryNode& node, std::span<const TileSequence> sequences, std::span<const uint32_t> positions,
+               const Matrix& in, ThreadPool& pool, Matrix* out) {
   out->resize(in.rows(), in.cols());
   if (positions.empty()) return;
-  const RotaryTable table(node, *std::max_element(positions.begin(), positions.end()) + 1);
+  const uint32_t most = *std::max_element(positions.begin(), positions.end()) + 1;
+  const RotaryTable usual(node.inv_freq, node.magnitude, most);
+  const RotaryTable longer(node.long_inv_freq, node.long_magnitude, node.long_from > 0 ? most : 0);
+  std::vector<const RotaryTable*> table_of(in.rows(), &usual);
+  for (const TileSequence& s : sequences) {
+    if (node.long_from > 0 && s.length > node.long_from) {
+      std::fill(table_of.begin() + static_cast<std::ptrdiff_t>(s.begin),
+                table_of.begin() + static_cast<std::ptrdiff_t>(s.end), &longer);
+    }
+  }
   ForRows(pool, in.rows(), [&](size_t first, size_t rows) {
     for (size_t t = first; t < first + rows; ++t) {
+      const RotaryTable& table = *table_of[t];
       const float* cosine = table.cosine.row(positions[t]).data();
       const float* sine = table.sine.row(positions[t]).data();
       for (size_t h = 0; h < node.heads; ++h) {
@@ -194,6 +207,43 @@ void RunRotary(const RotaryNode& node, std::span<const uint32_t> positions, cons
       }
     }
   });
+}
+
+void RunConvolution(std::span<const TileSequence> sequences, const Matrix& in, const Matrix& weight, const Matrix* bias,
+                    ThreadPool& pool, Matrix* out) {
+  out->resize(in.rows(), in.cols());
+  const uint64_t width = static_cast<uint64_t>(weight.cols());
+  for (const TileSequence& s : sequences) {
+    ForRows(pool, s.end - s.begin, [&](size_t first, size_t rows) {
+      for (uint64_t t = s.begin + first; t < s.begin + first + rows; ++t) {
+        auto y = out->row(static_cast<Eigen::Index>(t));
+        if (bias != nullptr) {
+          y = bias->row(0);
+        } else {
+          y.setZero();
+        }
+        for (uint64_t back = std::min(width, t - s.begin + 1); back-- > 0;) {
+          y.array() += weight.col(static_cast<Eigen::Index>(width - 1 - back)).transpose().array() *
+                       in.row(static_cast<Eigen::Index>(t - back)).array();
+        }
+      }
+    });
+  }
+}
+
+void RunConcat(const ConcatNode& node, std::span<const Matrix* const> inputs, Matrix* out) {
+  const Eigen::Index heads = std::max<uint32_t>(node.heads, 1);
+  const size_t own = inputs.size() - node.shared;
+  Eigen::Index width = 0, column = 0;
+  for (size_t i = 0; i < inputs.size(); ++i) width += inputs[i]->cols() * (i < own ? 1 : heads);
+  out->resize(inputs[0]->rows(), width);
+  for (Eigen::Index head = 0; head < heads; ++head) {
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      const Eigen::Index part = i < own ? inputs[i]->cols() / heads : inputs[i]->cols();
+      out->middleCols(column, part) = inputs[i]->middleCols(i < own ? head * part : 0, part);
+      column += part;
+    }
+  }
 }
 
 void RunElementwise(const ElementwiseNode& node, const Matrix& first, const Matrix* second, ThreadPool& pool, Matrix* out) {

@@ -13,6 +13,7 @@ namespace moepack {
 // Whole sequences of a tile, as rows of the tile. Positions are those inside the sequence.
 struct TileSequence {
   uint64_t begin = 0, end = 0;
+  uint64_t length = 0;  // of the whole sequence, of which a block that mixes no tokens may hold a part
 };
 
 // out[t] = table[tokens[t]]. kBadInput for a token outside of the table.
@@ -25,12 +26,25 @@ void RunLinear(const Matrix& in, const Matrix& weight, const Matrix* bias, Threa
 void RunNorm(const NormNode& node, const Matrix& in, const Matrix* weight, const Matrix* bias, ThreadPool& pool,
              Matrix* out);
 
-// positions: one a row.
-void RunRotary(const RotaryNode& node, std::span<const uint32_t> positions, const Matrix& in, ThreadPool& pool, Matrix* out);
+// positions: one a row; the sequences cover all rows.
+void RunRotary(const RotaryNode& node, std::span<const TileSequence> sequences, std::span<const uint32_t> positions,
+               const Matrix& in, ThreadPool& pool, Matrix* out);
 
-// q [n, heads * head_dim], k, v [n, kv_heads * head_dim]; the sequences cover all rows.
-void RunAttention(const AttentionNode& node, std::span<const TileSequence> sequences, const Matrix& q, const Matrix& k,
-                  const Matrix& v, ThreadPool& pool, Matrix* out);
+// q [n, heads * head_dim], k [n, kv_heads * head_dim], v [n, kv_heads * value width], sinks [1, heads] or null.
+struct AttentionInputs {
+  const Matrix &q, &k, &v;
+  const Matrix* sinks = nullptr;
+};
+// The sequences cover all rows.
+void RunAttention(const AttentionNode& node, std::span<const TileSequence> sequences, const AttentionInputs& in,
+                  ThreadPool& pool, Matrix* out);
+
+// weight [channels, width], bias [1, channels] or null. The sequences cover all rows, each from its first position.
+void RunConvolution(std::span<const TileSequence> sequences, const Matrix& in, const Matrix& weight, const Matrix* bias,
+                    ThreadPool& pool, Matrix* out);
+
+// inputs: at least one.
+void RunConcat(const ConcatNode& node, std::span<const Matrix* const> inputs, Matrix* out);
 
 // second: of kAdd and kMul, otherwise null.
 void RunElementwise(const ElementwiseNode& node, const Matrix& first, const Matrix* second, ThreadPool& pool, Matrix* out);

@@ -9,7 +9,7 @@ std::set<TensorId> DenseTensors(const Program& program, int32_t block) {
   std::set<TensorId> ids;
   for (const Node& node : program.nodes) {
     if (node.block != block) continue;
-    for (TensorId id : {node.embedding.table, node.linear.weight, node.linear.bias, node.norm.weight, node.norm.bias}) {
+    for (TensorId id : TensorsOfNode(node)) {
       if (id != kNone) ids.insert(id);
     }
   }

@@ -67,11 +67,24 @@ void Accumulate(const float* p, const float* values, uint32_t count, uint32_t he
   }
 }
 
+// What a query's scores are multiplied with.
+float ScoreScale(const AttentionNode& node, uint32_t position) {
+  if (node.position_scale == 0) return node.scale;
+  const double steps = (uint64_t{position} + 1) / node.position_floor;
+  return node.scale * static_cast<float>(1 + static_cast<double>(node.position_scale) * std::log1p(steps));
+}
+
+// First position that the query at `position` sees.
+uint32_t FirstPosition(const AttentionNode& node, uint32_t position) {
+  const uint32_t first = node.window > 0 && position >= node.window ? position - node.window + 1 : 0;
+  return node.chunk > 0 ? std::max(first, position / node.chunk * node.chunk) : first;
+}
+
 // Scores of one block; -infinity outside of positions [begin, end) of it.
-void MaskedScores(const AttentionNode& node, const float* q, const float* keys, uint32_t begin, uint32_t end,
+void MaskedScores(const AttentionNode& node, float scale, const float* q, const float* keys, uint32_t begin, uint32_t end,
                   float* scores) {
   BlockScores(q, keys, node.head_dim, scores);
-  for (uint32_t j = 0; j < KvCache::kKeyBlock; ++j) scores[j] *= node.scale;
+  for (uint32_t j = 0; j < KvCache::kKeyBlock; ++j) scores[j] *= scale;
   if (node.softcap > 0) {
     for (uint32_t j = begin; j < end; ++j) scores[j] = node.softcap * std::tanh(scores[j] / node.softcap);
   }
@@ -81,14 +94,16 @@ void MaskedScores(const AttentionNode& node, const float* q, const float* keys, 
 
 }  // namespace
 
-Result<KvCache> KvCache::Create(uint32_t kv_heads, uint32_t head_dim, uint32_t positions) {
+Result<KvCache> KvCache::Create(uint32_t kv_heads, uint32_t head_dim, uint32_t value_dim, uint32_t positions) {
   KvCache cache;
   cache.kv_heads_ = kv_heads;
   cache.head_dim_ = head_dim;
+  cache.value_dim_ = value_dim;
   cache.positions_ = positions;
   cache.blocks_ = static_cast<uint32_t>(CeilDiv(positions, kKeyBlock));
-  const CheckedU64 row = CheckedU64(kv_heads) * CheckedU64(head_dim);
-  const CheckedU64 keys = row * CheckedU64(cache.blocks_) * CheckedU64(kKeyBlock), values = row * CheckedU64(positions);
+  const CheckedU64 heads(kv_heads);
+  const CheckedU64 keys = heads * CheckedU64(head_dim) * CheckedU64(cache.blocks_) * CheckedU64(kKeyBlock);
+  const CheckedU64 values = heads * CheckedU64(value_dim) * CheckedU64(positions);
   if (!keys.valid() || !values.valid()) return Status(ErrorCode::kLimit, "KV cache: size overflows");
   MOEPACK_ASSIGN_OR_RETURN(cache.keys_, FloatBuffer::Create(keys.value()));
   MOEPACK_ASSIGN_OR_RETURN(cache.values_, FloatBuffer::Create(values.value()));
@@ -97,33 +112,34 @@ Result<KvCache> KvCache::Create(uint32_t kv_heads, uint32_t head_dim, uint32_t p
 
 void KvCache::Store(uint32_t position, const float* k, const float* v) {
   const uint32_t block = position / kKeyBlock, lane = position % kKeyBlock;
-  for (uint32_t h = 0; h < kv_heads_; ++h, k += head_dim_, v += head_dim_) {
+  for (uint32_t h = 0; h < kv_heads_; ++h, k += head_dim_, v += value_dim_) {
     float* keys = keys_.data() + (uint64_t{h} * blocks_ + block) * head_dim_ * kKeyBlock + lane;
     for (uint32_t d = 0; d < head_dim_; ++d) keys[uint64_t{d} * kKeyBlock] = k[d];
-    std::memcpy(values_.data() + (uint64_t{h} * positions_ + position) * head_dim_, v, head_dim_ * sizeof(float));
+    std::memcpy(values_.data() + (uint64_t{h} * positions_ + position) * value_dim_, v, value_dim_ * sizeof(float));
   }
 }
 
-void AttendHead(const AttentionNode& node, const KvCache& cache, uint32_t head, uint32_t position, const float* q,
-                float* out) {
+void AttendHead(const AttentionNode& node, const KvCache& cache, const float* sinks, uint32_t head, uint32_t position,
+                const float* q, float* out) {
   const uint32_t kv_head = head / (node.heads / node.kv_heads);
-  const uint32_t first = node.window > 0 && position >= node.window ? position - node.window + 1 : 0;
+  const uint32_t first = FirstPosition(node, position), value_dim = node.value_width();
   const float* values = cache.values(kv_head);
+  const float scale = ScoreScale(node, position);
   float scores[KvCache::kKeyBlock];
-  float largest = -INFINITY, sum = 0;
-  std::fill(out, out + node.head_dim, 0.0f);
+  float largest = sinks == nullptr ? -INFINITY : sinks[head], sum = sinks == nullptr ? 0.0f : 1.0f;
+  std::fill(out, out + value_dim, 0.0f);
   for (uint32_t block = first / KvCache::kKeyBlock; block <= position / KvCache::kKeyBlock; ++block) {
     const uint32_t base = block * KvCache::kKeyBlock;
     const uint32_t begin = std::max(first, base) - base, end = std::min(position - base + 1, KvCache::kKeyBlock);
-    MaskedScores(node, q, cache.key_block(kv_head, block), begin, end, scores);
+    MaskedScores(node, scale, q, cache.key_block(kv_head, block), begin, end, scores);
     const float block_largest = std::max(largest, Largest(scores));
     const float keep = largest == -INFINITY ? 0.0f : Exp(largest - block_largest);
     largest = block_largest;
     sum = sum * keep + Exponentials(largest, begin, end, scores);
-    Accumulate(scores + begin, values + (uint64_t{base} + begin) * node.head_dim, end - begin, node.head_dim, keep, out);
+    Accumulate(scores + begin, values + (uint64_t{base} + begin) * value_dim, end - begin, value_dim, keep, out);
   }
   const float inverse = 1.0f / sum;
-  for (uint32_t d = 0; d < node.head_dim; ++d) out[d] *= inverse;
+  for (uint32_t d = 0; d < value_dim; ++d) out[d] *= inverse;
 }
 
 }  // namespace moepack::runtime

@@ -6,12 +6,14 @@
 namespace moepack::runtime {
 namespace {
 
-// Tensors that some node reads as a vector.
-std::vector<TensorId> VectorTensors(const Program& program) {
+// Tensors that some node reads as floats: all but tables of embeddings and weights of linear nodes.
+std::vector<TensorId> FloatTensors(const Program& program) {
   std::vector<TensorId> ids;
   for (const Node& node : program.nodes) {
-    if (node.kind == NodeKind::kLinear) ids.push_back(node.linear.bias);
-    if (node.kind == NodeKind::kNorm) ids.insert(ids.end(), {node.norm.weight, node.norm.bias});
+    for (const TensorId id : TensorsOfNode(node)) {
+      const bool matrix = (node.kind == NodeKind::kLinear && id == node.linear.weight) || node.kind == NodeKind::kEmbedding;
+      if (!matrix) ids.push_back(id);
+    }
   }
   std::erase(ids, kNone);
   return ids;
@@ -29,10 +31,11 @@ Result<DenseWeights> DenseWeights::Load(UnitSource& source, ThreadPool& pool) {
     for (size_t i = begin; i < end; ++i) status[i] = weights.LoadUnit(source, i);
   });
   for (const Status& s : status) MOEPACK_RETURN_IF_ERROR(s);
-  for (TensorId id : VectorTensors(program)) {
+  for (TensorId id : FloatTensors(program)) {
     const ResidentTensor& tensor = weights.matrices_[id];
-    weights.vectors_[id].resize(tensor.shape().cols);
-    kernels::DecodeRow(tensor, 0, weights.vectors_[id].data());
+    const uint64_t rows = tensor.shape().rows, cols = tensor.shape().cols;
+    weights.vectors_[id].resize(rows * cols);
+    for (uint64_t row = 0; row < rows; ++row) kernels::DecodeRow(tensor, row, weights.vectors_[id].data() + row * cols);
   }
   for (const ResidentTensor& tensor : weights.matrices_) weights.resident_bytes_ += tensor.size_bytes();
   return weights;

@@ -19,7 +19,8 @@ class DenseWeights {
   static Result<DenseWeights> Load(UnitSource& source, ThreadPool& pool);
 
   const ResidentTensor& matrix(TensorId id) const { return matrices_[id]; }
-  // Row 0 of a tensor as float32: biases and norm weights. Null for kNone.
+  // A tensor as float32, row-major: what nodes read otherwise than as a matrix product or a lookup (biases, norm weights,
+  // sinks, convolutions). Null for kNone.
   const float* vector(TensorId id) const { return id == kNone ? nullptr : vectors_[id].data(); }
   uint64_t resident_bytes() const { return resident_bytes_; }
 
@@ -28,7 +29,7 @@ class DenseWeights {
 
   std::unique_ptr<WeightMemory> memory_ = std::make_unique<WeightMemory>();  // outlives matrices_
   std::vector<ResidentTensor> matrices_;                                     // by TensorId
-  std::vector<std::vector<float>> vectors_;  // by TensorId; filled for those that nodes read as vectors
+  std::vector<std::vector<float>> vectors_;  // by TensorId; filled for those that vector() may be asked for
   uint64_t resident_bytes_ = 0;
 };
 

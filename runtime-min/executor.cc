@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <map>
+#include <tuple>
 
 #include "base/checked.h"
 #include "runtime-min/parallel.h"
@@ -24,11 +25,18 @@ Result<std::unique_ptr<Executor>> Executor::Create(const Program& program, const
 
 Status Executor::CreateState() {
   state_.resize(program_.state_slots);
+  history_.resize(program_.state_slots);
   for (const Node& node : program_.nodes) {
+    if (node.kind == NodeKind::kConvolution) {
+      MOEPACK_ASSIGN_OR_RETURN(
+          history_[node.convolution.state_slot],
+          ConvolutionState::Create(program_.tensors[node.convolution.weight].rows,
+                                   program_.tensors[node.convolution.weight].cols, options_.tile_tokens));
+    }
     if (node.kind != NodeKind::kAttention) continue;
     const AttentionNode& attention = node.attention;
-    MOEPACK_ASSIGN_OR_RETURN(state_[attention.state_slot],
-                             KvCache::Create(attention.kv_heads, attention.head_dim, options_.context));
+    MOEPACK_ASSIGN_OR_RETURN(state_[attention.state_slot], KvCache::Create(attention.kv_heads, attention.head_dim,
+                                                                           attention.value_width(), options_.context));
   }
   return Status::Ok();
 }
@@ -36,7 +44,10 @@ Status Executor::CreateState() {
 Status Executor::CreateRotaryTables() {
   rotary_table_.resize(program_.nodes.size());
   const auto less = [](const RotaryNode* a, const RotaryNode* b) {
-    return a->magnitude != b->magnitude ? a->magnitude < b->magnitude : a->inv_freq < b->inv_freq;
+    const auto angles = [](const RotaryNode* n) {
+      return std::tie(n->magnitude, n->inv_freq, n->long_from, n->long_magnitude, n->long_inv_freq);
+    };
+    return angles(a) < angles(b);
   };
   std::map<const RotaryNode*, uint32_t, decltype(less)> tables(less);
   for (size_t n = 0; n < program_.nodes.size(); ++n) {
@@ -48,7 +59,7 @@ Status Executor::CreateRotaryTables() {
     uint64_t floats = 0;
     if (!CheckedMul(options_.tile_tokens, node.rotary_dim, &floats))
       return Status(ErrorCode::kLimit, "rotary: size overflows");
-    RotaryTable table{&node, {}};
+    RotaryTable table{&node, node.long_from > 0 && options_.context > node.long_from, {}};
     MOEPACK_ASSIGN_OR_RETURN(table.cos_sin, FloatBuffer::Create(floats));
     rotary_.push_back(std::move(table));
   }
@@ -58,6 +69,7 @@ Status Executor::CreateRotaryTables() {
 uint64_t Executor::state_bytes() const {
   uint64_t bytes = 0;
   for (const KvCache& cache : state_) bytes += cache.size_bytes();
+  for (const ConvolutionState& state : history_) bytes += state.size_bytes();
   return bytes;
 }
 
@@ -65,7 +77,8 @@ Status Executor::Run(std::span<const int32_t> tokens, uint32_t position, uint32_
   prepared_ = kNone;
   for (RotaryTable& table : rotary_) {
     for (size_t t = 0; t < tokens.size(); ++t) {
-      RotaryAngles(*table.node, position + static_cast<uint32_t>(t), table.cos_sin.data() + t * table.node->rotary_dim);
+      RotaryAngles(*table.node, table.longer, position + static_cast<uint32_t>(t),
+                   table.cos_sin.data() + t * table.node->rotary_dim);
     }
   }
   const Rows all{0, tokens.size()}, wanted{tokens.size() - logit_rows, logit_rows};
@@ -78,7 +91,8 @@ Status Executor::Run(std::span<const int32_t> tokens, uint32_t position, uint32_
 
 Status Executor::RunStep(const Step& step, std::span<const int32_t> tokens, uint32_t position, Rows rows) {
   const Node& node = program_.nodes[step.nodes[0]];
-  if (rows.count == 0 && step.kind != NodeKind::kAttention) return Status::Ok();
+  const bool has_state = step.kind == NodeKind::kAttention || step.kind == NodeKind::kConvolution;
+  if (rows.count == 0 && !has_state) return Status::Ok();
   switch (step.kind) {
     case NodeKind::kEmbedding:
       RunEmbedding(node, tokens, rows);
@@ -105,6 +119,9 @@ Status Executor::RunStep(const Step& step, std::span<const int32_t> tokens, uint
       break;
     case NodeKind::kConcat:
       RunConcat(node, rows);
+      break;
+    case NodeKind::kConvolution:
+      RunConvolution(node, rows, tokens.size(), position);
       break;
   }
   return Status::Ok();
@@ -190,22 +207,25 @@ void Executor::RunAttention(const Node& node, Rows rows, size_t tokens, uint32_t
   const Rows all{0, tokens};
   const float* k = Row(node.inputs[1], all);
   const float* v = Row(node.inputs[2], all);
-  const uint64_t kv_width = Width(node.inputs[1]);
-  ForEach(pool_, tokens, kv_width * 4,
-          [&](size_t t) { cache.Store(position + static_cast<uint32_t>(t), k + t * kv_width, v + t * kv_width); });
+  const uint64_t k_width = Width(node.inputs[1]), v_width = Width(node.inputs[2]);
+  ForEach(pool_, tokens, k_width * 4,
+          [&](size_t t) { cache.Store(position + static_cast<uint32_t>(t), k + t * k_width, v + t * v_width); });
+  const float* sinks = weights_.vector(attention.sinks);
   const float* q = Row(node.inputs[0], rows);
   float* out = Row(node.output, rows);
   const uint32_t first = position + static_cast<uint32_t>(rows.begin);
   ForEach(pool_, rows.count * attention.heads, uint64_t{position + 32} * attention.head_dim, [&](size_t i) {
     const uint32_t t = static_cast<uint32_t>(i / attention.heads), head = static_cast<uint32_t>(i % attention.heads);
-    const size_t at = i * attention.head_dim;
-    AttendHead(attention, cache, head, first + t, q + at, out + at);
+    AttendHead(attention, cache, sinks, head, first + t, q + i * attention.head_dim, out + i * attention.value_width());
   });
 }
 
 Status Executor::RunMoe(const Node& node, Rows rows) {
-  return moe_->Run(node.moe, program_.expert_tables[node.moe.table], Prepare(node.inputs[0], rows),
-                   Row(node.inputs[1], rows), Row(node.output, rows));
+  const MoeExecutor::Biases biases{weights_.vector(node.moe.selection_bias), weights_.vector(node.moe.gate_bias),
+                                   weights_.vector(node.moe.up_bias), weights_.vector(node.moe.down_bias)};
+  const MoeExecutor::Input x{Prepare(node.inputs[0], rows), Row(node.inputs[0], rows)};
+  return moe_->Run(node.moe, program_.expert_tables[node.moe.table], biases, x, Row(node.inputs[1], rows),
+                   Row(node.output, rows));
 }
 
 void Executor::RunElementwise(const Node& node, Rows rows) {
@@ -227,14 +247,31 @@ void Executor::RunSlice(const Node& node, Rows rows) {
 }
 
 void Executor::RunConcat(const Node& node, Rows rows) {
-  const uint64_t width = Width(node.output);
+  const uint64_t width = Width(node.output), heads = std::max<uint32_t>(node.concat.heads, 1);
+  const size_t own = node.inputs.size() - node.concat.shared;
   float* out = Row(node.output, rows);
-  for (ValueId input : node.inputs) {
-    const float* in = Row(input, rows);
-    const uint64_t in_width = Width(input);
-    for (size_t i = 0; i < rows.count; ++i) std::memcpy(out + i * width, in + i * in_width, in_width * sizeof(float));
-    out += in_width;
+  for (uint64_t head = 0; head < heads; ++head) {
+    for (size_t n = 0; n < node.inputs.size(); ++n) {
+      const uint64_t in_width = Width(node.inputs[n]), part = n < own ? in_width / heads : in_width;
+      const float* in = Row(node.inputs[n], rows) + (n < own ? head * part : 0);
+      for (size_t i = 0; i < rows.count; ++i) std::memcpy(out + i * width, in + i * in_width, part * sizeof(float));
+      out += part;
+    }
   }
+}
+
+// Inputs of every token are stored, also when the output of few or none is wanted.
+void Executor::RunConvolution(const Node& node, Rows rows, size_t tokens, uint32_t position) {
+  ConvolutionState& state = history_[node.convolution.state_slot];
+  const uint64_t channels = Width(node.output);
+  const float* in = Row(node.inputs[0], {0, tokens});
+  ForEach(pool_, tokens, channels, [&](size_t t) { state.Store(position + static_cast<uint32_t>(t), in + t * channels); });
+  const float* weight = weights_.vector(node.convolution.weight);
+  const float* bias = weights_.vector(node.convolution.bias);
+  float* out = Row(node.output, rows);
+  const uint32_t first = position + static_cast<uint32_t>(rows.begin);
+  ForEach(pool_, rows.count, channels * state.width(),
+          [&](size_t i) { state.Convolve(first + static_cast<uint32_t>(i), weight, bias, out + i * channels); });
 }
 
 }  // namespace moepack::runtime

@@ -11,6 +11,7 @@
 #include "base/thread_pool.h"
 #include "runtime-min/attention.h"
 #include "runtime-min/buffer.h"
+#include "runtime-min/convolution.h"
 #include "runtime-min/dense_weights.h"
 #include "runtime-min/expert_cache.h"
 #include "runtime-min/kernels/kernels.h"
@@ -53,6 +54,7 @@ class Executor {
   // Rotary nodes that turn by the same angles share them.
   struct RotaryTable {
     const RotaryNode* node = nullptr;
+    bool longer = false;  // the context is longer than the node's long_from
     FloatBuffer cos_sin;  // [tile, rotary_dim]
   };
 
@@ -70,6 +72,7 @@ class Executor {
   void RunElementwise(const Node& node, Rows rows);
   void RunSlice(const Node& node, Rows rows);
   void RunConcat(const Node& node, Rows rows);
+  void RunConvolution(const Node& node, Rows rows, size_t tokens, uint32_t position);
 
   float* Row(ValueId value, Rows rows);  // first row of `rows`
   uint64_t Width(ValueId value) const { return plan_.values[value].width; }
@@ -81,7 +84,8 @@ class Executor {
   ExecutorOptions options_;
   Plan plan_;
   FloatBuffer arena_;
-  std::vector<KvCache> state_;  // by state slot
+  std::vector<KvCache> state_;             // by state slot; empty for those of convolutions
+  std::vector<ConvolutionState> history_;  // by state slot; empty for those of attention
   std::vector<RotaryTable> rotary_;
   std::vector<uint32_t> rotary_table_;  // by node
   std::unique_ptr<MoeExecutor> moe_;

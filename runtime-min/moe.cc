@@ -1,6 +1,7 @@
 #include "runtime-min/moe.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "base/checked.h"
 #include "runtime-min/parallel.h"
@@ -44,11 +45,14 @@ Result<MoeExecutor> MoeExecutor::Create(const Program& program, ExpertCache& cac
   MoeExecutor moe(cache, pool, isa);
   // One expert of a whole tile, or all experts of one token; more only makes fewer and larger turns.
   moe.turn_rows_ = std::max<uint64_t>(sizes.k, 2 * uint64_t{tile_tokens});
-  moe.scores_.resize(sizes.experts * tile_tokens);
+  moe.scores_.resize(2 * sizes.experts * tile_tokens);
   moe.ids_.resize(choices);
   moe.weights_.resize(choices);
   moe.place_.resize(choices);
   moe.rows_.resize(choices);
+  moe.gates_.resize(choices);
+  moe.places_.resize(choices);
+  std::iota(moe.places_.begin(), moe.places_.end(), 0u);
   moe.counts_.resize(sizes.experts + 1);
   moe.groups_.reserve(sizes.experts);
   moe.turn_experts_.reserve(sizes.experts);
@@ -61,18 +65,23 @@ Result<MoeExecutor> MoeExecutor::Create(const Program& program, ExpertCache& cac
   return moe;
 }
 
-Status MoeExecutor::Run(const MoeNode& node, const ExpertTableDecl& table, const kernels::Activations& x,
+Status MoeExecutor::Run(const MoeNode& node, const ExpertTableDecl& table, const Biases& biases, const Input& x,
                         const float* logits, float* out) {
   const uint32_t k = node.routing.k;
-  const size_t experts = table.experts(), tokens = x.tokens();
+  const size_t experts = table.experts(), tokens = x.prepared.tokens();
+  biases_ = biases;
+  if (biases.up != nullptr) bias_columns_ = *std::max_element(table.intermediate.begin(), table.intermediate.end());
+  weight_on_input_ = node.routing.weight_on_input;
+  const RoutingTables tables{biases.selection, table.original};
   ForEach(*pool_, tokens, experts * 16, [&](size_t t) {
-    float* scores = scores_.data() + t * experts;
+    float* scores = scores_.data() + t * 2 * experts;
     std::copy(logits + t * experts, logits + (t + 1) * experts, scores);
-    Route(node.routing, {scores, experts}, {ids_.data() + t * k, k}, {weights_.data() + t * k, k});
+    Route(node.routing, tables, {scores, 2 * experts}, {ids_.data() + t * k, k}, {weights_.data() + t * k, k});
   });
   GroupByExpert(table, tokens, k);
   OrderGroups(node.table);
-  MOEPACK_RETURN_IF_ERROR(RunTurns(node, table.hidden, x));
+  const kernels::Activations& inputs = weight_on_input_ ? WeightInputs(tokens * k, table.hidden, x.values) : x.prepared;
+  MOEPACK_RETURN_IF_ERROR(RunTurns(node, table.hidden, inputs));
   Combine(tokens, k, table.hidden, out);
   return Status::Ok();
 }
@@ -91,7 +100,19 @@ void MoeExecutor::GroupByExpert(const ExpertTableDecl& table, size_t tokens, uin
     const size_t at = counts_[ids_[i]]++;
     place_[i] = static_cast<uint32_t>(at);
     rows_[at] = static_cast<uint32_t>(i / k);
+    gates_[at] = weights_[i];
   }
+}
+
+// The input of every row of outputs_ times its weight. outputs_ is not in use yet and holds them until they are prepared.
+const kernels::Activations& MoeExecutor::WeightInputs(size_t rows, size_t hidden, const float* x) {
+  ForEach(*pool_, rows, hidden * 2, [&](size_t at) {
+    const float* from = x + rows_[at] * hidden;
+    float* to = outputs_.data() + at * hidden;
+    for (size_t c = 0; c < hidden; ++c) to[c] = from[c] * gates_[at];
+  });
+  weighted_.Prepare(isa_, outputs_.data(), rows, hidden, hidden);
+  return weighted_;
 }
 
 // Resident experts first, so that loading the others does not push them out before they were used.
@@ -155,11 +176,13 @@ void MoeExecutor::Expand(const MoeNode& node, std::span<const Group> turn, const
 
 void MoeExecutor::ExpandItem(const MoeNode& node, const Group& group, const Item& item, const kernels::Activations& x) {
   const ExpertWeights& weights = cache_->weights(node.table, group.expert);
-  const std::span<const uint32_t> tokens(rows_.data() + group.begin, group.rows());
+  const std::vector<uint32_t>& inputs = weight_on_input_ ? places_ : rows_;
+  const std::span<const uint32_t> tokens(inputs.data() + group.begin, group.rows());
   float* gate = gate_.data() + group.offset * stride_;
   float* middle = middle_.data() + group.offset * stride_;
   kernels::MatMul(isa_, weights[Index(ExpertMatrix::kUp)], x, tokens, middle, stride_, item.row_begin, item.row_end);
   const size_t count = item.row_end - item.row_begin;
+  AddBias(biases_.up, bias_columns_, group, item, middle, stride_);
   if (!node.activation.gated) {
     for (size_t t = 0; t < group.rows(); ++t) {
       float* row = middle + t * stride_ + item.row_begin;
@@ -168,9 +191,20 @@ void MoeExecutor::ExpandItem(const MoeNode& node, const Group& group, const Item
     return;
   }
   kernels::MatMul(isa_, weights[Index(ExpertMatrix::kGate)], x, tokens, gate, stride_, item.row_begin, item.row_end);
+  AddBias(biases_.gate, bias_columns_, group, item, gate, stride_);
   for (size_t t = 0; t < group.rows(); ++t) {
     const size_t at = t * stride_ + item.row_begin;
-    ActivateGated(node.activation.function, gate + at, middle + at, count, middle + at);
+    ActivateGated(node.activation, gate + at, middle + at, count, middle + at);
+  }
+}
+
+// Columns [row_begin, row_end) of every row += the expert's row of `bias` [experts, columns], null for none.
+void MoeExecutor::AddBias(const float* bias, size_t columns, const Group& group, const Item& item, float* values,
+                          size_t stride) const {
+  if (bias == nullptr) return;
+  const float* row = bias + group.expert * columns;
+  for (size_t t = 0; t < group.rows(); ++t) {
+    for (size_t r = item.row_begin; r < item.row_end; ++r) values[t * stride + r] += row[r];
   }
 }
 
@@ -185,6 +219,7 @@ void MoeExecutor::Contract(const MoeNode& node, std::span<const Group> turn, siz
       const Group& group = turn[item.group];
       kernels::MatMul(isa_, cache_->weights(node.table, group.expert)[Index(ExpertMatrix::kDown)], middles_[item.group],
                       outputs_.data() + group.begin * hidden, hidden, item.row_begin, item.row_end);
+      AddBias(biases_.down, hidden, group, item, outputs_.data() + group.begin * hidden, hidden);
     }
   });
 }
@@ -196,7 +231,8 @@ void MoeExecutor::Combine(size_t tokens, uint32_t k, size_t hidden, float* out) 
     std::fill(row, row + hidden, 0.0f);
     for (size_t c = t * k; c < (t + 1) * k; ++c) {
       const float* y = outputs_.data() + place_[c] * hidden;
-      for (size_t i = 0; i < hidden; ++i) row[i] += weights_[c] * y[i];
+      const float weight = weight_on_input_ ? 1.0f : weights_[c];
+      for (size_t i = 0; i < hidden; ++i) row[i] += weight * y[i];
     }
   });
 }

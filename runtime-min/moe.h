@@ -22,8 +22,18 @@ class MoeExecutor {
   static Result<MoeExecutor> Create(const Program& program, ExpertCache& cache, ThreadPool& pool, kernels::Isa isa,
                                     uint32_t tile_tokens);
 
-  // x: [tokens, hidden], logits: [tokens, experts], out: [tokens, hidden].
-  Status Run(const MoeNode& node, const ExpertTableDecl& table, const kernels::Activations& x, const float* logits,
+  // Tensors of the node as float32, row-major, null where it has none.
+  struct Biases {
+    const float* selection = nullptr;
+    const float *gate = nullptr, *up = nullptr, *down = nullptr;
+  };
+  // The hidden state [tokens, hidden], prepared and as it is.
+  struct Input {
+    const kernels::Activations& prepared;
+    const float* values;
+  };
+  // logits: [tokens, experts], out: [tokens, hidden].
+  Status Run(const MoeNode& node, const ExpertTableDecl& table, const Biases& biases, const Input& x, const float* logits,
              float* out);
 
  private:
@@ -49,6 +59,8 @@ class MoeExecutor {
   void OrderGroups(uint32_t table);
   Status RunTurns(const MoeNode& node, size_t hidden, const kernels::Activations& x);
   std::span<Group> NextTurn(size_t done);
+  const kernels::Activations& WeightInputs(size_t rows, size_t hidden, const float* x);
+  void AddBias(const float* bias, size_t columns, const Group& group, const Item& item, float* values, size_t stride) const;
   void AddItems(size_t group, size_t matrix_rows, size_t rows_per_item);
   void Expand(const MoeNode& node, std::span<const Group> turn, const kernels::Activations& x);
   void ExpandItem(const MoeNode& node, const Group& group, const Item& item, const kernels::Activations& input);
@@ -58,14 +70,20 @@ class MoeExecutor {
   ExpertCache* cache_;
   ThreadPool* pool_;
   kernels::Isa isa_;
-  std::vector<float> scores_;  // [tile, experts], scratch of routing
+  Biases biases_;            // of the node that runs
+  size_t bias_columns_ = 0;  // of its gate and up biases
+  bool weight_on_input_ = false;
+  std::vector<float> scores_;  // [tile, 2 * experts], scratch of routing
   // By token * k + choice.
   std::vector<uint32_t> ids_;
   std::vector<float> weights_;
   std::vector<uint32_t> place_;  // row of outputs_
 
-  std::vector<uint32_t> rows_;  // token of each row of outputs_
-  std::vector<size_t> counts_;  // scratch of the counting sort
+  std::vector<uint32_t> rows_;     // token of each row of outputs_
+  std::vector<float> gates_;       // weight of each row of outputs_
+  std::vector<uint32_t> places_;   // 0, 1, 2 ...: the rows of weighted_
+  kernels::Activations weighted_;  // the input of each row of outputs_, where weights go on inputs
+  std::vector<size_t> counts_;     // scratch of the counting sort
   std::vector<Group> groups_;
   std::vector<uint32_t> turn_experts_;  // expert of each group
   std::vector<Item> items_;

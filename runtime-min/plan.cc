@@ -13,14 +13,14 @@ namespace {
 
 constexpr uint64_t kPlaceAlignment = 16;  // floats: a cache line
 
-// Values that reach keys or values of an attention: every row of them is needed.
+// Values that reach keys or values of an attention or the state of a convolution: every row of them is needed.
 std::vector<bool> ValuesThatReachState(const Program& program) {
   std::vector<bool> whole(program.values.size(), false);
   for (size_t i = program.nodes.size(); i-- > 0;) {
     const Node& node = program.nodes[i];
     const bool output_whole = whole[node.output];
     for (size_t input = 0; input < node.inputs.size(); ++input) {
-      const bool state = node.kind == NodeKind::kAttention && input > 0;
+      const bool state = (node.kind == NodeKind::kAttention && input > 0) || node.kind == NodeKind::kConvolution;
       if (output_whole || state) whole[node.inputs[input]] = true;
     }
   }

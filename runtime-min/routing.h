@@ -8,7 +8,15 @@
 
 namespace moepack::runtime {
 
-// logits: [experts], overwritten. ids, weights: [routing.k], largest score first, ties to the lower index.
-void Route(const RoutingRecord& routing, std::span<float> logits, std::span<uint32_t> ids, std::span<float> weights);
+// What routing needs beside the record and the logits.
+struct RoutingTables {
+  const float* selection_bias = nullptr;  // [experts], or null
+  std::span<const uint32_t> original;     // [experts] index in the checkpoint; only read for groups
+};
+
+// scores: [2 * experts], the first half holds the logits; overwritten. ids, weights: [routing.k], largest selection score
+// first, ties to the lower index.
+void Route(const RoutingRecord& routing, const RoutingTables& tables, std::span<float> scores, std::span<uint32_t> ids,
+           std::span<float> weights);
 
 }  // namespace moepack::runtime

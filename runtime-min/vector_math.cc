@@ -62,6 +62,31 @@ void NormGroup(const NormNode& node, const float* weight, const float* bias, con
   for (size_t i = 0; i < n; ++i) y[i] += bias[i];
 }
 
+// An activation with limits, a sigmoid scale or an offset, through the stack because y may be an operand.
+void ActivateClamped(const ActivationRecord& record, const float* gate, const float* up, size_t n, float* y) {
+  constexpr size_t kPiece = 64;
+  float gates[kPiece], ups[kPiece];
+  const float limit = record.limit > 0 ? record.limit : INFINITY;
+  const float scale = record.sigmoid_scale > 0 ? record.sigmoid_scale : 1.0f;
+  for (size_t begin = 0; begin < n; begin += kPiece) {
+    const size_t count = std::min(kPiece, n - begin);
+    for (size_t i = 0; i < count; ++i) {
+      gates[i] = std::min(gate[begin + i], limit);
+      ups[i] = std::min(std::max(up[begin + i], -limit), limit) + record.up_offset;
+    }
+    if (record.function == Activation::kSilu) {
+      MapLanes(gates, count, gates, [scale](Lanes* v) {
+        Lanes sigmoid = *v * scale;
+        SigmoidLanes(&sigmoid);
+        *v *= sigmoid;
+      });
+    } else {
+      Activate(record.function, gates, count, gates);
+    }
+    MapLanes2(gates, ups, count, y + begin, [](Lanes* a, const Lanes& u) { *a *= u; });
+  }
+}
+
 }  // namespace
 
 void Activate(Activation function, const float* x, size_t n, float* y) {
@@ -79,7 +104,9 @@ void Activate(Activation function, const float* x, size_t n, float* y) {
   }
 }
 
-void ActivateGated(Activation function, const float* gate, const float* up, size_t n, float* y) {
+void ActivateGated(const ActivationRecord& record, const float* gate, const float* up, size_t n, float* y) {
+  if (!record.plain()) return ActivateClamped(record, gate, up, n, y);
+  const Activation function = record.function;
   if (function == Activation::kSilu) {
     return MapLanes2(gate, up, n, y, [](Lanes* g, const Lanes& u) {
       SiluLanes(g);
@@ -109,12 +136,14 @@ void NormRow(const NormNode& node, const float* weight, const float* bias, const
   for (size_t begin = 0; begin < width; begin += node.group) NormGroup(node, weight, bias, x + begin, node.group, y + begin);
 }
 
-void RotaryAngles(const RotaryNode& node, uint32_t position, float* cos_sin) {
-  for (size_t i = 0; i < node.inv_freq.size(); ++i) {
+void RotaryAngles(const RotaryNode& node, bool longer, uint32_t position, float* cos_sin) {
+  const std::vector<float>& inv_freq = longer ? node.long_inv_freq : node.inv_freq;
+  const float magnitude = longer ? node.long_magnitude : node.magnitude;
+  for (size_t i = 0; i < inv_freq.size(); ++i) {
     // The angle is rounded to float32 as the models were trained with; only cosine and sine are exact.
-    const double angle = static_cast<float>(position) * node.inv_freq[i];
-    cos_sin[2 * i] = static_cast<float>(std::cos(angle)) * node.magnitude;
-    cos_sin[2 * i + 1] = static_cast<float>(std::sin(angle)) * node.magnitude;
+    const double angle = static_cast<float>(position) * inv_freq[i];
+    cos_sin[2 * i] = static_cast<float>(std::cos(angle)) * magnitude;
+    cos_sin[2 * i + 1] = static_cast<float>(std::sin(angle)) * magnitude;
   }
 }
 
@@ -122,12 +151,14 @@ void RotateRow(const RotaryNode& node, const float* cos_sin, const float* x, flo
   const size_t half = node.rotary_dim / 2;
   for (uint32_t h = 0; h < node.heads; ++h, x += node.head_dim, y += node.head_dim) {
     for (size_t i = 0; i < half; ++i) {
-      const size_t first = node.interleaved ? 2 * i : i, second = node.interleaved ? 2 * i + 1 : i + half;
+      const size_t first = node.offset + (node.interleaved ? 2 * i : i);
+      const size_t second = node.interleaved ? first + 1 : first + half;
       const float a = x[first], b = x[second], c = cos_sin[2 * i], s = cos_sin[2 * i + 1];
       y[first] = a * c - b * s;
       y[second] = b * c + a * s;
     }
-    for (size_t i = node.rotary_dim; i < node.head_dim; ++i) y[i] = x[i];
+    for (size_t i = 0; i < node.offset; ++i) y[i] = x[i];
+    for (size_t i = node.offset + node.rotary_dim; i < node.head_dim; ++i) y[i] = x[i];
   }
 }
 

@@ -19,8 +19,8 @@ inline float Exp(float x) {
 
 // y[i] = f(x[i]); y may be x.
 void Activate(Activation function, const float* x, size_t n, float* y);
-// y[i] = f(gate[i]) * up[i]; y may be gate or up.
-void ActivateGated(Activation function, const float* gate, const float* up, size_t n, float* y);
+// y[i] = f(gate[i]) * (up[i] + offset) with the record's limits; y may be gate or up.
+void ActivateGated(const ActivationRecord& record, const float* gate, const float* up, size_t n, float* y);
 
 // x[0, n) -> e^x / sum e^x.
 void Softmax(float* x, size_t n);
@@ -28,8 +28,9 @@ void Softmax(float* x, size_t n);
 // One row of `width` columns through a norm node. weight and bias have node.group entries or are null.
 void NormRow(const NormNode& node, const float* weight, const float* bias, const float* x, size_t width, float* y);
 
-// cos_sin[2 i] = cos, [2 i + 1] = sin of position * inv_freq[i], times the node's magnitude.
-void RotaryAngles(const RotaryNode& node, uint32_t position, float* cos_sin);
+// cos_sin[2 i] = cos, [2 i + 1] = sin of position * inv_freq[i], times the node's magnitude; both are those of long
+// sequences when `longer`.
+void RotaryAngles(const RotaryNode& node, bool longer, uint32_t position, float* cos_sin);
 // One row of heads * head_dim columns, rotated by the angles of its position.
 void RotateRow(const RotaryNode& node, const float* cos_sin, const float* x, float* y);
 

@@ -41,10 +41,10 @@ TEST(VectorMath, ActivationsMayOverwriteEitherOperand) {
       gate[i] = std::sin(static_cast<float>(i)) * 3;
       up[i] = std::cos(static_cast<float>(i)) * 2;
     }
-    ActivateGated(f, gate.data(), up.data(), gate.size(), expected.data());
+    ActivateGated({.function = f}, gate.data(), up.data(), gate.size(), expected.data());
     std::vector<float> over_up = up, over_gate = gate;
-    ActivateGated(f, gate.data(), over_up.data(), gate.size(), over_up.data());
-    ActivateGated(f, over_gate.data(), up.data(), gate.size(), over_gate.data());
+    ActivateGated({.function = f}, gate.data(), over_up.data(), gate.size(), over_up.data());
+    ActivateGated({.function = f}, over_gate.data(), up.data(), gate.size(), over_gate.data());
     EXPECT_EQ(over_up, expected);
     EXPECT_EQ(over_gate, expected);
   }
@@ -55,9 +55,10 @@ struct Routed {
   std::vector<float> weights;
 };
 
-Routed RouteOne(const RoutingRecord& routing, std::vector<float> logits) {
+Routed RouteOne(const RoutingRecord& routing, std::vector<float> logits, const RoutingTables& tables = {}) {
   Routed r{std::vector<uint32_t>(routing.k), std::vector<float>(routing.k)};
-  Route(routing, logits, r.ids, r.weights);
+  logits.resize(2 * logits.size());
+  Route(routing, tables, logits, r.ids, r.weights);
   return r;
 }
 

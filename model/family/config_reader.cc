@@ -67,6 +67,11 @@ double ConfigReader::Number(const char* key) {
   return value == nullptr ? 0 : ToNumber(key, *value);
 }
 
+double ConfigReader::NumberOr(const char* key, double fallback) {
+  const json* value = Use(key);
+  return value == nullptr ? fallback : ToNumber(key, *value);
+}
+
 std::vector<double> ConfigReader::Numbers(const char* key) {
   std::vector<double> out;
   const json* value = Use(key);
@@ -110,6 +115,12 @@ bool ConfigReader::FlagOr(const char* key, bool fallback) {
     return fallback;
   }
   return value->get<bool>();
+}
+
+bool ConfigReader::FlagOrNumber(const char* key, bool fallback) {
+  const json* value = Use(key);
+  if (value != nullptr && value->is_number()) return ToNumber(key, *value) != 0;
+  return FlagOr(key, fallback);
 }
 
 std::string ConfigReader::Text(const char* key) {

@@ -30,8 +30,11 @@ class ConfigReader {
   std::optional<double> OptionalPositive(const char* key);
   // Finite numbers of any sign.
   double Number(const char* key);
+  double NumberOr(const char* key, double fallback);  // absent or null: fallback
   std::vector<double> Numbers(const char* key);
   bool FlagOr(const char* key, bool fallback);
+  // A flag that some exporters write as a number: 0 is false.
+  bool FlagOrNumber(const char* key, bool fallback);
   std::string Text(const char* key);
   std::string TextOr(const char* key, const std::string& fallback);
   // Each entry in [0, max]; empty when absent or null.

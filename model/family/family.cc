@@ -1,5 +1,6 @@
 #include "model/family/family.h"
 
+#include <algorithm>
 #include <array>
 
 namespace moepack {
@@ -33,9 +34,25 @@ constexpr const char* kInert[] = {
     "attn_implementation",
 };
 
-std::array<const Family*, 4> Families() { return {&MixtralFamily(), &OlmoeFamily(), &Qwen2MoeFamily(), &Qwen3MoeFamily()}; }
+std::array<const Family*, 14> Families() {
+  return {&DeepseekV2Family(), &DeepseekV3Family(), &Ernie45MoeFamily(), &Glm4MoeFamily(),    &GptOssFamily(),
+          &GraniteMoeFamily(), &Lfm2MoeFamily(),    &Llama4Family(),     &Llama4TextFamily(), &MixtralFamily(),
+          &OlmoeFamily(),      &PhiMoeFamily(),     &Qwen2MoeFamily(),   &Qwen3MoeFamily()};
+}
 
 }  // namespace
+
+bool IsInertKey(const std::string& model_type, const std::string& key) {
+  const auto holds = [&key](std::span<const char* const> keys) {
+    return std::find(keys.begin(), keys.end(), key) != keys.end();
+  };
+  for (const Family* family : Families()) {
+    if (model_type == family->model_type && holds(family->inert)) return true;
+  }
+  return holds(kInert);
+}
+
+Status FinishInner(ConfigReader& config, std::span<const char* const> inert) { return config.Finish(kInert, inert); }
 
 Result<CheckpointLayout> BuildFromConfig(const nlohmann::json& config, const std::string& label, std::string* model_type) {
   ConfigReader reader(config, label);

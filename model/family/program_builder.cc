@@ -21,7 +21,7 @@ ValueId ProgramBuilder::AddTokens() {
 
 TensorId ProgramBuilder::AddTensor(const TensorNames& names, uint64_t rows, uint64_t cols, TensorRole role) {
   layout_.program.tensors.push_back({names.program, rows, cols, role, layer_});
-  layout_.tensor_names.push_back(names.checkpoint);
+  layout_.tensors.push_back(names.checkpoint);
   return static_cast<TensorId>(layout_.program.tensors.size() - 1);
 }
 
@@ -52,24 +52,27 @@ ValueId ProgramBuilder::AddLinear(ValueId in, TensorId weight, TensorId bias) {
 }
 
 ValueId ProgramBuilder::AddRmsNorm(ValueId in, const TensorNames& weight, uint64_t group, float eps) {
+  NormNode norm;
+  norm.kind = NormKind::kRms;
+  norm.weight = AddTensor(weight, 1, group, TensorRole::kNorm);
+  norm.group = group;
+  norm.eps = eps;
+  return AddNorm(in, norm);
+}
+
+ValueId ProgramBuilder::AddNorm(ValueId in, const NormNode& norm) {
   Node node;
   node.kind = NodeKind::kNorm;
   node.inputs = {in};
-  node.norm.kind = NormKind::kRms;
-  node.norm.weight = AddTensor(weight, 1, group, TensorRole::kNorm);
-  node.norm.group = group;
-  node.norm.eps = eps;
+  node.norm = norm;
   return AddNode(std::move(node), "norm", width(in));
 }
 
-ValueId ProgramBuilder::AddRotary(ValueId in, uint32_t heads, uint32_t head_dim, const std::vector<float>& inv_freq) {
+ValueId ProgramBuilder::AddRotary(ValueId in, const RotaryNode& rotary) {
   Node node;
   node.kind = NodeKind::kRotary;
   node.inputs = {in};
-  node.rotary.heads = heads;
-  node.rotary.head_dim = head_dim;
-  node.rotary.rotary_dim = static_cast<uint32_t>(2 * inv_freq.size());
-  node.rotary.inv_freq = inv_freq;
+  node.rotary = rotary;
   return AddNode(std::move(node), "rotary", width(in));
 }
 
@@ -79,19 +82,18 @@ ValueId ProgramBuilder::AddAttention(ValueId q, ValueId k, ValueId v, const Atte
   node.inputs = {q, k, v};
   node.attention = attention;
   node.attention.state_slot = layout_.program.state_slots++;
-  return AddNode(std::move(node), "attention", width(q));
+  return AddNode(std::move(node), "attention", uint64_t{attention.heads} * attention.value_width());
 }
 
-ValueId ProgramBuilder::AddMoe(ValueId in, ValueId router_logits, const RoutingRecord& routing,
-                               const ActivationRecord& activation, uint32_t table) {
+ValueId ProgramBuilder::AddMoe(ValueId in, ValueId router_logits, const MoeNode& moe) {
   Node node;
   node.kind = NodeKind::kMoe;
   node.inputs = {in, router_logits};
-  node.moe = {routing, activation, table};
+  node.moe = moe;
   return AddNode(std::move(node), "moe", width(in));
 }
 
-uint32_t ProgramBuilder::AddExpertTable(uint64_t hidden, uint64_t intermediate, std::vector<ExpertNames> experts) {
+uint32_t ProgramBuilder::AddExpertTable(uint64_t hidden, uint64_t intermediate, std::vector<ExpertRefs> experts) {
   ExpertTableDecl table;
   table.layer = layer_;
   table.hidden = hidden;
@@ -99,8 +101,34 @@ uint32_t ProgramBuilder::AddExpertTable(uint64_t hidden, uint64_t intermediate, 
   table.original.resize(experts.size());
   std::iota(table.original.begin(), table.original.end(), 0u);
   layout_.program.expert_tables.push_back(std::move(table));
-  layout_.expert_names.push_back(std::move(experts));
-  return static_cast<uint32_t>(layout_.expert_names.size() - 1);
+  layout_.experts.push_back(std::move(experts));
+  return static_cast<uint32_t>(layout_.experts.size() - 1);
+}
+
+ValueId ProgramBuilder::AddSlice(ValueId in, uint64_t begin, uint64_t width) {
+  Node node;
+  node.kind = NodeKind::kSlice;
+  node.inputs = {in};
+  node.slice.begin = begin;
+  return AddNode(std::move(node), "slice", width);
+}
+
+ValueId ProgramBuilder::AddConcatHeads(const std::vector<ValueId>& inputs, uint32_t heads, uint32_t shared) {
+  Node node;
+  node.kind = NodeKind::kConcat;
+  node.inputs = inputs;
+  node.concat = {heads, shared};
+  uint64_t sum = 0;
+  for (size_t i = 0; i < inputs.size(); ++i) sum += width(inputs[i]) * (i + shared < inputs.size() ? 1 : heads);
+  return AddNode(std::move(node), "concat", sum);
+}
+
+ValueId ProgramBuilder::AddConvolution(ValueId in, TensorId weight, TensorId bias) {
+  Node node;
+  node.kind = NodeKind::kConvolution;
+  node.inputs = {in};
+  node.convolution = {weight, bias, layout_.program.state_slots++};
+  return AddNode(std::move(node), "convolution", width(in));
 }
 
 ValueId ProgramBuilder::AddUnary(ElementOp op, ValueId in, float alpha) {

@@ -7,22 +7,34 @@
 #include <vector>
 
 #include "format/program.h"
+#include "model/family/weight_ref.h"
 
 namespace moepack {
 
-// Names of one expert's matrices in the checkpoint, by ExpertMatrix.
-using ExpertNames = std::array<std::string, kExpertMatrices>;
+// Where one expert's matrices are, by ExpertMatrix.
+using ExpertRefs = std::array<WeightRef, kExpertMatrices>;
 
-// A program and where its weights are: checkpoint tensor names by TensorId and by (table, expert).
-struct CheckpointLayout {
-  Program program;
-  std::vector<std::string> tensor_names;
-  std::vector<std::vector<ExpertNames>> expert_names;
+// Weights stored as F8_E4M3 with one float32 scale a block of [rows, cols], in NAME_scale_inv. 0: the checkpoint has none.
+struct Fp8Blocks {
+  uint64_t rows = 0, cols = 0;
 };
 
-// One tensor as the builder is told about it: its name in the program and in the checkpoint.
+// A program and where its weights are: by TensorId and by (table, expert).
+struct CheckpointLayout {
+  Program program;
+  std::vector<WeightRef> tensors;
+  std::vector<std::vector<ExpertRefs>> experts;
+  Fp8Blocks fp8;
+  // A tied head may be stored again under `head`, if it is the tensor `embedding`.
+  std::string head, embedding;
+  // Tensors whose names begin so are no part of what the program computes.
+  std::vector<std::string> ignored;
+};
+
+// One tensor as the builder is told about it: its name in the program and where it is in the checkpoint.
 struct TensorNames {
-  std::string program, checkpoint;
+  std::string program;
+  WeightRef checkpoint;
 };
 
 // Widths and ranges are the caller's to get right; ValidateProgram checks the result.
@@ -37,12 +49,17 @@ class ProgramBuilder {
   ValueId AddLinear(ValueId in, TensorId weight, TensorId bias = kNone);
   // RMS norm over runs of `group` columns with a weight of `group` entries.
   ValueId AddRmsNorm(ValueId in, const TensorNames& weight, uint64_t group, float eps);
-  ValueId AddRotary(ValueId in, uint32_t heads, uint32_t head_dim, const std::vector<float>& inv_freq);
+  ValueId AddNorm(ValueId in, const NormNode& norm);
+  ValueId AddRotary(ValueId in, const RotaryNode& rotary);
   // Takes a new state slot.
   ValueId AddAttention(ValueId q, ValueId k, ValueId v, const AttentionNode& attention);
-  ValueId AddMoe(ValueId in, ValueId router_logits, const RoutingRecord& routing, const ActivationRecord& activation,
-                 uint32_t table);
-  uint32_t AddExpertTable(uint64_t hidden, uint64_t intermediate, std::vector<ExpertNames> experts);
+  ValueId AddMoe(ValueId in, ValueId router_logits, const MoeNode& moe);
+  uint32_t AddExpertTable(uint64_t hidden, uint64_t intermediate, std::vector<ExpertRefs> experts);
+  ValueId AddSlice(ValueId in, uint64_t begin, uint64_t width);
+  // The last `shared` inputs go to each of `heads` heads.
+  ValueId AddConcatHeads(const std::vector<ValueId>& inputs, uint32_t heads, uint32_t shared);
+  // Takes a new state slot.
+  ValueId AddConvolution(ValueId in, TensorId weight, TensorId bias);
   ValueId AddUnary(ElementOp op, ValueId in, float alpha = 0);
   ValueId AddBinary(ElementOp op, ValueId a, ValueId b);
 

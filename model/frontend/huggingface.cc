@@ -8,20 +8,19 @@
 #include "model/frontend/json_text.h"
 #include "model/frontend/safetensors.h"
 #include "model/frontend/tokenizer_files.h"
+#include "model/frontend/weight_reader.h"
 
 namespace moepack {
 namespace {
 
-using Unsigned = unsigned long long;
 using Location = SafetensorsSet::Location;
 
 constexpr uint64_t kMaxConfigBytes = 4ull << 20;
 constexpr char kConfigName[] = "config.json";
-constexpr char kHeadName[] = "lm_head.weight", kEmbeddingName[] = "model.embed_tokens.weight";
 
 class HuggingFaceSource final : public TensorSource {
  public:
-  explicit HuggingFaceSource(std::unique_ptr<SafetensorsSet> set) : set_(std::move(set)) {}
+  HuggingFaceSource(std::unique_ptr<SafetensorsSet> set, const Fp8Blocks& fp8) : set_(std::move(set)), reader_(*set_, fp8) {}
 
   // Finds every tensor of the layout; every tensor of the checkpoint must be used.
   Status Bind(const CheckpointLayout& layout) {
@@ -29,8 +28,8 @@ class HuggingFaceSource final : public TensorSource {
     const Program& program = layout.program;
     for (size_t id = 0; id < program.tensors.size(); ++id) {
       const TensorDecl& decl = program.tensors[id];
-      MOEPACK_ASSIGN_OR_RETURN(const Location location, Find(layout.tensor_names[id], decl.rows, decl.cols, &used));
-      dense_.push_back(location);
+      MOEPACK_ASSIGN_OR_RETURN(BoundWeight weight, reader_.Bind(layout.tensors[id], decl.rows, decl.cols, &used));
+      dense_.push_back(std::move(weight));
     }
     for (size_t t = 0; t < program.expert_tables.size(); ++t) {
       const ExpertTableDecl& table = program.expert_tables[t];
@@ -39,65 +38,37 @@ class HuggingFaceSource final : public TensorSource {
         for (int m = 0; m < kExpertMatrices; ++m) {
           const bool down = static_cast<ExpertMatrix>(m) == ExpertMatrix::kDown;
           MOEPACK_ASSIGN_OR_RETURN(experts[e][m],
-                                   Find(layout.expert_names[t][e][m], down ? table.hidden : table.intermediate[e],
-                                        down ? table.intermediate[e] : table.hidden, &used));
+                                   reader_.Bind(layout.experts[t][e][m], down ? table.hidden : table.intermediate[e],
+                                                down ? table.intermediate[e] : table.hidden, &used));
         }
       }
     }
-    return CheckUnused(used);
+    return CheckUnused(layout, used);
   }
 
-  Result<std::vector<float>> Load(TensorId tensor) const override { return LoadAt(dense_.at(tensor)); }
+  Result<std::vector<float>> Load(TensorId tensor) const override { return reader_.Load(dense_.at(tensor)); }
   Result<std::vector<float>> LoadExpert(uint32_t table, uint32_t expert, ExpertMatrix matrix) const override {
-    return LoadAt(Expert(table, expert, matrix));
+    return reader_.Load(Expert(table, expert, matrix));
   }
-  Codec StoredCodec(TensorId tensor) const override { return CodecAt(dense_.at(tensor)); }
+  Codec StoredCodec(TensorId tensor) const override { return WeightReader::StoredCodec(dense_.at(tensor)); }
   Codec StoredExpertCodec(uint32_t table, uint32_t expert, ExpertMatrix matrix) const override {
-    return CodecAt(Expert(table, expert, matrix));
+    return WeightReader::StoredCodec(Expert(table, expert, matrix));
   }
 
  private:
-  static Result<std::vector<float>> LoadAt(const Location& location) { return location.file->LoadFloats(*location.entry); }
-  static Codec CodecAt(const Location& location) {
-    Codec codec;
-    (void)DtypeCodec(location.entry->dtype, &codec);  // Find accepted only element types that have one
-    return codec;
-  }
-  const Location& Expert(uint32_t table, uint32_t expert, ExpertMatrix matrix) const {
+  const BoundWeight& Expert(uint32_t table, uint32_t expert, ExpertMatrix matrix) const {
     return experts_.at(table).at(expert)[static_cast<size_t>(matrix)];
   }
 
-  // The tensor `name` of shape [rows, cols] ([cols] for a vector).
-  Result<Location> Find(const std::string& name, uint64_t rows, uint64_t cols, std::set<std::string>* used) const {
-    const auto it = set_->tensors().find(name);
-    if (it == set_->tensors().end()) {
-      return Status(ErrorCode::kMissingTensor, "the checkpoint lacks tensor " + name + ", which its configuration implies");
-    }
-    const SafetensorsEntry& entry = *it->second.entry;
-    const std::string where = it->second.file->path() + ": tensor " + name;
-    const bool matrix = entry.shape.size() == 2 && entry.shape[0] == rows && entry.shape[1] == cols;
-    const bool vector = rows == 1 && entry.shape.size() == 1 && entry.shape[0] == cols;
-    if (!matrix && !vector) {
-      std::string got;
-      for (uint64_t d : entry.shape) got += StrFormat("%s%llu", got.empty() ? "" : ", ", static_cast<Unsigned>(d));
-      return Status(ErrorCode::kShape, StrFormat("%s has shape [%s], the configuration implies [%llu, %llu]", where.c_str(),
-                                                 got.c_str(), static_cast<Unsigned>(rows), static_cast<Unsigned>(cols)));
-    }
-    Codec codec;
-    if (!DtypeCodec(entry.dtype, &codec)) {
-      return Status(ErrorCode::kUnsupported,
-                    where + " has element type " + DtypeName(entry.dtype) + ", weights must be F32, F16 or BF16");
-    }
-    used->insert(name);
-    return it->second;
-  }
-
   // A tied head may be stored again if it is the embedding; rotary frequencies are buffers of old exporters.
-  Status CheckUnused(const std::set<std::string>& used) const {
+  Status CheckUnused(const CheckpointLayout& layout, const std::set<std::string>& used) const {
     for (const auto& [name, location] : set_->tensors()) {
       if (used.count(name) != 0 || name.ends_with(".rotary_emb.inv_freq")) continue;
-      if (name == kHeadName && SameBytes(location, set_->tensors().at(kEmbeddingName))) continue;
-      const char* hint = name == kHeadName ? " (tie_word_embeddings is set, but it differs from the embedding)" : "";
+      const auto begins = [&name = name](const std::string& prefix) { return name.starts_with(prefix); };
+      if (std::any_of(layout.ignored.begin(), layout.ignored.end(), begins)) continue;
+      const bool head = name == layout.head;
+      if (head && SameBytes(location, set_->tensors().at(layout.embedding))) continue;
+      const char* hint = head ? " (tie_word_embeddings is set, but it differs from the embedding)" : "";
       return Status(ErrorCode::kBadInput, location.file->path() + ": tensor " + name + " is not part of the model that " +
                                               kConfigName + " describes" + hint);
     }
@@ -113,8 +84,9 @@ class HuggingFaceSource final : public TensorSource {
   }
 
   std::unique_ptr<SafetensorsSet> set_;
-  std::vector<Location> dense_;
-  std::vector<std::vector<std::array<Location, kExpertMatrices>>> experts_;
+  WeightReader reader_;
+  std::vector<BoundWeight> dense_;
+  std::vector<std::vector<std::array<BoundWeight, kExpertMatrices>>> experts_;
 };
 
 Result<CheckpointLayout> ReadConfig(Env& env, const std::string& path, std::string* family) {
@@ -140,7 +112,7 @@ Result<Model> OpenHuggingFace(Env& env, const std::string& directory, const Open
   MOEPACK_ASSIGN_OR_RETURN(auto set, SafetensorsSet::Open(env, directory));
   std::vector<std::string> inputs = set->file_names();
   inputs.push_back(kConfigName);
-  auto source = std::make_shared<HuggingFaceSource>(std::move(set));
+  auto source = std::make_shared<HuggingFaceSource>(std::move(set), layout.fp8);
   if (Status status = source->Bind(layout); !status.ok()) {
     return status.code() == ErrorCode::kMissingTensor ? status.With(directory) : status;
   }

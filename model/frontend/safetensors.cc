@@ -1,7 +1,9 @@
 #include "model/frontend/safetensors.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <limits>
 #include <set>
 
 #include "base/checked.h"
@@ -18,10 +20,10 @@ struct DtypeRow {
   uint64_t bytes;
 };
 constexpr DtypeRow kDtypes[] = {
-    {Dtype::kF64, "F64", 8},   {Dtype::kF32, "F32", 4}, {Dtype::kF16, "F16", 2}, {Dtype::kBf16, "BF16", 2},
-    {Dtype::kI64, "I64", 8},   {Dtype::kI32, "I32", 4}, {Dtype::kI16, "I16", 2}, {Dtype::kI8, "I8", 1},
-    {Dtype::kU64, "U64", 8},   {Dtype::kU32, "U32", 4}, {Dtype::kU16, "U16", 2}, {Dtype::kU8, "U8", 1},
-    {Dtype::kBool, "BOOL", 1},
+    {Dtype::kF64, "F64", 8},   {Dtype::kF32, "F32", 4},        {Dtype::kF16, "F16", 2}, {Dtype::kBf16, "BF16", 2},
+    {Dtype::kI64, "I64", 8},   {Dtype::kI32, "I32", 4},        {Dtype::kI16, "I16", 2}, {Dtype::kI8, "I8", 1},
+    {Dtype::kU64, "U64", 8},   {Dtype::kU32, "U32", 4},        {Dtype::kU16, "U16", 2}, {Dtype::kU8, "U8", 1},
+    {Dtype::kBool, "BOOL", 1}, {Dtype::kF8E4M3, "F8_E4M3", 1},
 };
 
 const DtypeRow& Row(Dtype dtype) { return kDtypes[static_cast<size_t>(dtype)]; }
@@ -37,22 +39,41 @@ float ReadF32(const uint8_t* p) {
   return value;
 }
 
-void Widen(Dtype dtype, ByteSpan data, std::vector<float>* out) {
-  const size_t count = out->size();
-  float* to = out->data();
-  switch (dtype) {
-    case Dtype::kF32:
-      for (size_t i = 0; i < count; ++i) to[i] = ReadF32(data.data() + 4 * i);
-      break;
-    case Dtype::kBf16:
-      for (size_t i = 0; i < count; ++i) to[i] = Bf16ToF32(Half(data.data() + 2 * i));
-      break;
-    default:
-      for (size_t i = 0; i < count; ++i) to[i] = F16ToF32(Half(data.data() + 2 * i));
-  }
+// Four exponent bits with a bias of 7, three of mantissa, no infinity; all ones is not a number.
+float F8E4M3ToF32(uint8_t bits) {
+  const int exponent = bits >> 3 & 15, mantissa = bits & 7;
+  float value = exponent == 0 ? std::ldexp(static_cast<float>(mantissa), -9)
+                              : std::ldexp(static_cast<float>(8 + mantissa), exponent - 10);
+  if ((bits & 127) == 127) value = std::numeric_limits<float>::quiet_NaN();
+  return (bits & 128) != 0 ? -value : value;
+}
+
+const std::array<float, 256>& F8E4M3Table() {
+  static const std::array<float, 256> kTable = [] {
+    std::array<float, 256> table;
+    for (int i = 0; i < 256; ++i) table[static_cast<size_t>(i)] = F8E4M3ToF32(static_cast<uint8_t>(i));
+    return table;
+  }();
+  return kTable;
 }
 
 }  // namespace
+
+void WidenElements(Dtype dtype, const uint8_t* data, uint64_t count, float* out) {
+  switch (dtype) {
+    case Dtype::kF32:
+      for (uint64_t i = 0; i < count; ++i) out[i] = ReadF32(data + 4 * i);
+      break;
+    case Dtype::kBf16:
+      for (uint64_t i = 0; i < count; ++i) out[i] = Bf16ToF32(Half(data + 2 * i));
+      break;
+    case Dtype::kF8E4M3:
+      for (uint64_t i = 0; i < count; ++i) out[i] = F8E4M3Table()[data[i]];
+      break;
+    default:
+      for (uint64_t i = 0; i < count; ++i) out[i] = F16ToF32(Half(data + 2 * i));
+  }
+}
 
 const char* DtypeName(Dtype dtype) { return Row(dtype).name; }
 uint64_t DtypeBytes(Dtype dtype) { return Row(dtype).bytes; }
@@ -104,6 +125,10 @@ void SafetensorsFile::Release(const SafetensorsEntry& entry) const {
   map_->Release(header_.data_offset + entry.begin, entry.end - entry.begin);
 }
 
+void SafetensorsFile::Release(const SafetensorsEntry& entry, uint64_t begin, uint64_t bytes) const {
+  map_->Release(header_.data_offset + entry.begin + begin, bytes);
+}
+
 Result<std::vector<float>> SafetensorsFile::LoadFloats(const SafetensorsEntry& entry) const {
   Codec codec;
   if (!DtypeCodec(entry.dtype, &codec)) {
@@ -111,7 +136,7 @@ Result<std::vector<float>> SafetensorsFile::LoadFloats(const SafetensorsEntry& e
                                                      path_.c_str(), entry.name.c_str(), DtypeName(entry.dtype)));
   }
   std::vector<float> out(entry.elements());
-  Widen(entry.dtype, data(entry), &out);
+  WidenElements(entry.dtype, data(entry).data(), out.size(), out.data());
   Release(entry);
   const auto bad = std::find_if_not(out.begin(), out.end(), [](float v) { return std::isfinite(v); });
   if (bad != out.end()) {

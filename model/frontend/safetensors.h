@@ -23,9 +23,11 @@ inline constexpr uint64_t kMaxSafetensorsHeader = 100'000'000;
 inline constexpr size_t kMaxSafetensorsRank = 8;
 
 // Closed list of element types.
-enum class Dtype : uint8_t { kF64, kF32, kF16, kBf16, kI64, kI32, kI16, kI8, kU64, kU32, kU16, kU8, kBool };
+enum class Dtype : uint8_t { kF64, kF32, kF16, kBf16, kI64, kI32, kI16, kI8, kU64, kU32, kU16, kU8, kBool, kF8E4M3 };
 const char* DtypeName(Dtype dtype);
 uint64_t DtypeBytes(Dtype dtype);
+// `count` elements of F32, F16, BF16 or F8_E4M3 (OCP 8-bit floating point 1.0) as float32.
+void WidenElements(Dtype dtype, const uint8_t* data, uint64_t count, float* out);
 // The codec of a float element type that weights may have: F32, F16, BF16. False for every other type.
 bool DtypeCodec(Dtype dtype, Codec* codec);
 
@@ -59,8 +61,9 @@ class SafetensorsFile {
   ByteSpan data(const SafetensorsEntry& entry) const;
   // The tensor as float32 (F32, F16 and BF16 only: kUnsupported), every value finite (kNotFinite). Its pages are released.
   Result<std::vector<float>> LoadFloats(const SafetensorsEntry& entry) const;
-  // Hint that a tensor's pages need not count as ours.
+  // Hint that a tensor's pages, or `bytes` of them from `begin` on, need not count as ours.
   void Release(const SafetensorsEntry& entry) const;
+  void Release(const SafetensorsEntry& entry, uint64_t begin, uint64_t bytes) const;
 
  private:
   SafetensorsFile(std::string path, std::unique_ptr<MappedFile> map, SafetensorsHeader header)

@@ -258,7 +258,7 @@ TEST(ValidateProgram, AttentionVariants) {
                     {"value_dim must differ", [&](Program& p) { attention(p).value_dim = 4; }},
                     {"v is 4 wide, must be 3", [&](Program& p) { attention(p).value_dim = 3; }},
                     {"chunk 16777217", [&](Program& p) { attention(p).chunk = (1 << 24) + 1; }},
-                    {"sinks: tensor 0", [&](Program& p) { attention(p).sinks = 0; }},
+                    {"sinks: tensor 'embed_tokens'", [&](Program& p) { attention(p).sinks = 0; }},
                     {"position_scale must be finite", [&](Program& p) { attention(p).position_scale = kNaN; }},
                     {"position_floor go together", [&](Program& p) { attention(p).position_scale = 0.1f; }},
                     {"position_floor go together", [&](Program& p) { attention(p).position_floor = 8; }},
@@ -292,7 +292,7 @@ TEST(ValidateProgram, MoeVariants) {
                        moe(p).routing.score = ScoreFunction::kSparseMixer;
                        moe(p).routing.score_before_topk = false;
                      }},
-                    {"selection bias: tensor 0", [&](Program& p) { moe(p).selection_bias = 0; }},
+                    {"selection bias: tensor 'embed_tokens'", [&](Program& p) { moe(p).selection_bias = 0; }},
                     {"biases of experts are all there or none", [&](Program& p) { moe(p).down_bias = 0; }},
                     {"limit must be finite", [&](Program& p) { moe(p).activation.limit = -1; }},
                     {"sigmoid_scale must be finite", [&](Program& p) { moe(p).activation.sigmoid_scale = kInfinity; }},

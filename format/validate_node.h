@@ -1,6 +1,7 @@
 // The part of ValidateProgram that walks the nodes. Internal to format/.
 #pragma once
 
+#include <cmath>
 #include <string>
 #include <vector>
 
@@ -8,6 +9,8 @@
 #include "format/program.h"
 
 namespace moepack {
+
+inline bool NotNegative(float v) { return std::isfinite(v) && v >= 0; }
 
 // Checks nodes one by one, in order, and remembers what they produced and used. The program's declarations must have been
 // checked before: widths and shapes are taken as sane. Keeps a reference to the program.

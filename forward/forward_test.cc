@@ -11,6 +11,7 @@ namespace {
 using testing::NaiveForward;
 using testing::ToyProgram;
 using testing::ToySource;
+using testing::ToyVariants;
 
 // Three layers that between them hold every node kind and most settings. Widths are odd on purpose where they may be.
 Program EveryNode() {
@@ -75,8 +76,7 @@ Matrix RunAll(const Program& program, const TokenBatch& batch, int threads, Obse
   return all;
 }
 
-TEST(ForwardTest, EveryNodeKindMatchesAPlainDoubleForward) {
-  const Program program = EveryNode();
+void CheckAgainstNaive(const Program& program) {
   ASSERT_TRUE(ValidateProgram(program).ok()) << ValidateProgram(program).message();
   const TokenBatch batch = Sequences({19, 1, 9}, 37);
   const Matrix logits = RunAll(program, batch, 1);
@@ -94,13 +94,17 @@ TEST(ForwardTest, EveryNodeKindMatchesAPlainDoubleForward) {
   }
 }
 
+TEST(ForwardTest, EveryNodeKindMatchesAPlainDoubleForward) { CheckAgainstNaive(EveryNode()); }
+TEST(ForwardTest, EveryVariantMatchesAPlainDoubleForward) { CheckAgainstNaive(ToyVariants(37)); }
+
 TEST(ForwardTest, ThreadsDoNotChangeABit) {
-  const Program program = EveryNode();
-  // More than one tile, blocks of rows that do not divide, a sequence longer than an attention block.
-  const TokenBatch batch = Sequences({700, 900, 333, 1000, 1, 300}, 37);
-  const Matrix one = RunAll(program, batch, 1);
-  EXPECT_TRUE(one.allFinite());
-  for (int threads : {2, 5}) EXPECT_TRUE((RunAll(program, batch, threads).array() == one.array()).all()) << threads;
+  for (const Program& program : {EveryNode(), ToyVariants(37)}) {
+    // More than one tile, blocks of rows that do not divide, a sequence longer than an attention block.
+    const TokenBatch batch = Sequences({700, 900, 333, 1000, 1, 300}, 37);
+    const Matrix one = RunAll(program, batch, 1);
+    EXPECT_TRUE(one.allFinite());
+    for (int threads : {2, 5}) EXPECT_TRUE((RunAll(program, batch, threads).array() == one.array()).all()) << threads;
+  }
 }
 
 TEST(ForwardTest, SequencesDoNotSeeEachOther) {

@@ -34,36 +34,42 @@ double LargestDifference(const std::vector<float>& a, const std::vector<double>&
 
 class EngineCodecs : public ::testing::TestWithParam<const char*> {};
 
-TEST_P(EngineCodecs, LogitsEqualAPlainEvaluationInDouble) {
-  const Program program = testing::ToyLanguageModel();
+void CheckAgainstNaive(const Program& program, const std::string& codec) {
   ASSERT_TRUE(ValidateProgram(program).ok()) << ValidateProgram(program).message();
-  const testing::RoundedSource weights(program, ParseCodec(GetParam()).value());
+  const testing::RoundedSource weights(program, ParseCodec(codec).value());
   const testing::NaiveRun naive = testing::NaiveForward(program, weights).Run(ToyTokens(kTokens));
   std::vector<double> expected;
   for (const auto& row : naive.values.at(program.output)) expected.insert(expected.end(), row.begin(), row.end());
   ThreadPool pool(2);
   for (kernels::Isa isa : kernels::SupportedIsas()) {
-    const auto engine = MakeEngine(ToyUnits(program, GetParam()), pool, {.isa = isa});
-    const double bound = std::string(GetParam()) == "f32" ? 1e-5 : 1e-3;
+    const auto engine = MakeEngine(ToyUnits(program, codec), pool, {.isa = isa});
+    const double bound = codec == "f32" ? 1e-5 : 1e-3;
     EXPECT_LT(LargestDifference(AllLogits(*engine, ToyTokens(kTokens), kTokens), expected), bound) << kernels::IsaName(isa);
   }
 }
 
-TEST_P(EngineCodecs, LogitsAreTheSameBitsHoweverTheyAreComputed) {
-  const Program program = testing::ToyLanguageModel();
+void CheckBits(const Program& program, const std::string& codec) {
   ThreadPool one(1), three(3);
-  const auto reference = MakeEngine(ToyUnits(program, GetParam()), one, {});
+  const auto reference = MakeEngine(ToyUnits(program, codec), one, {});
   const std::vector<float> expected = AllLogits(*reference, ToyTokens(kTokens), 1);
   const uint64_t all = reference->experts().all_bytes(), minimum = reference->experts().minimum_bytes();
   for (ThreadPool* pool : {&one, &three}) {
     for (const uint64_t ram : {kAllExperts, all / 2, minimum}) {
       for (const uint32_t tile : {1u, 16u, 128u}) {
-        const auto engine = MakeEngine(ToyUnits(program, GetParam()), *pool, {.expert_ram_bytes = ram, .tile_tokens = tile});
+        const auto engine = MakeEngine(ToyUnits(program, codec), *pool, {.expert_ram_bytes = ram, .tile_tokens = tile});
         EXPECT_EQ(AllLogits(*engine, ToyTokens(kTokens), tile), expected)
             << pool->threads() << " threads, " << ram << " bytes of experts, tiles of " << tile;
       }
     }
   }
+}
+
+TEST_P(EngineCodecs, LogitsEqualAPlainEvaluationInDouble) { CheckAgainstNaive(testing::ToyLanguageModel(), GetParam()); }
+TEST(Engine, EveryVariantEqualsAPlainEvaluationInDouble) { CheckAgainstNaive(testing::ToyVariants(kToyVocabulary), "f32"); }
+
+TEST_P(EngineCodecs, LogitsAreTheSameBitsHoweverTheyAreComputed) {
+  CheckBits(testing::ToyLanguageModel(), GetParam());
+  CheckBits(testing::ToyVariants(kToyVocabulary), GetParam());
 }
 
 INSTANTIATE_TEST_SUITE_P(Codecs, EngineCodecs, ::testing::Values("f32", "i8g64", "i4g32", "i3mg16"),

@@ -1,4 +1,4 @@
-"""Writes unicode_tables.cc: the character classes and normalisation tables of the running Python's Unicode database.
+"""Writes unicode_tables.cc: the categories and normalisation tables of the running Python's Unicode database.
 
 Standard library only. Usage: generate_unicode.py OUTPUT
 """
@@ -10,17 +10,17 @@ CODE_POINTS = range(0x110000)
 HANGUL_SYLLABLES = range(0xAC00, 0xAC00 + 11172)  # composed by arithmetic, not by table
 
 
-def char_class(code):
-    """The class of the regular expressions' \\p{L}, \\p{N} and \\s (White_Space), or None."""
+LETTERS = {"Lu": "kUpper", "Ll": "kLower", "Lt": "kTitle", "Lm": "kModifier", "Lo": "kOtherLetter"}
+MAJOR = {"M": "kMark", "N": "kNumber", "P": "kPunctuation", "S": "kSymbol"}
+
+
+def category_name(code):
+    """The Category of a code point, or None for those that no expression names."""
     category = unicodedata.category(chr(code))
-    if category[0] == "L":
-        return "kLetter"
-    if category[0] == "N":
-        return "kNumber"
     # White_Space: all separators and the control characters that PropList.txt lists.
     if category[0] == "Z" or 0x09 <= code <= 0x0D or code == 0x85:
         return "kSpace"
-    return None
+    return LETTERS.get(category) or MAJOR.get(category[0])
 
 
 def ranges(value_of):
@@ -75,7 +75,7 @@ def main():
         '#include "tokenizer/unicode_tables.h"',
         "namespace moepack {",
     ]
-    array(out, "ClassRange", "kClassRanges", [(a, b, "CharClass::" + c) for a, b, c in ranges(char_class)])
+    array(out, "CategoryRange", "kCategoryRanges", [(a, b, "Category::" + c) for a, b, c in ranges(category_name)])
     array(out, "CombiningRange", "kCombiningRanges", ranges(lambda c: unicodedata.combining(chr(c)) or None))
     pool = []
     rows = []

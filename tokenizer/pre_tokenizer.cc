@@ -1,84 +1,106 @@
 #include "tokenizer/pre_tokenizer.h"
 
-#include "tokenizer/unicode.h"
+#include <array>
+
+#include "tokenizer/pattern.h"
 
 namespace moepack {
 namespace {
 
-struct Symbol {
-  char32_t code = 0;
-  CharClass kind = CharClass::kOther;
-  size_t end = 0;
+#define MOEPACK_CONTRACTIONS "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+#define MOEPACK_SPACES "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
+
+constexpr std::string_view kGpt2[] = {
+    "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+",
 };
+constexpr std::string_view kQwen2[] = {
+    MOEPACK_CONTRACTIONS "|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|" MOEPACK_SPACES,
+};
+constexpr std::string_view kLlama3[] = {
+    MOEPACK_CONTRACTIONS "|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|" MOEPACK_SPACES,
+};
+constexpr std::string_view kO200k[] = {
+    "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]*[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]+" MOEPACK_CONTRACTIONS
+    "?|[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]+[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]*" MOEPACK_CONTRACTIONS
+    "?|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|" MOEPACK_SPACES,
+};
+constexpr std::string_view kDeepseekV3[] = {
+    "\\p{N}{1,3}",
+    "[一-龥぀-ゟ゠-ヿ]+",
+    "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\\r\\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| "
+    "?[\\p{P}\\p{S}]+[\\r\\n]*|" MOEPACK_SPACES,
+};
+// Digits one by one, then as GPT-2.
+constexpr std::string_view kGranite[] = {"\\p{N}", kGpt2[0]};
 
-Symbol SymbolAt(std::string_view text, size_t position) {
-  const CodePoint point = DecodeUtf8(text, position);
-  return {point.code, ClassOf(point.code), position + point.length};
+#undef MOEPACK_CONTRACTIONS
+#undef MOEPACK_SPACES
+
+const std::vector<Pattern>& Compiled(PreTokenizer kind) {
+  static const auto kAll = [] {
+    std::array<std::vector<Pattern>, kLastPreTokenizer + 1> all;
+    for (size_t k = 0; k < all.size(); ++k) {
+      for (const std::string_view expression : PreTokenizerPatterns(static_cast<PreTokenizer>(k)))
+        all[k].emplace_back(expression);
+    }
+    return all;
+  }();
+  return kAll[static_cast<size_t>(kind)];
 }
 
-bool IsNewline(char32_t code) { return code == '\r' || code == '\n'; }
+struct Cutter {
+  const std::vector<Pattern>& patterns;
+  const SymbolText& symbols;
+  std::string_view text;
+  const std::function<void(std::string_view)>& piece;
 
-// End of the run of symbols of one class from `position`.
-size_t SkipClass(std::string_view text, size_t position, CharClass kind) {
-  while (position < text.size()) {
-    const Symbol symbol = SymbolAt(text, position);
-    if (symbol.kind != kind) break;
-    position = symbol.end;
+  // Symbols [begin, end) by the patterns from `stage` on.
+  void Cut(size_t stage, size_t begin, size_t end) const {
+    if (begin == end) return;
+    if (stage == patterns.size()) {
+      piece(text.substr(symbols.offset(begin), symbols.offset(end) - symbols.offset(begin)));
+      return;
+    }
+    size_t gap = begin;
+    for (size_t at = begin; at < end;) {
+      const size_t match = patterns[stage].Match(symbols, at, end);
+      if (match == at) {
+        ++at;
+        continue;
+      }
+      Cut(stage + 1, gap, at);
+      Cut(stage + 1, at, match);
+      gap = at = match;
+    }
+    Cut(stage + 1, gap, end);
   }
-  return position;
-}
-
-// Simple case folding of the letters that contractions use; the long s folds to s.
-char32_t Fold(char32_t code) {
-  if (code == 0x17F) return 's';
-  return code >= 'A' && code <= 'Z' ? code + ('a' - 'A') : code;
-}
-
-// (?i:'s|'t|'re|'ve|'m|'ll|'d) whose apostrophe ends at `position`; 0 when there is none.
-size_t ContractionEnd(std::string_view text, size_t position) {
-  if (position >= text.size()) return 0;
-  const Symbol first = SymbolAt(text, position);
-  const char32_t a = Fold(first.code);
-  if (a == 's' || a == 't' || a == 'm' || a == 'd') return first.end;
-  if (first.end >= text.size()) return 0;
-  const Symbol second = SymbolAt(text, first.end);
-  const char32_t b = Fold(second.code);
-  const bool pair = (a == 'r' && b == 'e') || (a == 'v' && b == 'e') || (a == 'l' && b == 'l');
-  return pair ? second.end : 0;
-}
-
-// \s*[\r\n]+|\s+(?!\S)|\s+ at a white-space symbol.
-size_t SpaceEnd(std::string_view text, size_t begin) {
-  size_t end = begin, last_symbol = begin, after_newline = begin;
-  while (end < text.size()) {
-    const Symbol symbol = SymbolAt(text, end);
-    if (symbol.kind != CharClass::kSpace) break;
-    last_symbol = end;
-    end = symbol.end;
-    if (IsNewline(symbol.code)) after_newline = end;
-  }
-  if (after_newline > begin) return after_newline;
-  // The lookahead leaves the last space to the word that follows, unless it is the only one.
-  return end == text.size() || last_symbol == begin ? end : last_symbol;
-}
+};
 
 }  // namespace
 
-size_t Qwen2PieceEnd(std::string_view text, size_t begin) {
-  const Symbol first = SymbolAt(text, begin);
-  if (first.code == '\'') {
-    if (const size_t end = ContractionEnd(text, first.end); end != 0) return end;
+std::span<const std::string_view> PreTokenizerPatterns(PreTokenizer kind) {
+  switch (kind) {
+    case PreTokenizer::kQwen2:
+      return kQwen2;
+    case PreTokenizer::kGpt2:
+      return kGpt2;
+    case PreTokenizer::kLlama3:
+      return kLlama3;
+    case PreTokenizer::kO200k:
+      return kO200k;
+    case PreTokenizer::kDeepseekV3:
+      return kDeepseekV3;
+    case PreTokenizer::kGranite:
+      return kGranite;
+    case PreTokenizer::kSentencePiece:
+      break;
   }
-  if (first.kind == CharClass::kLetter) return SkipClass(text, first.end, CharClass::kLetter);
-  if (first.kind == CharClass::kNumber) return first.end;
-  const bool has_next = first.end < text.size();
-  const CharClass next = has_next ? SymbolAt(text, first.end).kind : CharClass::kSpace;
-  if (next == CharClass::kLetter && !IsNewline(first.code)) return SkipClass(text, first.end, CharClass::kLetter);
-  const bool symbols = first.kind == CharClass::kOther || (first.code == ' ' && next == CharClass::kOther);
-  if (!symbols) return SpaceEnd(text, begin);
-  size_t end = SkipClass(text, first.end, CharClass::kOther);
-  while (end < text.size() && IsNewline(static_cast<unsigned char>(text[end]))) ++end;
-  return end;
+  return {};
+}
+
+void CutIntoPieces(PreTokenizer kind, std::string_view text, const std::function<void(std::string_view)>& piece) {
+  const SymbolText symbols(text);
+  Cutter{Compiled(kind), symbols, text, piece}.Cut(0, 0, symbols.size());
 }
 
 }  // namespace moepack

@@ -18,10 +18,23 @@ bool Contains(const std::vector<uint32_t>& sorted, uint32_t id) {
   return std::binary_search(sorted.begin(), sorted.end(), id);
 }
 
+// SentencePiece writes spaces as U+2581, so a text with that character means a space too.
+std::string MarksToSpaces(std::string_view text) {
+  constexpr std::string_view kMark = "\xE2\x96\x81";
+  std::string out;
+  out.reserve(text.size());
+  for (size_t at = 0; at < text.size();) {
+    const bool mark = text.substr(at, kMark.size()) == kMark;
+    out.push_back(mark ? ' ' : text[at]);
+    at += mark ? kMark.size() : 1;
+  }
+  return out;
+}
+
 // Encodes the pieces of one text. A piece that came before is copied from where its tokens stand in the output.
 class Encoder {
  public:
-  explicit Encoder(const EncodingTables& tables) : tables_(tables) {}
+  Encoder(const TokenizerData& data, const EncodingTables& tables) : data_(data), tables_(tables) {}
 
   void Add(std::string_view piece) {
     if (piece.size() > kMaxCachedPiece) {
@@ -46,11 +59,40 @@ class Encoder {
   };
 
   void Merge(std::string_view piece) {
+    if (data_.whole_pieces) {
+      if (const auto token = tables_.ordinary.find(piece); token != tables_.ordinary.end()) {
+        out_.push_back(static_cast<int32_t>(token->second));
+        return;
+      }
+    }
     symbols_.clear();
-    for (const char c : piece) symbols_.push_back(tables_.byte_token[static_cast<uint8_t>(c)]);
+    if (data_.pre_tokenizer == PreTokenizer::kSentencePiece) {
+      AddCharacters(piece);
+    } else {
+      AddBytes(piece);
+    }
     MergePiece(tables_.merges, symbols_, &out_);
   }
 
+  void AddBytes(std::string_view text) {
+    for (const char c : text) symbols_.push_back(tables_.byte_token[static_cast<uint8_t>(c)]);
+  }
+
+  // Characters that are tokens, the others as their bytes.
+  void AddCharacters(std::string_view text) {
+    for (size_t i = 0; i < text.size();) {
+      const std::string_view character = text.substr(i, DecodeUtf8(text, i).length);
+      i += character.size();
+      const auto token = tables_.ordinary.find(character);
+      if (token != tables_.ordinary.end()) {
+        symbols_.push_back(token->second);
+      } else {
+        AddBytes(character);
+      }
+    }
+  }
+
+  const TokenizerData& data_;
   const EncodingTables& tables_;
   std::unordered_map<std::string_view, Range> seen_;
   std::vector<uint32_t> symbols_;
@@ -80,12 +122,16 @@ std::vector<int32_t> Tokenizer::Encode(std::string_view text) const {
     normalized = NormalizeNfc(text);
     text = normalized;
   }
-  Encoder encoder(state_->tables);
-  for (size_t begin = 0; begin < text.size();) {
-    const size_t end = Qwen2PieceEnd(text, begin);
-    encoder.Add(text.substr(begin, end - begin));
-    begin = end;
+  if (state_->data.pre_tokenizer == PreTokenizer::kSentencePiece) {
+    normalized = MarksToSpaces(text);
+    text = normalized;
   }
+  if (state_->data.space_prefix && !text.empty()) {
+    normalized = " " + std::string(text);
+    text = normalized;
+  }
+  Encoder encoder(state_->data, state_->tables);
+  CutIntoPieces(state_->data.pre_tokenizer, text, [&encoder](std::string_view piece) { encoder.Add(piece); });
   return encoder.Take();
 }
 
@@ -97,6 +143,8 @@ std::string Tokenizer::Decode(std::span<const int32_t> ids) const {
   }
   return text;
 }
+
+std::span<const uint32_t> Tokenizer::beginning() const { return state_->data.beginning; }
 
 uint32_t Tokenizer::vocab_size() const { return static_cast<uint32_t>(state_->data.tokens.size()); }
 

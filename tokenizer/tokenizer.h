@@ -1,4 +1,5 @@
-// Device-safe tokenizer: byte-level BPE with pre-tokenizers from a closed list, compiled from tokenizer.json at pack time
+// Device-safe tokenizer: BPE over bytes with pre-tokenizers from a closed list, or over characters with fallback to bytes
+// (SentencePiece), compiled from tokenizer.json at pack time
 // (model/frontend/tokenizer_json.h) into a blob that this header parses.
 #pragma once
 
@@ -14,17 +15,32 @@
 
 namespace moepack {
 
-enum class PreTokenizer : uint8_t { kQwen2 = 1 };
+// How text is cut before tokens are joined (tokenizer/pre_tokenizer.cc); kSentencePiece does not cut and starts from
+// characters instead of bytes.
+enum class PreTokenizer : uint8_t {
+  kQwen2 = 1,
+  kGpt2 = 2,
+  kLlama3 = 3,
+  kO200k = 4,
+  kDeepseekV3 = 5,
+  kGranite = 6,
+  kSentencePiece = 7,
+};
+inline constexpr size_t kLastPreTokenizer = 7;
 enum class Normalizer : uint8_t { kNone = 0, kNfc = 1 };
 
 // What a blob holds.
 struct TokenizerData {
   PreTokenizer pre_tokenizer = PreTokenizer::kQwen2;
   Normalizer normalizer = Normalizer::kNone;
+  bool space_prefix = false;                          // a space goes before a text that is not empty
+  bool whole_pieces = false;                          // a piece that is a token is that token, whatever the merges
   std::vector<std::string> tokens;                    // by id, raw bytes (not the printable alphabet); special ones too
   std::vector<std::pair<uint32_t, uint32_t>> merges;  // token ids, by rank
   std::vector<uint32_t> special;                      // ids, strictly increasing: never produced from text
   std::vector<uint32_t> end_of_text;                  // ids that end generation, strictly increasing
+  std::vector<uint32_t> beginning;                    // ids that a sequence begins with, in order
+  std::vector<uint32_t> bytes;                        // kSentencePiece: the token of each byte that is in no other token
 };
 
 Bytes SerializeTokenizer(const TokenizerData& data);  // deterministic; layout in format/SPEC.md
@@ -39,6 +55,8 @@ class Tokenizer {
   std::vector<int32_t> Encode(std::string_view text) const;
   // Bytes of the tokens, special tokens left out; ids out of range are left out. Thread-safe.
   std::string Decode(std::span<const int32_t> ids) const;
+  // Ids that a prompt begins with, before its text.
+  std::span<const uint32_t> beginning() const;
   uint32_t vocab_size() const;
   bool IsEndOfText(int32_t id) const;
 

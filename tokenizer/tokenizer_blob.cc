@@ -13,9 +13,12 @@ Status Broken(size_t offset, const std::string& what) {
   return Status(ErrorCode::kTokenizer, StrFormat("tokenizer blob, offset %zu: %s", offset, what.c_str()));
 }
 
+constexpr uint8_t kNfcFlag = 1, kSpacePrefixFlag = 2, kWholePiecesFlag = 4, kBeginningFlag = 8, kAllFlags = 15;
+constexpr uint32_t kMaxBeginning = 16;
+
 struct Header {
   PreTokenizer pre_tokenizer = PreTokenizer::kQwen2;
-  Normalizer normalizer = Normalizer::kNone;
+  uint8_t flags = 0;
   uint32_t tokens = 0, merges = 0, special = 0, end_of_text = 0;
 };
 
@@ -24,14 +27,13 @@ Result<Header> ReadHeader(ByteReader* reader) {
   const uint16_t version = reader->U16();
   if (!reader->ok() || version != kVersion) return Broken(4, StrFormat("T1: version %u, expected %u", version, kVersion));
   Header header;
-  const uint8_t pre_tokenizer = reader->U8(), normalizer = reader->U8();
-  if (pre_tokenizer != static_cast<uint8_t>(PreTokenizer::kQwen2)) {
+  const uint8_t pre_tokenizer = reader->U8();
+  header.flags = reader->U8();
+  if (pre_tokenizer < 1 || pre_tokenizer > kLastPreTokenizer) {
     return Broken(6, StrFormat("T2: unknown pre-tokenizer %u", pre_tokenizer));
   }
-  if (normalizer > static_cast<uint8_t>(Normalizer::kNfc))
-    return Broken(7, StrFormat("T2: unknown normalizer %u", normalizer));
+  if (header.flags > kAllFlags) return Broken(7, StrFormat("T2: unknown flags %u", header.flags));
   header.pre_tokenizer = static_cast<PreTokenizer>(pre_tokenizer);
-  header.normalizer = static_cast<Normalizer>(normalizer);
   header.tokens = reader->U32();
   header.merges = reader->U32();
   header.special = reader->U32();
@@ -76,19 +78,37 @@ Status ReadMerges(ByteReader* reader, const Header& header, std::vector<std::pai
   return Status::Ok();
 }
 
-Status ReadIds(ByteReader* reader, uint32_t count, uint32_t tokens, const char* name, std::vector<uint32_t>* ids) {
+// Ids below the token count, in any order.
+Status ReadAnyIds(ByteReader* reader, uint32_t count, uint32_t tokens, const char* name, std::vector<uint32_t>* ids) {
   const size_t begin = reader->offset();
   ByteReader values(reader->Take(size_t{4} * count));
   if (!reader->ok()) return Broken(begin, StrFormat("T5: ends inside the %s ids", name));
   ids->reserve(count);
   for (uint32_t i = 0; i < count; ++i) {
-    const uint32_t id = values.U32();
-    const size_t offset = begin + size_t{4} * i;
-    if (id >= tokens) return Broken(offset, StrFormat("T6: %s id %u of %u tokens", name, id, tokens));
-    if (i > 0 && id <= ids->back()) return Broken(offset, StrFormat("T7: %s ids do not increase at %u", name, id));
-    ids->push_back(id);
+    ids->push_back(values.U32());
+    if (ids->back() >= tokens)
+      return Broken(begin + size_t{4} * i, StrFormat("T6: %s id %u of %u tokens", name, ids->back(), tokens));
   }
   return Status::Ok();
+}
+
+Status ReadIds(ByteReader* reader, uint32_t count, uint32_t tokens, const char* name, std::vector<uint32_t>* ids) {
+  const size_t begin = reader->offset();
+  MOEPACK_RETURN_IF_ERROR(ReadAnyIds(reader, count, tokens, name, ids));
+  for (uint32_t i = 1; i < count; ++i) {
+    if ((*ids)[i] > (*ids)[i - 1]) continue;
+    return Broken(begin + size_t{4} * i, StrFormat("T7: %s ids do not increase at %u", name, (*ids)[i]));
+  }
+  return Status::Ok();
+}
+
+Status ReadBeginning(ByteReader* reader, const Header& header, std::vector<uint32_t>* ids) {
+  if ((header.flags & kBeginningFlag) == 0) return Status::Ok();
+  const size_t offset = reader->offset();
+  const uint32_t count = reader->U32();
+  if (!reader->ok()) return Broken(offset, "T5: ends inside the beginning");
+  if (count == 0 || count > kMaxBeginning) return Broken(offset, StrFormat("T3: a beginning of %u tokens", count));
+  return ReadAnyIds(reader, count, header.tokens, "beginning", ids);
 }
 
 using TokenIds = std::unordered_map<std::string_view, uint32_t>;
@@ -97,8 +117,10 @@ using TokenIds = std::unordered_map<std::string_view, uint32_t>;
 Result<TokenIds> OrdinaryTokens(const TokenizerData& data) {
   TokenIds ids;
   ids.reserve(data.tokens.size());
+  std::vector<bool> of_byte(data.tokens.size(), false);
+  for (const uint32_t id : data.bytes) of_byte[id] = true;
   for (uint32_t id = 0; id < data.tokens.size(); ++id) {
-    if (data.tokens[id].empty() || std::binary_search(data.special.begin(), data.special.end(), id)) continue;
+    if (data.tokens[id].empty() || of_byte[id] || std::binary_search(data.special.begin(), data.special.end(), id)) continue;
     const auto [it, added] = ids.emplace(data.tokens[id], id);
     if (!added) {
       return Status(ErrorCode::kTokenizer, StrFormat("tokenizer: T9: tokens %u and %u are the same text", it->second, id));
@@ -134,7 +156,9 @@ Bytes SerializeTokenizer(const TokenizerData& data) {
   writer.U32(kMagic);
   writer.U16(kVersion);
   writer.U8(static_cast<uint8_t>(data.pre_tokenizer));
-  writer.U8(static_cast<uint8_t>(data.normalizer));
+  writer.U8(static_cast<uint8_t>((data.normalizer == Normalizer::kNfc ? kNfcFlag : 0) |
+                                 (data.space_prefix ? kSpacePrefixFlag : 0) | (data.whole_pieces ? kWholePiecesFlag : 0) |
+                                 (data.beginning.empty() ? 0 : kBeginningFlag)));
   writer.U32(static_cast<uint32_t>(data.tokens.size()));
   writer.U32(static_cast<uint32_t>(data.merges.size()));
   writer.U32(static_cast<uint32_t>(data.special.size()));
@@ -147,6 +171,9 @@ Bytes SerializeTokenizer(const TokenizerData& data) {
   }
   for (uint32_t id : data.special) writer.U32(id);
   for (uint32_t id : data.end_of_text) writer.U32(id);
+  if (!data.beginning.empty()) writer.U32(static_cast<uint32_t>(data.beginning.size()));
+  for (uint32_t id : data.beginning) writer.U32(id);
+  for (uint32_t id : data.bytes) writer.U32(id);
   return writer.Release();
 }
 
@@ -155,28 +182,43 @@ Result<TokenizerData> ParseTokenizerBlob(ByteSpan blob) {
   MOEPACK_ASSIGN_OR_RETURN(const Header header, ReadHeader(&reader));
   TokenizerData data;
   data.pre_tokenizer = header.pre_tokenizer;
-  data.normalizer = header.normalizer;
+  data.normalizer = (header.flags & kNfcFlag) != 0 ? Normalizer::kNfc : Normalizer::kNone;
+  data.space_prefix = (header.flags & kSpacePrefixFlag) != 0;
+  data.whole_pieces = (header.flags & kWholePiecesFlag) != 0;
   MOEPACK_RETURN_IF_ERROR(ReadTokens(&reader, header.tokens, &data.tokens));
   MOEPACK_RETURN_IF_ERROR(ReadMerges(&reader, header, &data.merges));
   MOEPACK_RETURN_IF_ERROR(ReadIds(&reader, header.special, header.tokens, "special", &data.special));
   MOEPACK_RETURN_IF_ERROR(ReadIds(&reader, header.end_of_text, header.tokens, "end-of-text", &data.end_of_text));
+  MOEPACK_RETURN_IF_ERROR(ReadBeginning(&reader, header, &data.beginning));
+  if (header.pre_tokenizer == PreTokenizer::kSentencePiece) {
+    MOEPACK_RETURN_IF_ERROR(ReadAnyIds(&reader, 256, header.tokens, "byte", &data.bytes));
+  }
   if (reader.remaining() != 0) return Broken(reader.offset(), StrFormat("T5: %zu bytes after its end", reader.remaining()));
   return data;
 }
 
 Result<EncodingTables> BuildEncodingTables(const TokenizerData& data) {
-  MOEPACK_ASSIGN_OR_RETURN(const TokenIds ids, OrdinaryTokens(data));
+  MOEPACK_ASSIGN_OR_RETURN(TokenIds ids, OrdinaryTokens(data));
   EncodingTables tables;
-  for (int byte = 0; byte < 256; ++byte) {
+  for (uint32_t byte = 0; byte < 256; ++byte) {
     const char text = static_cast<char>(byte);
-    const auto it = ids.find(std::string_view(&text, 1));
-    if (it == ids.end()) return Status(ErrorCode::kTokenizer, StrFormat("tokenizer: T8: no token for byte 0x%02x", byte));
-    tables.byte_token[byte] = it->second;
+    const std::string_view bytes(&text, 1);
+    if (data.bytes.empty()) {
+      const auto it = ids.find(bytes);
+      if (it == ids.end()) return Status(ErrorCode::kTokenizer, StrFormat("tokenizer: T8: no token for byte 0x%02x", byte));
+      tables.byte_token[byte] = it->second;
+    } else {
+      tables.byte_token[byte] = data.bytes[byte];
+      if (data.tokens[data.bytes[byte]] != bytes)
+        return Status(ErrorCode::kTokenizer,
+                      StrFormat("tokenizer: T8: token %u is not byte 0x%02x", data.bytes[byte], byte));
+    }
   }
   tables.merges = MergeTable(data.merges.size());
   for (uint32_t rank = 0; rank < data.merges.size(); ++rank) {
     MOEPACK_RETURN_IF_ERROR(AddMerge(data, ids, rank, &tables.merges));
   }
+  tables.ordinary = std::move(ids);
   return tables;
 }
 

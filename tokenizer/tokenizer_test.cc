@@ -41,14 +41,15 @@ std::string Refusal(ByteSpan blob) {
 }
 std::string Refusal(const TokenizerData& data) { return Refusal(SerializeTokenizer(data)); }
 
-std::vector<std::string> Pieces(std::string_view text) {
+std::vector<std::string> Pieces(std::string_view text, PreTokenizer kind = PreTokenizer::kQwen2) {
   std::vector<std::string> pieces;
-  for (size_t begin = 0; begin < text.size();) {
-    const size_t end = Qwen2PieceEnd(text, begin);
-    EXPECT_GT(end, begin);
-    pieces.emplace_back(text.substr(begin, end - begin));
-    begin = end;
-  }
+  std::string joined;
+  CutIntoPieces(kind, text, [&](std::string_view piece) {
+    EXPECT_FALSE(piece.empty());
+    pieces.emplace_back(piece);
+    joined += piece;
+  });
+  EXPECT_EQ(joined, text);
   return pieces;
 }
 
@@ -77,10 +78,91 @@ TEST(PreTokenizerTest, ContractionsIgnoreCaseAndComeFirst) {
   EXPECT_EQ(Pieces("''s"), (Strings{"''", "s"}));
 }
 
+TEST(PreTokenizerTest, EachKindCutsItsOwnWay) {
+  const std::string_view text = "HelloWorld's 12345 a/b//\n";
+  EXPECT_EQ(Pieces(text, PreTokenizer::kGpt2), (Strings{"HelloWorld", "'s", " 12345", " a", "/", "b", "//", "\n"}));
+  EXPECT_EQ(Pieces(text, PreTokenizer::kQwen2),
+            (Strings{"HelloWorld", "'s", " ", "1", "2", "3", "4", "5", " a", "/b", "//\n"}));
+  EXPECT_EQ(Pieces(text, PreTokenizer::kLlama3), (Strings{"HelloWorld", "'s", " ", "123", "45", " a", "/b", "//\n"}));
+  EXPECT_EQ(Pieces(text, PreTokenizer::kO200k), (Strings{"Hello", "World's", " ", "123", "45", " a", "/b", "//\n"}));
+  EXPECT_EQ(Pieces(text, PreTokenizer::kGranite),
+            (Strings{"HelloWorld", "'s", " ", "1", "2", "3", "4", "5", " a", "/", "b", "//", "\n"}));
+  EXPECT_EQ(Pieces(text, PreTokenizer::kDeepseekV3), (Strings{"HelloWorld", "'s", " ", "123", "45", " a", "/b", "//\n"}));
+  EXPECT_EQ(Pieces(text, PreTokenizer::kSentencePiece), (Strings{std::string(text)}));
+}
+
+TEST(PreTokenizerTest, SmallDifferencesBetweenKinds) {
+  EXPECT_EQ(Pieces("we'LL", PreTokenizer::kGpt2), (Strings{"we", "'", "LL"}));
+  EXPECT_EQ(Pieces("!/\n/", PreTokenizer::kO200k), (Strings{"!/\n/"}));
+  EXPECT_EQ(Pieces("!/\n/", PreTokenizer::kLlama3), (Strings{"!/\n", "/"}));
+  EXPECT_EQ(Pieces("abc漢字かな def", PreTokenizer::kDeepseekV3), (Strings{"abc", "漢字かな", " def"}));
+  EXPECT_EQ(Pieces("abc漢字かな def", PreTokenizer::kLlama3), (Strings{"abc漢字かな", " def"}));
+  EXPECT_EQ(Pieces("(foo)bar", PreTokenizer::kDeepseekV3), (Strings{"(foo", ")bar"}));
+  EXPECT_EQ(Pieces("e\u0301x", PreTokenizer::kLlama3), (Strings{"e", "\u0301x"}));
+  EXPECT_EQ(Pieces("e\u0301x", PreTokenizer::kDeepseekV3), (Strings{"e\u0301x"}));
+  EXPECT_EQ(Pieces("ABCdef GHI", PreTokenizer::kO200k), (Strings{"ABCdef", " GHI"}));
+  EXPECT_EQ(Pieces("  x", PreTokenizer::kGpt2), (Strings{" ", " x"}));
+}
+
+TEST(PreTokenizerTest, LongRunsAreLinear) {
+  for (size_t kind = 1; kind <= kLastPreTokenizer; ++kind) {
+    for (const char c : {'a', 'A', ' ', '\n', '1', '!', '\xff'}) {
+      size_t bytes = 0;
+      CutIntoPieces(static_cast<PreTokenizer>(kind), std::string(1 << 18, c),
+                    [&](std::string_view p) { bytes += p.size(); });
+      EXPECT_EQ(bytes, size_t{1} << 18);
+    }
+  }
+}
+
 TEST(PreTokenizerTest, InvalidBytesAreSymbols) {
   EXPECT_EQ(Pieces("a\xff\xfe b"), (Strings{"a", "\xff\xfe", " b"}));
   EXPECT_EQ(Pieces("\xc3"), (Strings{"\xc3"}));
   EXPECT_EQ(Pieces("\xed\xa0\x80"), (Strings{"\xed\xa0\x80"}));
+}
+
+// Characters "a" 3, "b" 4, a space 5, "ab" 6, " a" 7; bytes 10 to 265; special 0 to 2.
+TokenizerData SmallSentencePiece() {
+  TokenizerData data;
+  data.pre_tokenizer = PreTokenizer::kSentencePiece;
+  data.space_prefix = true;
+  for (const char* token : {"<unk>", "<s>", "</s>", "a", "b", " ", "ab", " a", "", ""}) data.tokens.emplace_back(token);
+  for (uint32_t byte = 0; byte < 256; ++byte) {
+    data.bytes.push_back(static_cast<uint32_t>(data.tokens.size()));
+    data.tokens.emplace_back(1, static_cast<char>(byte));
+  }
+  data.merges = {{5, 3}, {3, 4}};
+  data.special = {0, 1, 2};
+  data.end_of_text = {2};
+  data.beginning = {1};
+  return data;
+}
+
+TEST(SentencePieceTest, CharactersThenBytesWithASpaceBefore) {
+  const auto tokenizer = MustParse(SmallSentencePiece());
+  EXPECT_EQ(tokenizer->Encode("ab"), (std::vector<int32_t>{7, 4}));
+  EXPECT_EQ(tokenizer->Encode("bab"), (std::vector<int32_t>{5, 4, 6}));
+  EXPECT_EQ(tokenizer->Encode("b\u00e9"), (std::vector<int32_t>{5, 4, 10 + 0xc3, 10 + 0xa9}));
+  EXPECT_EQ(tokenizer->Encode("b\u2581b"), (std::vector<int32_t>{5, 4, 5, 4}));
+  EXPECT_EQ(tokenizer->Encode("\xff"), (std::vector<int32_t>{5, 10 + 0xff}));
+  EXPECT_EQ(tokenizer->Encode(""), std::vector<int32_t>{});
+  EXPECT_EQ(tokenizer->Decode(tokenizer->Encode("ab \u00e9")), " ab \u00e9");
+  ASSERT_EQ(tokenizer->beginning().size(), 1u);
+  EXPECT_EQ(tokenizer->beginning()[0], 1u);
+}
+
+TEST(SentencePieceTest, ByteTokensMustBeTheirBytes) {
+  TokenizerData data = SmallSentencePiece();
+  std::swap(data.bytes[0], data.bytes[1]);
+  EXPECT_NE(Refusal(data).find("T8"), std::string::npos);
+}
+
+TEST(TokenizerTest, WholePiecesComeBeforeMerges) {
+  TokenizerData data = SmallTokenizer();
+  data.tokens.push_back("hello");
+  EXPECT_EQ(MustParse(data)->Encode("hello"), (std::vector<int32_t>{258, 'o'}));
+  data.whole_pieces = true;
+  EXPECT_EQ(MustParse(data)->Encode("hello"), std::vector<int32_t>{263});
 }
 
 TEST(UnicodeTest, Utf8RoundTripsAndRefusesWhatIsNotUtf8) {

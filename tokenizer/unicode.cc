@@ -30,9 +30,9 @@ const Range* FindRange(const Range* table, size_t count, char32_t code) {
   return it - 1;
 }
 
-CharClass SearchClass(char32_t code) {
-  const ClassRange* range = FindRange(kClassRanges, kClassRangesCount, code);
-  return range == nullptr ? CharClass::kOther : range->value;
+Category SearchCategory(char32_t code) {
+  const CategoryRange* range = FindRange(kCategoryRanges, kCategoryRangesCount, code);
+  return range == nullptr ? Category::kOther : range->value;
 }
 
 uint8_t CombiningClass(char32_t code) {
@@ -161,13 +161,13 @@ void AppendUtf8(char32_t code, std::string* out) {
   }
 }
 
-CharClass ClassOf(char32_t code) {
-  static const std::array<CharClass, 128> kAscii = [] {
-    std::array<CharClass, 128> table;
-    for (char32_t c = 0; c < 128; ++c) table[c] = SearchClass(c);
+Category CategoryOf(char32_t code) {
+  static const std::array<Category, 128> kAscii = [] {
+    std::array<Category, 128> table;
+    for (char32_t c = 0; c < 128; ++c) table[c] = SearchCategory(c);
     return table;
   }();
-  return code < 128 ? kAscii[code] : SearchClass(code);
+  return code < 128 ? kAscii[code] : SearchCategory(code);
 }
 
 std::string NormalizeNfc(std::string_view text) {

@@ -1,4 +1,4 @@
-// UTF-8, character classes and NFC: what the pre-tokenizers need of Unicode. Thread-safe; any bytes are accepted.
+// UTF-8, categories and NFC: what the pre-tokenizers need of Unicode. Thread-safe; any bytes are accepted.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,20 @@
 
 namespace moepack {
 
-enum class CharClass : uint8_t { kOther = 0, kLetter = 1, kNumber = 2, kSpace = 3 };
+// General categories as far as pre-tokenizers tell them apart: Lu, Ll, Lt, Lm, Lo, M, N, P, S, White_Space, all others.
+enum class Category : uint8_t {
+  kOther = 0,
+  kUpper = 1,
+  kLower = 2,
+  kTitle = 3,
+  kModifier = 4,
+  kOtherLetter = 5,
+  kMark = 6,
+  kNumber = 7,
+  kPunctuation = 8,
+  kSymbol = 9,
+  kSpace = 10,
+};
 
 // A byte that is not part of valid UTF-8 stands as the code point kInvalidByte + byte, one byte long.
 inline constexpr char32_t kInvalidByte = 0x110000;
@@ -24,8 +37,8 @@ CodePoint DecodeUtf8(std::string_view text, size_t position);
 // Inverse of DecodeUtf8, for invalid bytes too.
 void AppendUtf8(char32_t code, std::string* out);
 
-// \p{L}, \p{N} or White_Space; kOther for everything else, invalid bytes among it.
-CharClass ClassOf(char32_t code);
+// kOther for invalid bytes.
+Category CategoryOf(char32_t code);
 
 // Normalization Form C (Unicode Standard Annex 15). Invalid bytes are kept and never combine.
 std::string NormalizeNfc(std::string_view text);

@@ -9,9 +9,9 @@
 
 namespace moepack {
 
-struct ClassRange {
+struct CategoryRange {
   char32_t first, last;
-  CharClass value;
+  Category value;
 };
 struct CombiningRange {
   char32_t first, last;
@@ -25,8 +25,8 @@ struct Composition {
   char32_t first, second, composite;
 };
 
-extern const ClassRange kClassRanges[];
-extern const size_t kClassRangesCount;
+extern const CategoryRange kCategoryRanges[];
+extern const size_t kCategoryRangesCount;
 extern const CombiningRange kCombiningRanges[];
 extern const size_t kCombiningRangesCount;
 extern const Decomposition kDecompositions[];

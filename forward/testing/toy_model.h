@@ -1,6 +1,7 @@
 // For tests: programs built node by node, with pseudo-random weights made from the tensor's place in the program.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <string>
 #include <utility>
@@ -86,7 +87,8 @@ class ToyProgram {
   }
   ValueId Attention(ValueId q, ValueId k, ValueId v, AttentionNode attention) {
     attention.state_slot = program.state_slots++;
-    return Add({.kind = NodeKind::kAttention, .attention = attention}, {q, k, v}, Width(q));
+    return Add({.kind = NodeKind::kAttention, .attention = attention}, {q, k, v},
+               uint64_t{attention.heads} * attention.value_width());
   }
   ValueId Element(ElementOp op, ValueId a, float alpha = 0) {
     return Add({.kind = NodeKind::kElementwise, .elementwise = {op, alpha}}, {a}, Width(a));
@@ -102,15 +104,93 @@ class ToyProgram {
     for (ValueId id : parts) width += Width(id);
     return Add({.kind = NodeKind::kConcat}, parts, width);
   }
-  ValueId Moe(ValueId in, RoutingRecord routing, ActivationRecord activation, std::vector<uint64_t> intermediate) {
+  // Heads of `parts` beside each other, each with all of `shared`.
+  ValueId ConcatHeads(std::vector<ValueId> parts, ValueId shared, uint32_t heads) {
+    uint64_t width = heads * Width(shared);
+    for (ValueId id : parts) width += Width(id);
+    parts.push_back(shared);
+    return Add({.kind = NodeKind::kConcat, .concat = {heads, 1}}, parts, width);
+  }
+  ValueId Convolution(ValueId in, uint64_t width, bool bias) {
+    const ConvolutionNode convolution{Tensor(Width(in), width), bias ? Tensor(1, Width(in)) : kNone, program.state_slots++};
+    return Add({.kind = NodeKind::kConvolution, .convolution = convolution}, {in}, Width(in));
+  }
+  ValueId Sinks(ValueId q, ValueId k, ValueId v, AttentionNode attention) {
+    attention.sinks = Tensor(1, attention.heads);
+    return Attention(q, k, v, attention);
+  }
+  // `biases`: of the experts; `selection`: a selection bias.
+  ValueId Moe(ValueId in, RoutingRecord routing, ActivationRecord activation, std::vector<uint64_t> intermediate,
+              bool biases = false, bool selection = false) {
+    const uint64_t experts = intermediate.size(), widest = *std::max_element(intermediate.begin(), intermediate.end());
     ExpertTableDecl table{
         .layer = block - 1, .hidden = Width(in), .intermediate = std::move(intermediate), .gated = activation.gated};
     for (uint32_t e = 0; e < table.experts(); ++e) table.original.push_back(e);
     const ValueId logits = Linear(in, table.experts());
-    const MoeNode moe{routing, activation, static_cast<uint32_t>(program.expert_tables.size())};
+    MoeNode moe{routing, activation, static_cast<uint32_t>(program.expert_tables.size())};
+    if (selection) moe.selection_bias = Tensor(1, experts);
+    if (biases && activation.gated) moe.gate_bias = Tensor(experts, widest);
+    if (biases) moe.up_bias = Tensor(experts, widest);
+    if (biases) moe.down_bias = Tensor(experts, Width(in));
     program.expert_tables.push_back(std::move(table));
     return Add({.kind = NodeKind::kMoe, .moe = moe}, {in, logits}, Width(in));
   }
 };
+
+// Everything that attention, routing and experts may have beside the usual, and convolutions.
+inline Program ToyVariants(uint64_t vocabulary) {
+  ToyProgram p;
+  ValueId x = p.Embedding(vocabulary, 24);
+  p.block = 1;
+  // A rotation inside each head, one rotated key for all heads, values narrower than keys.
+  RotaryNode turn{.heads = 3, .head_dim = 8, .rotary_dim = 4, .interleaved = true, .offset = 4};
+  turn.long_from = 10;
+  turn.long_magnitude = 1.5f;
+  turn.long_inv_freq = {0.7f, 0.02f};
+  ValueId q = p.Rotary(p.Linear(x, 24), turn);
+  turn.heads = 1;
+  turn.offset = 0;
+  turn.head_dim = 4;
+  ValueId k = p.ConcatHeads({p.Linear(x, 12)}, p.Rotary(p.Linear(x, 4), turn), 3);
+  ValueId a =
+      p.Sinks(q, k, p.Linear(x, 15), {.heads = 3, .kv_heads = 3, .head_dim = 8, .scale = 0.5f, .value_dim = 5, .chunk = 7});
+  x = p.Element2(ElementOp::kAdd, x, p.Linear(a, 24));
+  x = p.Element2(ElementOp::kAdd, x,
+                 p.Moe(p.Rms(x),
+                       {.score = ScoreFunction::kSigmoid,
+                        .k = 2,
+                        .renormalise = true,
+                        .group_size = 3,
+                        .top_groups = 2,
+                        .group_rule = GroupRule::kTwoLargest},
+                       {.limit = 0.6f, .sigmoid_scale = 1.7f, .up_offset = 1}, {7, 9, 16, 8, 5, 4, 8, 8}, true, true));
+  p.block = 2;
+  x = p.Element2(ElementOp::kAdd, x, p.Convolution(p.Rms(x), 4, true));
+  a = p.Attention(p.Linear(x, 24), p.Linear(x, 8), p.Linear(x, 8),
+                  {.heads = 3,
+                   .kv_heads = 1,
+                   .head_dim = 8,
+                   .scale = 0.35f,
+                   .window = 6,
+                   .chunk = 9,
+                   .position_scale = 0.3f,
+                   .position_floor = 4});
+  x = p.Element2(ElementOp::kAdd, x, a);
+  x = p.Element2(
+      ElementOp::kAdd, x,
+      p.Moe(p.Rms(x), {.score = ScoreFunction::kSigmoid, .score_before_topk = false, .k = 1, .weight_on_input = true},
+            {.gated = false}, {6, 6, 6, 6}, true));
+  p.block = 3;
+  x = p.Convolution(p.Rms(x), 2, false);
+  x = p.Element2(ElementOp::kAdd, x,
+                 p.Moe(p.Rms(x), {.score = ScoreFunction::kSparseMixer, .k = 2, .mixer_eps = 0.3f}, {}, {8, 8, 8, 8, 8}));
+  x = p.Element2(ElementOp::kAdd, x, p.Linear(x, 1));
+  p.block = 4;
+  ValueId groups = p.Moe(p.Rms(x), {.k = 2, .group_size = 2, .top_groups = 1}, {.function = Activation::kRelu, .limit = 1},
+                         {8, 8, 8, 8, 8, 8});
+  p.program.output = p.Linear(p.Rms(p.Element2(ElementOp::kAdd, x, groups)), vocabulary);
+  p.program.max_positions = 4096;
+  return std::move(p.program);
+}
 
 }  // namespace moepack::testing

@@ -57,6 +57,18 @@ const char* PreTokenizerName(PreTokenizer pre) {
   switch (pre) {
     case PreTokenizer::kQwen2:
       return "qwen2";
+    case PreTokenizer::kGpt2:
+      return "gpt-2";
+    case PreTokenizer::kLlama3:
+      return "llama-bpe";
+    case PreTokenizer::kO200k:
+      return "gpt-4o";
+    case PreTokenizer::kDeepseekV3:
+      return "deepseek-v3";
+    case PreTokenizer::kGranite:
+      return "refact";
+    case PreTokenizer::kSentencePiece:
+      break;
   }
   return nullptr;
 }

@@ -9,59 +9,15 @@
 #include <string>
 #include <unordered_map>
 
+#include "model/frontend/tokenizer_steps.h"
 #include "tokenizer/tokenizer.h"
 
 namespace moepack {
 namespace {
 
-using Json = nlohmann::json;
-
-constexpr const char* kQwen2Pattern =
-    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| "
-    "?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
 // Caps of the blob (tokenizer/tokenizer_blob.h), checked here before anything is allocated by them.
 constexpr uint64_t kMaxTokens = 1u << 20;
 constexpr size_t kMaxTokenBytes = 1024;
-
-Status Refuse(const std::string& field, const std::string& what) {
-  return Status(ErrorCode::kTokenizer, field + ": " + what);
-}
-
-Status Unsupported(const std::string& field, const Json& value) {
-  std::string text = value.dump(-1, ' ', true, Json::error_handler_t::replace);
-  if (text.size() > 120) text = text.substr(0, 120) + "...";
-  return Refuse(field, "this version does not implement " + text);
-}
-
-Result<Json> ParseObject(ByteSpan bytes, const char* file) {
-  Json json = Json::parse(bytes.begin(), bytes.end(), nullptr, /*allow_exceptions=*/false);
-  if (!json.is_object()) return Refuse(file, "not a JSON object");
-  return json;
-}
-
-// The member, or null when it is absent.
-const Json& Member(const Json& object, const char* key) {
-  static const Json kNull;
-  if (!object.is_object()) return kNull;
-  const auto it = object.find(key);
-  return it == object.end() ? kNull : *it;
-}
-
-bool IsType(const Json& value, const char* type) { return Member(value, "type") == type; }
-
-Status KnownKeys(const Json& object, const std::string& field, std::initializer_list<const char*> known) {
-  for (const auto& [key, value] : object.items()) {
-    if (std::find(known.begin(), known.end(), key) == known.end()) return Refuse(field + "." + key, "unknown field");
-  }
-  return Status::Ok();
-}
-
-// The member is absent, null or `neutral`.
-Status Neutral(const Json& object, const std::string& field, const char* key, const Json& neutral) {
-  const Json& value = Member(object, key);
-  if (value.is_null() || value == neutral) return Status::Ok();
-  return Unsupported(field + "." + key, value);
-}
 
 // Reads the printable alphabet of byte-level BPE, in which every byte is one character.
 class ByteAlphabet {
@@ -102,35 +58,27 @@ class Compiler {
     MOEPACK_RETURN_IF_ERROR(KnownKeys(json, "tokenizer.json",
                                       {"version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer",
                                        "post_processor", "decoder", "model"}));
-    MOEPACK_RETURN_IF_ERROR(ReadNormalizer(Member(json, "normalizer")));
-    MOEPACK_RETURN_IF_ERROR(CheckPreTokenizer(Member(json, "pre_tokenizer")));
-    const Json& post = Member(json, "post_processor");
-    if (!post.is_null() && !IsType(post, "ByteLevel")) return Unsupported("tokenizer.json: post_processor", post);
-    const Json& decoder = Member(json, "decoder");
-    if (!IsType(decoder, "ByteLevel")) return Unsupported("tokenizer.json: decoder", decoder);
+    MOEPACK_RETURN_IF_ERROR(ReadTextSteps(json, &data_));
     const Json& model = Member(json, "model");
-    MOEPACK_RETURN_IF_ERROR(CheckModel(model));
+    MOEPACK_RETURN_IF_ERROR(ReadModel(model));
     MOEPACK_RETURN_IF_ERROR(ReadVocabulary(Member(model, "vocab")));
     MOEPACK_RETURN_IF_ERROR(ReadMerges(Member(model, "merges")));
-    return ReadAddedTokens(Member(json, "added_tokens"));
+    MOEPACK_RETURN_IF_ERROR(ReadAddedTokens(Member(json, "added_tokens")));
+    return ReadPostProcessor(
+        Member(json, "post_processor"), [this](const std::string& text) { return Id(text); }, &data_.beginning);
   }
 
   // tokenizer_config.json
   Status ReadConfig(const Json& json) {
-    for (const char* key : {"add_prefix_space", "add_bos_token", "add_eos_token"}) {
-      MOEPACK_RETURN_IF_ERROR(Neutral(json, "tokenizer_config.json", key, false));
+    MOEPACK_RETURN_IF_ERROR(Neutral(json, "tokenizer_config.json", "add_eos_token", false));
+    if (!data_.space_prefix) MOEPACK_RETURN_IF_ERROR(Neutral(json, "tokenizer_config.json", "add_prefix_space", false));
+    if (Member(json, "add_bos_token") == true && data_.beginning.empty()) {
+      MOEPACK_ASSIGN_OR_RETURN(const std::optional<uint32_t> bos, NamedToken(json, "bos_token"));
+      if (!bos.has_value()) return Refuse("tokenizer_config.json: add_bos_token", "is true without a bos_token");
+      data_.beginning = {*bos};
     }
-    const Json* eos = &Member(json, "eos_token");
-    if (eos->is_object()) eos = &Member(*eos, "content");
-    if (eos->is_null()) return Status::Ok();
-    if (!eos->is_string()) return Unsupported("tokenizer_config.json: eos_token", *eos);
-    const std::string text = eos->get<std::string>();
-    if (const auto it = added_.find(text); it != added_.end())
-      return AddEndOfText(it->second, "tokenizer_config.json: eos_token");
-    if (const auto it = vocabulary_.find(text); it != vocabulary_.end()) {
-      return AddEndOfText(it->second, "tokenizer_config.json: eos_token");
-    }
-    return Refuse("tokenizer_config.json: eos_token", "\"" + text + "\" is not a token of tokenizer.json");
+    MOEPACK_ASSIGN_OR_RETURN(const std::optional<uint32_t> eos, NamedToken(json, "eos_token"));
+    return eos.has_value() ? AddEndOfText(*eos, "tokenizer_config.json: eos_token") : Status::Ok();
   }
 
   // generation_config.json
@@ -160,43 +108,70 @@ class Compiler {
     ids->erase(std::unique(ids->begin(), ids->end()), ids->end());
   }
 
-  Status ReadNormalizer(const Json& json) {
-    if (json.is_null()) return Status::Ok();
-    if (!IsType(json, "NFC")) return Unsupported("tokenizer.json: normalizer", json);
-    data_.normalizer = Normalizer::kNfc;
-    return Status::Ok();
+  // Id of an added token or one of the vocabulary.
+  std::optional<uint32_t> Id(const std::string& text) const {
+    if (const auto it = added_.find(text); it != added_.end()) return it->second;
+    if (const auto it = vocabulary_.find(text); it != vocabulary_.end()) return it->second;
+    return std::nullopt;
   }
 
-  static Status CheckPreTokenizer(const Json& json) {
-    const std::string field = "tokenizer.json: pre_tokenizer";
-    const Json& steps = Member(json, "pretokenizers");
-    if (!IsType(json, "Sequence") || !steps.is_array() || steps.size() != 2) return Unsupported(field, json);
-    const Json& split = steps[0];
-    const bool is_split =
-        IsType(split, "Split") && Member(split, "behavior") == "Isolated" && Member(split, "invert") == false;
-    if (!is_split || Member(Member(split, "pattern"), "Regex") != kQwen2Pattern) return Unsupported(field + "[0]", split);
-    const Json& bytes = steps[1];
-    if (!IsType(bytes, "ByteLevel") || Member(bytes, "add_prefix_space") != false || Member(bytes, "use_regex") != false) {
-      return Unsupported(field + "[1]", bytes);
-    }
-    return Status::Ok();
+  // The token that a key of tokenizer_config.json names, as text or as an object with a content.
+  Result<std::optional<uint32_t>> NamedToken(const Json& json, const char* key) const {
+    const std::string field = std::string("tokenizer_config.json: ") + key;
+    const Json* value = &Member(json, key);
+    if (value->is_object()) value = &Member(*value, "content");
+    if (value->is_null()) return std::optional<uint32_t>();
+    if (!value->is_string()) return Unsupported(field, *value);
+    const std::optional<uint32_t> id = Id(value->get<std::string>());
+    if (id.has_value()) return id;
+    return Refuse(field, "\"" + value->get<std::string>() + "\" is not a token of tokenizer.json");
   }
 
-  static Status CheckModel(const Json& model) {
+  Status ReadModel(const Json& model) {
     const std::string field = "tokenizer.json: model";
     if (!model.is_object()) return Refuse(field, "missing");
     MOEPACK_RETURN_IF_ERROR(KnownKeys(model, field,
                                       {"type", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix",
                                        "fuse_unk", "byte_fallback", "ignore_merges", "vocab", "merges"}));
     if (!IsType(model, "BPE")) return Unsupported(field + ".type", Member(model, "type"));
-    for (const char* key : {"fuse_unk", "byte_fallback", "ignore_merges"}) {
-      MOEPACK_RETURN_IF_ERROR(Neutral(model, field, key, false));
-    }
+    const Json& whole = Member(model, "ignore_merges");
+    if (!whole.is_null() && !whole.is_boolean()) return Unsupported(field + ".ignore_merges", whole);
+    data_.whole_pieces = whole == true;
     for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"}) {
       MOEPACK_RETURN_IF_ERROR(Neutral(model, field, key, ""));
     }
     MOEPACK_RETURN_IF_ERROR(Neutral(model, field, "dropout", nullptr));
+    if (sentence_piece()) {
+      // With a token for every byte nothing is unknown: fuse_unk and unk_token have no effect.
+      return Member(model, "byte_fallback") == true
+                 ? Status::Ok()
+                 : Refuse(field + ".byte_fallback", "must be true without byte-level text");
+    }
+    for (const char* key : {"fuse_unk", "byte_fallback"}) MOEPACK_RETURN_IF_ERROR(Neutral(model, field, key, false));
     return Neutral(model, field, "unk_token", nullptr);
+  }
+
+  bool sentence_piece() const { return data_.pre_tokenizer == PreTokenizer::kSentencePiece; }
+
+  // Bytes of a token of the vocabulary; nothing when it is not in the byte-level alphabet.
+  std::optional<std::string> TokenBytes(const std::string& text, uint32_t id) {
+    if (!sentence_piece()) return alphabet_.Decode(text);
+    if (const std::optional<uint8_t> byte = ByteTokenValue(text)) {
+      byte_tokens_[*byte] = id;
+      return std::string(1, static_cast<char>(*byte));
+    }
+    return MarksToSpaces(text);
+  }
+
+  Status CheckByteTokens() {
+    if (!sentence_piece()) return Status::Ok();
+    for (uint32_t byte = 0; byte < 256; ++byte) {
+      const auto it = byte_tokens_.find(static_cast<uint8_t>(byte));
+      if (it == byte_tokens_.end())
+        return Refuse("tokenizer.json: model.vocab", StrFormat("byte_fallback without a token <0x%02X>", byte));
+      data_.bytes.push_back(it->second);
+    }
+    return Status::Ok();
   }
 
   // Checks an id and makes room for it.
@@ -213,11 +188,10 @@ class Compiler {
 
   Status ReadVocabulary(const Json& vocab) {
     if (!vocab.is_object()) return Refuse("tokenizer.json: model.vocab", "missing");
-    const ByteAlphabet alphabet;
     for (const auto& [text, value] : vocab.items()) {
       const std::string field = "tokenizer.json: model.vocab[\"" + text + "\"]";
       MOEPACK_ASSIGN_OR_RETURN(const uint32_t id, TokenId(value, field));
-      const std::optional<std::string> bytes = alphabet.Decode(text);
+      const std::optional<std::string> bytes = TokenBytes(text, id);
       // Special tokens may be listed among the ordinary ones in plain text; added_tokens must then say so.
       if (!bytes.has_value()) plain_.emplace(id, text);
       const std::string& token = bytes.has_value() ? *bytes : text;
@@ -226,7 +200,7 @@ class Compiler {
       data_.tokens[id] = token;
       vocabulary_.emplace(text, id);
     }
-    return Status::Ok();
+    return CheckByteTokens();
   }
 
   Result<uint32_t> MergePart(const std::string& text, size_t rank) const {
@@ -289,6 +263,8 @@ class Compiler {
 
   uint64_t vocab_size_;
   TokenizerData data_;
+  const ByteAlphabet alphabet_;
+  std::map<uint8_t, uint32_t> byte_tokens_;               // SentencePiece
   std::unordered_map<std::string, uint32_t> vocabulary_;  // by its text in the file
   std::unordered_map<std::string, uint32_t> added_;
   std::map<uint32_t, std::string> plain_;  // vocabulary entries outside the byte alphabet, not yet explained by added_tokens

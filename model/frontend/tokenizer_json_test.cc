@@ -99,6 +99,87 @@ TEST(TokenizerJsonTest, AddedTokensThatAreNotSpecialAreShownButNeverMadeFromText
   EXPECT_GT((*tokenizer)->Encode("<|im_end|>").size(), 1u);
 }
 
+Tokenizer& Parsed(const Result<Bytes>& blob, std::unique_ptr<Tokenizer>* keep) {
+  EXPECT_TRUE(blob.ok()) << blob.status().message();
+  *keep = Tokenizer::Parse(*blob).value();
+  return **keep;
+}
+
+TEST(TokenizerJsonTest, PreTokenizersAreKnownByTheirSteps) {
+  const Json bytes = {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", true}};
+  const Json digits = {{"type", "Digits"}, {"individual_digits", true}};
+  Json json = WrenJson();
+  json["pre_tokenizer"] = bytes;
+  std::unique_ptr<Tokenizer> gpt2, granite;
+  const auto ids = Parsed(Compile(json), &gpt2).Encode("x = 1234");
+  json["pre_tokenizer"] = {{"type", "Sequence"}, {"pretokenizers", {digits, bytes}}};
+  // A space belongs to a number for GPT-2, and to nothing where digits are cut first.
+  EXPECT_LE(ids.size(), Parsed(Compile(json), &granite).Encode("x = 1234").size());
+  json["pre_tokenizer"]["pretokenizers"] = {bytes, digits};
+  EXPECT_FALSE(Compile(json).ok());
+}
+
+TEST(TokenizerJsonTest, ATemplateGivesTheBeginning) {
+  Json json = WrenJson();
+  const Json special = {{"SpecialToken", {{"id", "<|im_end|>"}, {"type_id", 0}}}},
+             text = {{"Sequence", {{"id", "A"}, {"type_id", 0}}}};
+  json["post_processor"] = {{"type", "TemplateProcessing"},
+                            {"single", {special, text}},
+                            {"pair", Json::array()},
+                            {"special_tokens", Json::object()}};
+  std::unique_ptr<Tokenizer> tokenizer;
+  Parsed(Compile(json), &tokenizer);
+  ASSERT_EQ(tokenizer->beginning().size(), 1u);
+  EXPECT_EQ(tokenizer->beginning()[0], 4095u);
+  EXPECT_EQ(tokenizer->Encode("a").size(), 1u) << "text alone never makes a special token";
+  json["post_processor"]["single"] = {text, special};
+  EXPECT_FALSE(Compile(json).ok());
+  Parsed(Compile(WrenJson(), R"({"add_bos_token": true, "bos_token": "<|im_end|>"})"), &tokenizer);
+  EXPECT_EQ(tokenizer->beginning().size(), 1u);
+}
+
+// A vocabulary of bytes, a few characters and "\u2581a".
+Json PieceJson() {
+  Json vocab = {{"<unk>", 0}, {"<s>", 1}, {"</s>", 2}};
+  for (int byte = 0; byte < 256; ++byte) vocab[StrFormat("<0x%02X>", byte)] = 3 + byte;
+  for (const char* token : {"\u2581", "a", "b", "\u2581a", "é"}) vocab[token] = vocab.size();
+  const auto special = [](int id, const char* text) { return Json{{"id", id}, {"content", text}, {"special", true}}; };
+  return {{"added_tokens", {special(0, "<unk>"), special(1, "<s>"), special(2, "</s>")}},
+          {"normalizer",
+           {{"type", "Sequence"},
+            {"normalizers",
+             {{{"type", "Prepend"}, {"prepend", "\u2581"}},
+              {{"type", "Replace"}, {"pattern", {{"String", " "}}}, {"content", "\u2581"}}}}}},
+          {"pre_tokenizer", nullptr},
+          {"decoder", {{"type", "Sequence"}, {"decoders", {{{"type", "ByteFallback"}}, {{"type", "Fuse"}}}}}},
+          {"model",
+           {{"type", "BPE"},
+            {"unk_token", "<unk>"},
+            {"fuse_unk", true},
+            {"byte_fallback", true},
+            {"vocab", vocab},
+            {"merges", {"\u2581 a"}}}}};
+}
+
+TEST(TokenizerJsonTest, SentencePieceByNormalizersOrByMetaspace) {
+  std::unique_ptr<Tokenizer> tokenizer;
+  const std::vector<int32_t> expected = {262, 261, 259, 263, 3 + 0xE2, 3 + 0x82, 3 + 0xAC};
+  EXPECT_EQ(Parsed(Compile(PieceJson()), &tokenizer).Encode("ab é€"), expected);
+  EXPECT_EQ(tokenizer->Decode(expected), " ab é€");
+  Json json = PieceJson();
+  json["normalizer"] = nullptr;
+  json["pre_tokenizer"] = {{"type", "Metaspace"}, {"replacement", "\u2581"}, {"prepend_scheme", "first"}, {"split", false}};
+  EXPECT_EQ(Parsed(Compile(json), &tokenizer).Encode("ab é€"), expected);
+  json["pre_tokenizer"]["split"] = true;
+  EXPECT_FALSE(Compile(json).ok());
+  json = PieceJson();
+  json["model"]["byte_fallback"] = false;
+  EXPECT_FALSE(Compile(json).ok());
+  json = PieceJson();
+  json["model"]["vocab"].erase("<0x7F>");
+  EXPECT_FALSE(Compile(json).ok());
+}
+
 // Every field that changes the tokens is refused by name unless it has the value that is implemented.
 TEST(TokenizerJsonTest, RefusesWhatIsNotImplementedByName) {
   const struct {
@@ -115,7 +196,7 @@ TEST(TokenizerJsonTest, RefusesWhatIsNotImplementedByName) {
       {"/decoder/type", "Metaspace", "decoder"},
       {"/model/type", "Unigram", "model.type"},
       {"/model/byte_fallback", true, "byte_fallback"},
-      {"/model/ignore_merges", true, "ignore_merges"},
+      {"/model/ignore_merges", "yes", "ignore_merges"},
       {"/model/unk_token", "<unk>", "unk_token"},
       {"/model/dropout", 0.1, "dropout"},
       {"/model/end_of_word_suffix", "</w>", "end_of_word_suffix"},

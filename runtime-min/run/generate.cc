@@ -30,8 +30,10 @@ Result<std::vector<int32_t>> Prompt(const cli::Command& command, const Session& 
     MOEPACK_RETURN_IF_ERROR(command.Require("prompt"));
     text = command.Get<std::string>("prompt");
   }
-  std::vector<int32_t> tokens = session.tokenizer->Encode(text);
-  if (tokens.empty()) return Status(ErrorCode::kUsage, "the prompt is empty");
+  std::vector<int32_t> tokens(session.tokenizer->beginning().begin(), session.tokenizer->beginning().end());
+  const std::vector<int32_t> encoded = session.tokenizer->Encode(text);
+  tokens.insert(tokens.end(), encoded.begin(), encoded.end());
+  if (encoded.empty()) return Status(ErrorCode::kUsage, "the prompt is empty");
   MOEPACK_RETURN_IF_ERROR(CheckLength(session, "the prompt", tokens.size()));
   return tokens;
 }

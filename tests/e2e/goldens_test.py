@@ -1,4 +1,4 @@
-"""The four families: forward and runtime give the golden logits on float tensors."""
+"""Every family: forward and runtime give the golden logits on float tensors."""
 import json
 
 from harness import FAMILIES, GOLDEN, TRUST, WORK, WREN, Case, floats, largest_difference, run

@@ -217,7 +217,8 @@ Status NodeChecker::CheckLongRotary(const RotaryNode& rotary) const {
     const bool clean = rotary.long_magnitude == 0 && rotary.long_inv_freq.empty();
     return clean ? Status::Ok() : Bad("frequencies of long sequences without long_from");
   }
-  if (rotary.long_from > kMaxPositions) return OverLimit(StrFormat("long_from %u, at most %u", rotary.long_from, kMaxPositions));
+  if (rotary.long_from > kMaxPositions)
+    return OverLimit(StrFormat("long_from %u, at most %u", rotary.long_from, kMaxPositions));
   if (rotary.long_inv_freq.size() != rotary.inv_freq.size())
     return Bad("long_inv_freq must have as many entries as inv_freq");
   if (!std::isfinite(rotary.long_magnitude)) return Bad("long_magnitude is not finite");

@@ -243,8 +243,10 @@ WHOLE = len(writer.encode_tokenizer(make_tokenizer()))
 for rule, name, edit, attack in (
         ("R-701", "magic", field(0, b"mtok"), LIES), ("R-701", "version", field(4, b"\2\0"), LIES),
         ("R-701", "cut_in_its_magic", tokenizer_bytes(lambda b: b[:3]), "truncation"),
-        ("R-702", "pre_tokenizer_0", field(6, b"\0"), LIES), ("R-702", "pre_tokenizer_2", field(6, b"\2"), LIES),
-        ("R-702", "normalizer_2", field(7, b"\2"), LIES),
+        ("R-702", "pre_tokenizer_0", field(6, b"\0"), LIES), ("R-702", "pre_tokenizer_8", field(6, b"\x08"), LIES),
+        ("R-702", "flags_16", field(7, b"\x10"), LIES),
+        ("R-704", "beginning_that_is_not_there", field(7, b"\x08"), "truncation"),
+        ("R-704", "byte_tokens_that_are_not_there", field(6, b"\x07"), "truncation"),
         ("R-703", "tokens_255", field(8, struct.pack("<I", 255)), LIES),
         ("R-703", "tokens_above_the_cap", field(8, struct.pack("<I", 2**20 + 1)), OVERFLOW),
         ("R-703", "merges_above_the_cap", field(12, struct.pack("<I", 2**22 + 1)), OVERFLOW),

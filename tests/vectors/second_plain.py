@@ -193,8 +193,8 @@ def check_tokenizer(blob):
 
     must(blob[:6] == b"MTOK\x01\x00", "R-701", "magic or version")
     take(6)
-    pre, normalizer = (take(2) + b"\0\0")[:2]
-    must(pre == 1 and normalizer <= 1, "R-702", "pre-tokenizer or normalizer")
+    pre, flags = (take(2) + b"\0\0")[:2]
+    must(1 <= pre <= 7 and flags <= 15, "R-702", "pre-tokenizer or flags")
     tokens, merges, special, ends = struct.unpack("<4I", take(16))
     must(256 <= tokens <= 2**20 and merges <= 2**22 and special <= tokens and ends <= tokens, "R-703", "counts")
     lengths = struct.unpack(f"<{tokens}H", take(2 * tokens))
@@ -207,13 +207,24 @@ def check_tokenizer(blob):
         ids.append([i for i, in struct.iter_unpack("<I", take(4 * count))])
         must(all(i < tokens for i in ids[-1]), "R-705", "unknown id")
         must(all(a < b for a, b in zip(ids[-1], ids[-1][1:])), "R-705", "ids do not rise")
+    of_bytes = []
+    if flags & 8:
+        count, = struct.unpack("<I", take(4))
+        must(1 <= count <= 16, "R-703", "length of the beginning")
+        must(all(i < tokens for i, in struct.iter_unpack("<I", take(4 * count))), "R-705", "unknown id")
+    if pre == 7:
+        of_bytes = [i for i, in struct.iter_unpack("<I", take(4 * 256))]
+        must(all(i < tokens for i in of_bytes), "R-705", "unknown id")
     must(at == len(blob), "R-704", "bytes after the end")
-    ordinary = {}
+    ordinary, left_out = {}, {*ids[0], *of_bytes}
     for i, text in enumerate(texts):
-        if text and i not in set(ids[0]):
+        if text and i not in left_out:
             must(text not in ordinary, "R-706", "two tokens alike")
             ordinary[text] = i
-    must(all(bytes([byte]) in ordinary for byte in range(256)), "R-706", "a byte without token")
+    if pre == 7:
+        must(all(texts[i] == bytes([byte]) for byte, i in enumerate(of_bytes)), "R-706", "a token that is not its byte")
+    else:
+        must(all(bytes([byte]) in ordinary for byte in range(256)), "R-706", "a byte without token")
     must(all(ordinary.get(texts[i]) == i for pair in pairs for i in pair), "R-707", "merge of tokens that no text makes")
     must(all(texts[left] + texts[right] in ordinary for left, right in pairs), "R-707", "merge without a token")
     must(len(set(pairs)) == len(pairs), "R-707", "pair merged twice")

@@ -140,18 +140,44 @@ class Nodes:
         must(width == out == e["heads"] * e["head_dim"], "R-513", "width of a rotary")
         must(e["rotary_dim"] and e["rotary_dim"] % 2 == 0 and e["rotary_dim"] <= e["head_dim"], "R-516", "rotary_dim")
         must(len(e["inv_freq"]) == e["rotary_dim"] // 2, "R-516", "inverse frequencies")
+        must(e["offset"] + e["rotary_dim"] <= e["head_dim"], "R-520", "offset")
         must(all(map(math.isfinite, e["inv_freq"] + [e["magnitude"]])), "R-514", "rotary numbers")
+        if e["long_from"] == 0:
+            must(not e["long_inv_freq"] and e["long_magnitude"] == 0, "R-520", "long frequencies")
+            return
+        in_range(e["long_from"], 2**24, "long_from")
+        must(len(e["long_inv_freq"]) == len(e["inv_freq"]), "R-520", "long frequencies")
+        must(all(map(math.isfinite, e["long_inv_freq"] + [e["long_magnitude"]])), "R-514", "rotary numbers")
+
+    def slot(self, slot):
+        must(slot < self.p["state_slots"], "R-506", "slot")
+        must(slot not in self.slots, "R-511", "slot used twice")
+        self.slots.add(slot)
 
     def attention(self, node, e):
         q, k, v, out = self.widths(node, 3)
         must(e["heads"] and e["kv_heads"] and e["heads"] % e["kv_heads"] == 0, "R-517", "heads")
-        must(q == out == e["heads"] * e["head_dim"] and k == v == e["kv_heads"] * e["head_dim"], "R-513",
-             "widths of an attention")
+        must(e["value_dim"] != e["head_dim"], "R-521", "value_dim")
+        value = e["value_dim"] or e["head_dim"]
+        must(q == e["heads"] * e["head_dim"] and k == e["kv_heads"] * e["head_dim"], "R-513", "widths of an attention")
+        must(out == e["heads"] * value and v == e["kv_heads"] * value, "R-513", "widths of an attention")
+        self.vector(node, e["sinks_plus_one"], e["heads"])
         must(math.isfinite(e["scale"]) and math.isfinite(e["softcap"]) and e["softcap"] >= 0, "R-514", "scale or softcap")
         must(e["window"] <= 2**24, "R-501", "window")
-        must(e["state_slot"] < self.p["state_slots"], "R-506", "slot")
-        must(e["state_slot"] not in self.slots, "R-511", "slot used twice")
-        self.slots.add(e["state_slot"])
+        must(e["chunk"] <= 2**24, "R-501", "chunk")
+        must(math.isfinite(e["position_scale"]) and e["position_scale"] >= 0, "R-514", "position_scale")
+        must((e["position_scale"] == 0) == (e["position_floor"] == 0), "R-521", "position_scale and position_floor")
+        self.slot(e["state_slot"])
+
+    def convolution(self, node, e):
+        width, out = self.widths(node, 1)
+        must(width == out, "R-513", "width of a convolution")
+        known = e["weight"] < len(self.p["tensors"])
+        reach = self.p["tensors"][e["weight"]]["cols"] if known else 0
+        must(reach <= 64, "R-501", "reach of a convolution")
+        self.tensor(node, e["weight"], width, reach)
+        self.vector(node, e["bias_plus_one"], width)
+        self.slot(e["state_slot"])
 
     def moe(self, node, e):
         x, logits, out = self.widths(node, 2)
@@ -162,9 +188,42 @@ class Nodes:
         must(1 <= routing["k"] <= experts, "R-518", "k")
         must(math.isfinite(routing["eps"]) and routing["eps"] >= 0 and math.isfinite(routing["scale"]), "R-514",
              "eps or scale")
-        must(e["activation"]["gated"] == table["gated"], "R-518", "gated")
+        self.routing(routing, table, e["selection_bias_plus_one"])
+        self.activation(e["activation"], table)
+        self.expert_biases(node, e, table)
         must(e["table"] not in self.tables, "R-511", "table used twice")
         self.tables.add(e["table"])
+
+    def routing(self, r, table, bias):
+        mixer = r["score"] == 2
+        must(math.isfinite(r["mixer_eps"]) and r["mixer_eps"] >= 0, "R-514", "mixer_eps")
+        must(mixer or r["mixer_eps"] == 0, "R-522", "mixer_eps without sparse mixer")
+        must(not mixer or (r["score_before_topk"] and not bias), "R-522", "sparse mixer")
+        if r["group_size"] == 0:
+            must(r["top_groups"] == 0 and r["group_rule"] == 0, "R-522", "groups without group_size")
+            return
+        must(not mixer and r["score_before_topk"] and r["top_groups"], "R-522", "groups")
+        sizes = {}
+        for original in table["original"]:
+            sizes[original // r["group_size"]] = sizes.get(original // r["group_size"], 0) + 1
+        must(sum(sorted(sizes.values())[:r["top_groups"]]) >= r["k"], "R-522", "groups that hold too few experts")
+
+    def activation(self, a, table):
+        must(a["gated"] == table["gated"], "R-518", "gated")
+        plain = a["limit"] == 0 and a["sigmoid_scale"] == 0 and a["up_offset"] == 0
+        must(a["gated"] or plain, "R-523", "limits of experts that are not gated")
+        must(all(map(math.isfinite, (a["limit"], a["sigmoid_scale"], a["up_offset"]))), "R-514", "activation")
+        must(a["limit"] >= 0 and a["sigmoid_scale"] >= 0, "R-514", "activation")
+        must(a["sigmoid_scale"] == 0 or a["function"] == 0, "R-523", "sigmoid_scale without silu")
+
+    def expert_biases(self, node, e, table):
+        gate, up, down = (e[f"{name}_bias_plus_one"] for name in ("gate", "up", "down"))
+        experts = len(table["intermediate"])
+        self.vector(node, e["selection_bias_plus_one"], experts)
+        must(bool(up) == bool(down) and bool(gate) == bool(up and table["gated"]), "R-523", "biases of experts")
+        for bias, width in ((gate, max(table["intermediate"])), (up, max(table["intermediate"])), (down, table["hidden"])):
+            if bias:
+                self.tensor(node, bias - 1, experts, width)
 
     def elementwise(self, node, e):
         binary = e["op"] <= 1
@@ -178,10 +237,15 @@ class Nodes:
         width, out = self.widths(node, 1)
         must(e["begin"] + out <= width, "R-513", "slice")
 
-    def concat(self, node, _):
+    def concat(self, node, e):
         must(node["inputs"], "R-512", "concat of nothing")
         *widths, out = self.widths(node, len(node["inputs"]))
-        must(sum(widths) == out, "R-513", "width of a concat")
+        own, heads = len(widths) - e["shared"], e["heads"]
+        must(heads or not e["shared"], "R-524", "shared without heads")
+        must(own > 0, "R-524", "nothing but shared inputs")
+        must(heads <= 65536, "R-501", "heads of a concat")
+        must(not heads or all(width % heads == 0 for width in widths[:own]), "R-524", "heads do not divide an input")
+        must(sum(widths[:own]) + (heads or 1) * sum(widths[own:]) == out, "R-513", "width of a concat")
 
 
 def read_program(data):

@@ -74,10 +74,12 @@ TENSOR = {1: name("name", 200), 2: number("rows", U64), 3: number("cols", U64), 
           5: number("layer", U32)}
 EXPERT_TABLE_DECL = {1: number("layer", U32), 2: number("hidden", U64), 3: packed("intermediate", U64, 4096),
                      4: packed("original", U32, 4096), 5: number("gated", BOOL)}
-ROUTING = {1: number("score", U32, 1), 2: number("score_before_topk", BOOL), 3: number("k", U32),
+ROUTING = {1: number("score", U32, 2), 2: number("score_before_topk", BOOL), 3: number("k", U32),
            4: number("renormalise", BOOL),
-           5: number("eps", F32), 6: number("scale", F32)}
-ACTIVATION = {1: number("function", U32, 4), 2: number("gated", BOOL)}
+           5: number("eps", F32), 6: number("scale", F32), 7: number("group_size", U32), 8: number("top_groups", U32),
+           9: number("group_rule", U32, 1), 10: number("mixer_eps", F32), 11: number("weight_on_input", BOOL)}
+ACTIVATION = {1: number("function", U32, 4), 2: number("gated", BOOL), 3: number("limit", F32),
+              4: number("sigmoid_scale", F32), 5: number("up_offset", F32)}
 NODE = {
     1: number("semantics", U32), 2: number("block", U32), 3: packed("inputs", U32, 4096), 4: number("output", U32),
     5: one_of("embedding", {1: number("table", U32)}),
@@ -85,14 +87,21 @@ NODE = {
     7: one_of("norm", {1: number("kind", U32, 1), 2: number("weight_plus_one", U32), 3: number("bias_plus_one", U32),
                        4: number("group", U64), 5: number("eps", F32), 6: number("one_plus_weight", BOOL)}),
     8: one_of("rotary", {1: number("heads", U32), 2: number("head_dim", U32), 3: number("rotary_dim", U32),
-                         4: number("interleaved", BOOL), 5: number("magnitude", F32), 6: packed("inv_freq", F32, 4096)}),
+                         4: number("interleaved", BOOL), 5: number("magnitude", F32), 6: packed("inv_freq", F32, 4096),
+                         7: number("offset", U32), 8: number("long_from", U32), 9: number("long_magnitude", F32),
+                         10: packed("long_inv_freq", F32, 4096)}),
     9: one_of("attention", {1: number("heads", U32), 2: number("kv_heads", U32), 3: number("head_dim", U32),
                             4: number("scale", F32),
-                            5: number("window", U32), 6: number("softcap", F32), 7: number("state_slot", U32)}),
-    10: one_of("moe", {1: one("routing", ROUTING), 2: one("activation", ACTIVATION), 3: number("table", U32)}),
+                            5: number("window", U32), 6: number("softcap", F32), 7: number("state_slot", U32),
+                            8: number("value_dim", U32), 9: number("chunk", U32), 10: number("sinks_plus_one", U32),
+                            11: number("position_scale", F32), 12: number("position_floor", U32)}),
+    10: one_of("moe", {1: one("routing", ROUTING), 2: one("activation", ACTIVATION), 3: number("table", U32),
+                      4: number("selection_bias_plus_one", U32), 5: number("gate_bias_plus_one", U32),
+                      6: number("up_bias_plus_one", U32), 7: number("down_bias_plus_one", U32)}),
     11: one_of("elementwise", {1: number("op", U32, 8), 2: number("alpha", F32)}),
     12: one_of("slice", {1: number("begin", U64)}),
-    13: one_of("concat", {}),
+    13: one_of("concat", {1: number("heads", U32), 2: number("shared", U32)}),
+    14: one_of("convolution", {1: number("weight", U32), 2: number("bias_plus_one", U32), 3: number("state_slot", U32)}),
 }
 PROGRAM = {1: number("version", U32), 2: many("values", VALUE, 2**18), 3: packed("inputs", U32, 4096),
            4: number("output", U32),

@@ -26,7 +26,7 @@ void ReadLatent(ConfigReader& config, DecoderSpec* spec) {
   config.Support(config.CountOr("qk_head_dim", spec->head_dim, 1, 8192) == spec->head_dim, "qk_head_dim",
                  "is not qk_nope_head_dim + qk_rope_head_dim");
   config.Support(config.CountOr("head_dim", latent.rope, 1, 8192) == latent.rope, "head_dim", "is not qk_rope_head_dim");
-  spec->rotary = ReadRotary(config, latent.rope, spec->max_positions);
+  spec->rotary = ReadRotary(config, latent.rope, spec->max_positions, "qk_rope_head_dim");
   spec->rotary.interleaved = config.FlagOr("rope_interleave", true);
   spec->attention_scale = static_cast<float>(spec->rotary.score_factor / std::sqrt(static_cast<double>(spec->head_dim)));
   spec->qkv_bias = spec->output_bias = config.FlagOr("attention_bias", false);

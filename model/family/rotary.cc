@@ -135,9 +135,9 @@ RotaryNode RotarySpec::Node(uint32_t heads, uint32_t head_dim, uint32_t offset) 
   return node;
 }
 
-RotarySpec ReadRotary(ConfigReader& config, uint32_t rotary_dim, uint32_t max_positions) {
+RotarySpec ReadRotary(ConfigReader& config, uint32_t rotary_dim, uint32_t max_positions, const char* dim_key) {
   RotarySpec spec;
-  config.Support(rotary_dim >= 2 && rotary_dim % 2 == 0 && rotary_dim / 2 <= kMaxInvFreq, "head_dim",
+  config.Support(rotary_dim >= 2 && rotary_dim % 2 == 0 && rotary_dim / 2 <= kMaxInvFreq, dim_key,
                  "the rotated part of a head must be even");
   Base base{1, config.status().ok() ? rotary_dim : 2, max_positions};
   const auto read = [&](ConfigReader& scaling) {

@@ -24,8 +24,9 @@ struct RotarySpec {
   RotaryNode Node(uint32_t heads, uint32_t head_dim, uint32_t offset = 0) const;
 };
 
-// Reads rope_theta and rope_scaling, or rope_parameters. `rotary_dim`: columns of a head that are rotated, even.
+// Reads rope_theta and rope_scaling, or rope_parameters. `rotary_dim`: columns of a head that are rotated, even, which
+// `dim_key` gave.
 // rope_type: default, linear, dynamic, yarn, longrope (su), llama3; others are refused by name. Errors stay in the reader.
-RotarySpec ReadRotary(ConfigReader& config, uint32_t rotary_dim, uint32_t max_positions);
+RotarySpec ReadRotary(ConfigReader& config, uint32_t rotary_dim, uint32_t max_positions, const char* dim_key = "head_dim");
 
 }  // namespace moepack

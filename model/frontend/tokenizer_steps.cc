@@ -52,6 +52,21 @@ std::optional<PreTokenizer> KindOf(const std::vector<std::string>& expressions) 
   return std::nullopt;
 }
 
+// Line ends may stand in an expression as they are.
+std::string WithEscapes(const std::string& expression) {
+  std::string out;
+  for (const char c : expression) {
+    if (c == '\r') {
+      out += "\\r";
+    } else if (c == '\n') {
+      out += "\\n";
+    } else {
+      out.push_back(c);
+    }
+  }
+  return out;
+}
+
 // Splits, then bytes; ByteLevel with use_regex stands for GPT-2's expression, Digits for single digits.
 Status ReadByteLevel(const std::vector<Json>& steps, const Json& whole, TokenizerData* data) {
   std::vector<std::string> expressions;
@@ -61,7 +76,7 @@ Status ReadByteLevel(const std::vector<Json>& steps, const Json& whole, Tokenize
     const Json& regex = Member(Member(step, "pattern"), "Regex");
     const bool split = IsType(step, "Split") && Member(step, "behavior") == "Isolated" && Member(step, "invert") == false;
     if (!last && split && regex.is_string()) {
-      expressions.push_back(regex.get<std::string>());
+      expressions.push_back(WithEscapes(regex.get<std::string>()));
     } else if (!last && IsType(step, "Digits") && Member(step, "individual_digits") == true) {
       expressions.push_back("\\p{N}");
     } else if (last && IsByteLevel(step, true)) {

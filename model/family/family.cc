@@ -32,6 +32,8 @@ constexpr const char* kInert[] = {
     "gradient_checkpointing",
     "_attn_implementation",
     "attn_implementation",
+    "_attn_implementation_autoset",
+    "cache_implementation",
 };
 
 std::array<const Family*, 14> Families() {

@@ -180,6 +180,38 @@ TEST(HuggingFace, ProgramsOfEveryFamilySurviveTheWire) {
   }
 }
 
+// The published layout: the text part below text_config and language_model, beside a part for images.
+TEST(HuggingFace, TheTextPartOfAWholeLlama4IsTheSameProgram) {
+  Changed text("llama4"), whole("llama4");
+  nlohmann::json config = {
+      {"model_type", "llama4"}, {"text_config", whole.checkpoint.config}, {"vision_config", {{"hidden_size", 8}}}};
+  whole.checkpoint.config = config;
+  std::map<std::string, Checkpoint::Tensor> renamed;
+  for (auto& [name, tensor] : whole.checkpoint.tensors) renamed["language_model." + name] = std::move(tensor);
+  renamed["vision_model.patch_embedding.linear.weight"] = {Dtype::kBf16, {8, 8}, Bytes(128)};
+  whole.checkpoint.tensors = std::move(renamed);
+  EXPECT_EQ(whole.OpenProgram(), text.OpenProgram());
+  whole.checkpoint.config["text_config"]["mystery_scale"] = 2;
+  whole.ExpectRefused(ErrorCode::kUnknownKey, "text_config: key 'mystery_scale'");
+}
+
+TEST(HuggingFace, StackedWeightsAreTheRowsAndColumnsOfTheirExpert) {
+  const auto at = [](const std::vector<float>& stack, uint64_t i) { return stack[i]; };
+  const auto open = [](const char* family) { return Changed(family).Open().value(); };
+  const auto floats = [](const char* family, const char* name) {
+    auto file = SafetensorsFile::Open(PosixEnv(), SourcePath(GoldenFolder(family) + "/model.safetensors"));
+    return (*file)->LoadFloats(*(*file)->Find(name)).value();
+  };
+  // [E, 2I, H], gate first: E 8, I 48, H 64.
+  const std::vector<float> granite = floats("granitemoe", "model.layers.0.block_sparse_moe.input_linear.weight");
+  const std::vector<float> up = open("granitemoe").tensors->LoadExpert(0, 3, ExpertMatrix::kUp).value();
+  EXPECT_EQ(up[5 * 64 + 7], at(granite, (3 * 96 + 48 + 5) * 64 + 7));
+  // [E, H, 2I], transposed.
+  const std::vector<float> llama = floats("llama4", "model.layers.1.feed_forward.experts.gate_up_proj");
+  const std::vector<float> gate = open("llama4").tensors->LoadExpert(0, 3, ExpertMatrix::kGate).value();
+  EXPECT_EQ(gate[5 * 64 + 7], at(llama, (3 * 64 + 7) * 96 + 5));
+}
+
 TEST(HuggingFace, AKeyOfAnotherFamilyIsUnknown) {
   Changed changed("mixtral");
   changed.checkpoint.config["clip_qkv"] = 8;

@@ -11,6 +11,15 @@ namespace {
 
 constexpr uint32_t kMaxTileTokens = 4096;
 
+// What the program allows without rotating by the frequencies of long sequences, which shorter ones were not trained with.
+uint32_t DefaultContext(const Program& program) {
+  uint32_t context = program.max_positions;
+  for (const Node& node : program.nodes) {
+    if (node.kind == NodeKind::kRotary && node.rotary.long_from > 0) context = std::min(context, node.rotary.long_from);
+  }
+  return context;
+}
+
 Status CheckOptions(const Program& program, EngineOptions* options) {
   const std::vector<kernels::Isa> isas = kernels::SupportedIsas();
   if (std::find(isas.begin(), isas.end(), options->isa) == isas.end()) {
@@ -19,7 +28,7 @@ Status CheckOptions(const Program& program, EngineOptions* options) {
   if (options->tile_tokens < 1 || options->tile_tokens > kMaxTileTokens) {
     return Status(ErrorCode::kUsage, StrFormat("tile of %u tokens: expected 1 to %u", options->tile_tokens, kMaxTileTokens));
   }
-  if (options->context == 0) options->context = program.max_positions;
+  if (options->context == 0) options->context = DefaultContext(program);
   if (options->context > program.max_positions) {
     return Status(ErrorCode::kUsage, StrFormat("a context of %u tokens is too long: the model takes at most %u",
                                                options->context, program.max_positions));

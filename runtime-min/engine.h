@@ -26,7 +26,8 @@ struct EngineOptions {
   kernels::Isa isa = kernels::BestIsa();
   // Most bytes that resident experts may take. At least what the experts of one token need in every layer.
   uint64_t expert_ram_bytes = kAllExperts;
-  uint32_t context = 0;        // longest sequence in tokens; 0: what the program allows
+  // Longest sequence in tokens; 0: what the program allows without the frequencies of long sequences (RotaryNode).
+  uint32_t context = 0;
   uint32_t tile_tokens = 256;  // tokens computed at once in prefill, 1..4096; less takes less memory
   uint32_t logit_rows = 1;     // most tokens of one Run whose logits are wanted
 };

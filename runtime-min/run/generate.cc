@@ -112,7 +112,8 @@ Status Generate(int argc, char** argv) {
   command.options().add_options()("prompt", po::value<std::string>(), "text to go on from")(
       "prompt-file", po::value<std::string>(), "file with the text to go on from")("n-tokens,n", po::value<uint64_t>(),
                                                                                    "most tokens to generate (default 128)")(
-      "ctx", po::value<uint32_t>(), "longest sequence in tokens, prompt included (default: what the model allows)")(
+      "ctx", po::value<uint32_t>(),
+      "longest sequence in tokens, prompt included (default: what the model allows; with LongRoPE its original context)")(
       "temperature", po::value<float>(), "0: always the most likely token (default)")(
       "top-k", po::value<uint32_t>(), "sample among the k most likely tokens (default 0: all)")(
       "top-p", po::value<float>(), "sample among the most likely tokens of this total probability (default 1: all)")(

@@ -1,4 +1,5 @@
 // moepack run logits: raw logits as little-endian float32, to compare with other engines.
+#include <algorithm>
 #include <bit>
 
 #include "runtime-min/run/session.h"
@@ -46,6 +47,8 @@ Status WriteScored(const cli::Command& command, Session& session, AtomicFile* ou
   return Status::Ok();
 }
 
+uint32_t CountIds(const std::string& ids) { return static_cast<uint32_t>(std::count(ids.begin(), ids.end(), ',') + 1); }
+
 }  // namespace
 
 Status Logits(int argc, char** argv) {
@@ -64,7 +67,9 @@ Status Logits(int argc, char** argv) {
   MOEPACK_RETURN_IF_ERROR(command.Require("output"));
   if (command.Has("tokens") == command.Has("data")) return Status(ErrorCode::kUsage, "give one of --tokens and --data");
   if (command.Has("data")) MOEPACK_RETURN_IF_ERROR(command.Require("ctx"));
-  MOEPACK_ASSIGN_OR_RETURN(Session session, OpenSession(command, command.GetOr<uint32_t>("ctx", 0), true));
+  // A sequence that is known whole is its own context: programs may rotate by its length.
+  const uint32_t length = command.Has("tokens") ? CountIds(command.Get<std::string>("tokens")) : 0;
+  MOEPACK_ASSIGN_OR_RETURN(Session session, OpenSession(command, command.GetOr<uint32_t>("ctx", length), true));
   MOEPACK_ASSIGN_OR_RETURN(const auto out, AtomicFile::Create(PosixEnv(), command.Get<std::string>("output")));
   uint64_t rows = 0;
   MOEPACK_RETURN_IF_ERROR(command.Has("tokens") ? WriteSequence(command, session, out.get(), &rows)

@@ -28,7 +28,10 @@ Status CheckOptions(const Program& program, EngineOptions* options) {
   if (options->tile_tokens < 1 || options->tile_tokens > kMaxTileTokens) {
     return Status(ErrorCode::kUsage, StrFormat("tile of %u tokens: expected 1 to %u", options->tile_tokens, kMaxTileTokens));
   }
-  if (options->context == 0) options->context = DefaultContext(program);
+  if (options->context == 0) {
+    const uint32_t expected = std::min(options->expected_tokens, program.max_positions);
+    options->context = expected > 0 ? expected : DefaultContext(program);
+  }
   if (options->context > program.max_positions) {
     return Status(ErrorCode::kUsage, StrFormat("a context of %u tokens is too long: the model takes at most %u",
                                                options->context, program.max_positions));

@@ -28,8 +28,9 @@ struct EngineOptions {
   uint64_t expert_ram_bytes = kAllExperts;
   // Longest sequence in tokens; 0: what the program allows without the frequencies of long sequences (RotaryNode).
   uint32_t context = 0;
-  uint32_t tile_tokens = 256;  // tokens computed at once in prefill, 1..4096; less takes less memory
-  uint32_t logit_rows = 1;     // most tokens of one Run whose logits are wanted
+  uint32_t expected_tokens = 0;  // of the sequence to come, where that is known: the context when that is 0
+  uint32_t tile_tokens = 256;    // tokens computed at once in prefill, 1..4096; less takes less memory
+  uint32_t logit_rows = 1;       // most tokens of one Run whose logits are wanted
 };
 
 // One sequence of tokens through one model. Logits do not depend on threads, tile, expert budget or on how the sequence is

@@ -69,7 +69,7 @@ Status Logits(int argc, char** argv) {
   if (command.Has("data")) MOEPACK_RETURN_IF_ERROR(command.Require("ctx"));
   // A sequence that is known whole is its own context: programs may rotate by its length.
   const uint32_t length = command.Has("tokens") ? CountIds(command.Get<std::string>("tokens")) : 0;
-  MOEPACK_ASSIGN_OR_RETURN(Session session, OpenSession(command, command.GetOr<uint32_t>("ctx", length), true));
+  MOEPACK_ASSIGN_OR_RETURN(Session session, OpenSession(command, command.GetOr<uint32_t>("ctx", 0), true, length));
   MOEPACK_ASSIGN_OR_RETURN(const auto out, AtomicFile::Create(PosixEnv(), command.Get<std::string>("output")));
   uint64_t rows = 0;
   MOEPACK_RETURN_IF_ERROR(command.Has("tokens") ? WriteSequence(command, session, out.get(), &rows)

@@ -66,11 +66,12 @@ void AddSessionOptions(cli::Command* command) {
       "isa", po::value<std::string>(), "kernels to use instead of the best: scalar, avx2, avx512-vnni, neon-dot");
 }
 
-Result<Session> OpenSession(const cli::Command& command, uint32_t context, bool all_logits) {
+Result<Session> OpenSession(const cli::Command& command, uint32_t context, bool all_logits, uint32_t expected_tokens) {
   MOEPACK_RETURN_IF_ERROR(command.Require("BUNDLE"));
   MOEPACK_RETURN_IF_ERROR(command.Require("trust"));
   MOEPACK_ASSIGN_OR_RETURN(runtime::EngineOptions options, EngineOptionsOf(command, all_logits));
   options.context = context;
+  options.expected_tokens = expected_tokens;
   if (all_logits) options.logit_rows = options.tile_tokens;
   const double start = runtime::MonotonicMs();
   MOEPACK_ASSIGN_OR_RETURN(const verify::TrustPolicy policy,

@@ -36,7 +36,7 @@ struct Session {
 };
 
 // context: 0 for what the program allows; all_logits: logits of every token of a tile may be asked for.
-Result<Session> OpenSession(const cli::Command& command, uint32_t context, bool all_logits);
+Result<Session> OpenSession(const cli::Command& command, uint32_t context, bool all_logits, uint32_t expected_tokens = 0);
 
 // kTokenizer when the bundle has none.
 Status RequireTokenizer(const Session& session);

@@ -158,8 +158,11 @@ def main(build):
     wrong = 0
     with tempfile.TemporaryDirectory() as work:
         cases, tokenizer = Path(work) / "texts.json", Path(work) / "tokenizer.json"
-        cases.write_text(json.dumps(corpus))
-        for name, content in definitions(corpus):
+        everything = corpus
+        for name, content in definitions(everything):
+            # Nothing cuts these texts, and the JavaScript library takes the square of their length.
+            corpus = [t for t in everything if len(t) < 120][:3000] if name == "sentencepiece" else everything
+            cases.write_text(json.dumps(corpus))
             tokenizer.write_text(json.dumps(content))
             ours, theirs = (json.loads(subprocess.run([*command, tokenizer, cases], check=True, capture_output=True).stdout)
                             for command in ([build / "tests/tokenize_texts"], ["node", HERE / "tokenizer_check.mjs"]))

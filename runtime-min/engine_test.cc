@@ -17,6 +17,7 @@ constexpr size_t kTokens = 75;  // two blocks of keys and more than the window
 
 std::unique_ptr<Engine> MakeEngine(std::unique_ptr<FakeSource> source, ThreadPool& pool, EngineOptions options) {
   options.logit_rows = options.tile_tokens;
+  if (options.context == 0) options.context = 256;  // what a toy model takes at most, long sequences too
   auto engine = Engine::Create(std::move(source), pool, options);
   EXPECT_TRUE(engine.ok()) << engine.status().message();
   return engine.ok() ? std::move(*engine) : nullptr;

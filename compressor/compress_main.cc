@@ -37,7 +37,12 @@ Status ReadBudget(const cli::Command& command, Budget* out) {
     MOEPACK_ASSIGN_OR_RETURN(budget.target_bytes, cli::ParseSize(command.Get<std::string>("target-size")));
   }
   if (command.Has("target-resident")) {
-    MOEPACK_ASSIGN_OR_RETURN(budget.target_resident, cli::ParseSize(command.Get<std::string>("target-resident")));
+    const std::string size = command.Get<std::string>("target-resident");
+    if (size == "unlimited") {
+      budget.target_resident = Budget::kUnlimited;
+    } else {
+      MOEPACK_ASSIGN_OR_RETURN(budget.target_resident, cli::ParseSize(size));
+    }
   }
   if (command.Has("target-bpw")) budget.target_bpw = command.Get<double>("target-bpw");
   if (command.Has("max-kld")) budget.max_kld = command.Get<double>("max-kld");
@@ -126,7 +131,7 @@ Status Run(int argc, char** argv) {
   add("target-size", po::value<std::string>(), "largest bundle file: 10221888, 9.5MB, 8MiB");
   add("target-bpw", po::value<double>(), "largest bundle file in bits per weight of the original model");
   add("target-resident", po::value<std::string>(),
-      "most bytes of all weights once loaded; alone or with a target of the file");
+      "most bytes of all weights once loaded, or 'unlimited'; the target of the file when absent");
   add("max-kld", po::value<double>(), "smallest bundle whose mean KLD on held-back calibration text stays below");
   add("output,o", po::value<std::string>(), "folder to write");
   add("like", po::value<std::string>(), "earlier plan.json whose choices are kept unless the gain is worth an update");

@@ -113,7 +113,13 @@ class Compressor {
     in.extras.hot_list = MakeHotList();
     MOEPACK_ASSIGN_OR_RETURN(const Planner planner, Planner::Create(in));
     if (budget.max_kld) return SearchKld(planner, *budget.max_kld);
-    MOEPACK_ASSIGN_OR_RETURN(plan_, planner.ForLimits(Limits()));
+    auto plan = planner.ForLimits(Limits());
+    if (plan.status().code() == ErrorCode::kGate && budget.set() && !budget.target_resident) {
+      return Status(ErrorCode::kGate, plan.status().message() +
+                                          " (without --target-resident the target of the file holds for the loaded weights "
+                                          "too; --target-resident unlimited lifts that)");
+    }
+    MOEPACK_ASSIGN_OR_RETURN(plan_, std::move(plan));
     return Status::Ok();
   }
 
@@ -124,7 +130,8 @@ class Compressor {
     if (budget.target_bpw)
       limits.stored_bytes =
           static_cast<uint64_t>(*budget.target_bpw * static_cast<double>(program_.original_parameters) / 8);
-    if (budget.target_resident) limits.resident_bytes = *budget.target_resident;
+    // Codes held to a rate make small files of weights that are large once loaded, so the file's target holds for both.
+    limits.resident_bytes = budget.target_resident.value_or(limits.stored_bytes);
     return limits;
   }
 

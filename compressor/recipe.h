@@ -60,7 +60,9 @@ struct Budget {
   std::optional<uint64_t> target_bytes;     // of the bundle file
   std::optional<double> target_bpw;         // bundle bytes * 8 / parameters of the original model
   std::optional<double> max_kld;            // mean KLD on held-back calibration tokens
-  std::optional<uint64_t> target_resident;  // bytes of all weight buffers once loaded, with scales and packing
+  // Bytes of all weight buffers once loaded, with scales and packing. Absent beside a target of the file: the same bytes.
+  std::optional<uint64_t> target_resident;
+  static constexpr uint64_t kUnlimited = UINT64_MAX;
   bool set() const { return target_bytes || target_bpw || max_kld || target_resident; }
   // Empty when the fields set go together, else what to say.
   const char* Conflict() const {

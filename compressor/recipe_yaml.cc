@@ -65,7 +65,7 @@ class Reader {
             {"domains", [&](const auto& n) { ReadDomains(n, out); }},
             {"target_size", [&](const auto& n) { out->budget.target_bytes = Size(n); }},
             {"target_bpw", [&](const auto& n) { out->budget.target_bpw = Number(n, 1e-3, 64); }},
-            {"target_resident", [&](const auto& n) { out->budget.target_resident = Size(n); }},
+            {"target_resident", [&](const auto& n) { out->budget.target_resident = Text(n) == "unlimited" ? Budget::kUnlimited : Size(n); }},
             {"max_kld", [&](const auto& n) { out->budget.max_kld = Number(n, 1e-12, 100); }},
         });
     if (error_.ok() && !version) Fail(root, "needs 'version: 1'");

@@ -233,31 +233,40 @@ Result<Plan> Planner::ForLimits(const SizeLimits& limits) const {
 }
 
 // Both limits bind. Every plan within both is also within any blend of them, so each blend's best bounds the answer from
-// below; the share of the blend is moved towards the limit that its best plan breaks.
+// below; the share of the blend is moved towards the limit that its best plan breaks. When the best of every blend breaks
+// one of the two by a little, blends of slightly smaller limits are tried.
 Result<Plan> Planner::ForBoth(const SizeLimits& limits, double best_possible) const {
-  static constexpr int kSteps = 12;
+  std::optional<Plan> best;
+  for (const double part : {1.0, 0.995, 0.98, 0.95}) {
+    MOEPACK_RETURN_IF_ERROR(SearchBlends(limits, part, &best_possible, &best));
+    if (best) break;
+  }
+  if (!best) return CannotMeet(limits);
+  best->gap = best->predicted_kld > 0 ? std::max(0.0, 1 - best_possible / best->predicted_kld) : 0;
+  return *std::move(best);
+}
+
+Status Planner::SearchBlends(const SizeLimits& limits, double part, double* best_possible, std::optional<Plan>* best) const {
+  static constexpr int kSteps = 10;
   const uint64_t pages = WholePages(limits.stored_bytes);
   const double stored_budget = static_cast<double>(pages - std::min(pages, overhead_bytes_));
   const auto resident_budget = static_cast<double>(limits.resident_bytes);
-  std::optional<Plan> best;
   double low = 0, high = 1;
   for (int step = 0; step < kSteps; ++step) {
     const double share = 0.5 * (low + high);
     const Prices prices = {(1 - share) * kBlendedBudget / stored_budget, share * kBlendedBudget / resident_budget};
-    auto plan = Solve(MakeFront(prices), kBlendedBudget, 1);
+    auto plan = Solve(MakeFront(prices), static_cast<uint64_t>(part * kBlendedBudget), 1);
     if (!plan.ok()) return plan.status().code() == ErrorCode::kGate ? CannotMeet(limits) : plan.status();
-    best_possible = std::max(best_possible, plan->predicted_kld * (1 - plan->gap));
+    if (part == 1) *best_possible = std::max(*best_possible, plan->predicted_kld * (1 - plan->gap));
     const bool fits_stored = plan->bundle_bytes <= limits.stored_bytes;
     const bool fits_resident = plan->resident_bytes <= limits.resident_bytes;
-    if (fits_stored && fits_resident && (!best || plan->predicted_kld < best->predicted_kld)) best = *plan;
+    if (fits_stored && fits_resident && (!*best || plan->predicted_kld < (*best)->predicted_kld)) *best = *plan;
     // A plan within both leaves room in one of them: towards the tighter.
     const bool resident_tighter = static_cast<double>(plan->resident_bytes) / resident_budget >
                                   static_cast<double>(plan->bundle_bytes) / static_cast<double>(limits.stored_bytes);
     (fits_stored != fits_resident ? !fits_resident : resident_tighter) ? low = share : high = share;
   }
-  if (!best) return CannotMeet(limits);
-  best->gap = best->predicted_kld > 0 ? std::max(0.0, 1 - best_possible / best->predicted_kld) : 0;
-  return *std::move(best);
+  return Status::Ok();
 }
 
 Result<Plan> Planner::Largest() const {

@@ -70,6 +70,8 @@ class Planner {
   Result<Plan> Solve(const Front& front, uint64_t budget, uint64_t granularity) const;
   Result<Plan> ForStored(uint64_t stored_bytes) const;
   Result<Plan> ForBoth(const SizeLimits& limits, double best_possible) const;
+  // Best plan of blends of `part` (at most 1) of the limits, when it is within both and better than *best.
+  Status SearchBlends(const SizeLimits& limits, double part, double* best_possible, std::optional<Plan>* best) const;
   Status CannotMeet(const SizeLimits& limits) const;
 
   PlannerInput input_;

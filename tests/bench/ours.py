@@ -53,7 +53,7 @@ class Ours:
                          *self.options, *args)
 
     def stored_aim(self, size):
-        return ["--target-size", str(size)]
+        return ["--target-size", str(size), "--target-resident", "unlimited"]
 
     def resident_aim(self, size):
         """Options whose bundle holds at most `size` bytes of weight buffers in RAM, as near to it as the planner gets."""

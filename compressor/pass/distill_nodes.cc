@@ -82,7 +82,9 @@ void RotaryBackward(const RotaryNode& node, std::span<const uint32_t> positions,
   RotaryNode back = node;
   for (float& frequency : back.inv_freq) frequency = -frequency;
   Matrix turned;
-  RunRotary(back, positions, d_out, pool, &turned);
+  // One sequence will do: plain nodes do not ask for its length.
+  const TileSequence all{0, static_cast<uint64_t>(d_out.rows()), static_cast<uint64_t>(d_out.rows())};
+  RunRotary(back, {&all, 1}, positions, d_out, pool, &turned);
   // Columns that are not rotated are copied by both directions.
   *d_in += turned;
 }

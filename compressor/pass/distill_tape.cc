@@ -1,5 +1,7 @@
 #include "compressor/pass/distill_tape.h"
 
+#include "model/plain_nodes.h"
+
 namespace moepack {
 
 Matrix& Gradients::Add(const TensorRef& t) {
@@ -32,11 +34,15 @@ Status Tape::Forward(const TokenBatch& part, const Stream& imports) {
   positions_.clear();
   sequences_.clear();
   for (uint64_t s = 0; s < part.sequences(); ++s) {
-    sequences_.push_back({part.begin(s), part.end(s)});
+    sequences_.push_back({part.begin(s), part.end(s), part.end(s) - part.begin(s)});
     for (uint64_t t = part.begin(s); t < part.end(s); ++t) positions_.push_back(static_cast<uint32_t>(t - part.begin(s)));
   }
   for (ValueId id : imports_) values_[id] = imports.values.at(id);
-  for (const Node* node : nodes_) MOEPACK_RETURN_IF_ERROR(RunNode(*node, part));
+  for (const Node* node : nodes_) {
+    if (const char* what = BeyondPlain(*node))
+      return Status(ErrorCode::kUnsupported, StrFormat("distillation: block %d has %s", node->block, what));
+    MOEPACK_RETURN_IF_ERROR(RunNode(*node, part));
+  }
   return Status::Ok();
 }
 
@@ -54,10 +60,10 @@ Status Tape::RunNode(const Node& node, const TokenBatch& part) {
       RunNorm(node.norm, in, Dense(node, node.norm.weight), Dense(node, node.norm.bias), pool_, out);
       break;
     case NodeKind::kRotary:
-      RunRotary(node.rotary, positions_, in, pool_, out);
+      RunRotary(node.rotary, sequences_, positions_, in, pool_, out);
       break;
     case NodeKind::kAttention:
-      RunAttention(node.attention, sequences_, in, *second, values_[node.inputs[2]], pool_, out);
+      RunAttention(node.attention, sequences_, {in, *second, values_[node.inputs[2]]}, pool_, out);
       break;
     case NodeKind::kMoe:
       RunMoe(node, program_.expert_tables[node.moe.table], weights_[node.block], in, *second, pool_, &captures_[&node], out);
@@ -77,6 +83,8 @@ Status Tape::RunNode(const Node& node, const TokenBatch& part) {
       }
       break;
     }
+    case NodeKind::kConvolution:
+      break;  // refused before
   }
   return Status::Ok();
 }
@@ -168,6 +176,8 @@ void Tape::NodeBackward(const Node& node, Gradients* gradients) {
       }
       break;
     }
+    case NodeKind::kConvolution:
+      break;  // refused by Forward
   }
 }
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "model/export/onnx_limits.h"
+#include "model/plain_nodes.h"
 
 namespace moepack {
 namespace {
@@ -118,7 +118,7 @@ Status OnnxGraphWriter::FindRotaries() {
 Status OnnxGraphWriter::WriteNode(size_t index) {
   index_ = index;
   const Node& node = program_.nodes[index];
-  if (const char* what = OnnxCannotExpress(node)) return Unsupported(what);
+  if (const char* what = BeyondPlain(node)) return Unsupported(what);
   switch (node.kind) {
     case NodeKind::kEmbedding:
       SetInt(Add(kStandard, "Gather", {Tensor(node.embedding.table, OnnxBlobKind::kTensor), "input_ids"},

@@ -1,4 +1,4 @@
-#include "model/export/onnx_limits.h"
+#include "model/plain_nodes.h"
 
 namespace moepack {
 namespace {
@@ -23,7 +23,7 @@ const char* InMoe(const MoeNode& moe) {
 
 }  // namespace
 
-const char* OnnxCannotExpress(const Node& node) {
+const char* BeyondPlain(const Node& node) {
   switch (node.kind) {
     case NodeKind::kRotary:
       if (node.rotary.offset != 0) return "a rotation that does not begin at a head's first column";

@@ -264,7 +264,7 @@ Status NodeChecker::CheckConvolution(const Node& node) {
   const TensorId weight = node.convolution.weight;
   const uint64_t width = weight < program_.tensors.size() ? program_.tensors[weight].cols : 0;
   if (width > kMaxConvolution) {
-    return Bad(
+    return OverLimit(
         StrFormat("reaches over %llu positions, at most %u", static_cast<unsigned long long>(width), kMaxConvolution));
   }
   MOEPACK_RETURN_IF_ERROR(UseTensor("weight", weight, channels, width));

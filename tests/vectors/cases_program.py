@@ -170,6 +170,20 @@ bad("R-514", "mixer_eps_nan", "nodes.12.moe.routing.mixer_eps", NAN)
 bad("R-506", "sinks_of_no_tensor", "nodes.7.attention.sinks_plus_one", 2**32 - 1, attack=OVERFLOW)
 bad("R-513", "sinks_of_another_shape", "nodes.7.attention.sinks_plus_one", 1)
 bad("R-513", "values_of_another_width", "nodes.7.attention.value_dim", 4)
+bad("R-501", "long_from_too_long", "nodes.5.rotary.long_from", 2**24 + 1, attack=OVERFLOW)
+
+
+def long_rotary(magnitude, frequencies):
+    return both(program("nodes.5.rotary.long_from", 8), both(program("nodes.5.rotary.long_magnitude", magnitude),
+                                                             program("nodes.5.rotary.long_inv_freq", frequencies)))
+
+
+add("R-514", "long_magnitude_nan", long_rotary(NAN, [1.0, 0.1]), attack=LIES)
+add("R-514", "long_frequency_nan", long_rotary(1.0, [1.0, NAN]), attack=LIES)
+CONVOLUTION = node(1, "convolution", [10], NEW, weight=13, state_slot=1)
+add("R-501", "convolution_over_65_positions",
+    both(both(new_value(), extend("tensors", {"name": b"kernel", "rows": 16, "cols": 65})),
+         both(program("state_slots", 2), insert(13, CONVOLUTION))), attack=OVERFLOW)
 bad("R-520", "offset_past_the_head", "nodes.5.rotary.offset", 2**32 - 1, attack=OVERFLOW)
 bad("R-520", "long_frequencies_without_long_from", "nodes.5.rotary.long_inv_freq", [1.0, 0.1])
 bad("R-520", "long_frequency_missing", "nodes.5.rotary.long_from", 8)
@@ -181,6 +195,13 @@ bad("R-522", "groups_without_top", "nodes.12.moe.routing.group_size", 2)
 add("R-522", "groups_of_too_few_experts", both(program("nodes.12.moe.routing.group_size", 1), program("nodes.12.moe.routing.top_groups", 1)),
     attack=LIES)
 bad("R-522", "mixer_eps_without_mixer", "nodes.12.moe.routing.mixer_eps", 0.01)
+add("R-522", "groups_of_logits", both(program("nodes.12.moe.routing.group_size", 2), program("nodes.12.moe.routing.top_groups", 2),
+                                      program("nodes.12.moe.routing.score_before_topk", 0)), attack=LIES)
+add("R-522", "sparse_mixer_after_top_k", both(program("nodes.12.moe.routing.score", 2), program("nodes.12.moe.routing.score_before_topk", 0)),
+    attack=LIES)
+bad("R-514", "sigmoid_scale_negative", "nodes.12.moe.activation.sigmoid_scale", -1.7)
+add("R-523", "sigmoid_scale_of_a_relu", both(program("nodes.12.moe.activation.sigmoid_scale", 1.7),
+                                             program("nodes.12.moe.activation.function", 3)), attack=LIES)
 bad("R-523", "up_bias_alone", "nodes.12.moe.up_bias_plus_one", 1)
 bad("R-523", "limit_without_gate", "nodes.23.moe.activation.limit", 7.0)
 bad("R-524", "heads_5_of_16", "nodes.16.concat.heads", 5)

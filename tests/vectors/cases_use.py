@@ -247,6 +247,8 @@ for rule, name, edit, attack in (
         ("R-702", "flags_16", field(7, b"\x10"), LIES),
         ("R-704", "beginning_that_is_not_there", field(7, b"\x08"), "truncation"),
         ("R-704", "byte_tokens_that_are_not_there", field(6, b"\x07"), "truncation"),
+        ("R-703", "beginning_of_no_tokens", tokenizer_bytes(lambda b: b[:7] + b"\x08" + b[8:] + b"\0" * 4), LIES),
+        ("R-706", "token_that_is_not_its_byte", tokenizer_bytes(lambda b: b[:6] + b"\x07" + b[7:] + b"a\0\0\0" * 256), LIES),
         ("R-703", "tokens_255", field(8, struct.pack("<I", 255)), LIES),
         ("R-703", "tokens_above_the_cap", field(8, struct.pack("<I", 2**20 + 1)), OVERFLOW),
         ("R-703", "merges_above_the_cap", field(12, struct.pack("<I", 2**22 + 1)), OVERFLOW),

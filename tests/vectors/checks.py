@@ -6,7 +6,7 @@ import pathlib
 import re
 
 SOURCE = pathlib.Path(__file__).resolve().parents[2]
-FILES = ("format/envelope.cc", "format/validate_program.cc", "format/validate_node.cc", "format/codec/codec.cc",
+FILES = ("format/envelope.cc", "format/validate_program.cc", "format/validate_node.cc", "format/validate_moe.cc", "format/codec/codec.cc",
          "format/codec/layout.cc",
          "format/codec/plain.cc", "format/manifest/manifest.cc", "format/manifest/layout.cc", "format/manifest/tables.cc",
          "format/manifest/unit_check.cc", "format/manifest/wire_check.cc", "format/manifest/wire_io.cc",
@@ -27,6 +27,7 @@ UNREACHABLE = {
     "more than %u inputs": "R-209 comes first", "unknown role": "R-205 comes first",
     "unknown norm kind": "R-205 comes first",
     "unknown activation": "R-205 comes first", "unknown score function": "R-205 comes first",
+    "unknown group rule": "R-205 comes first",
     "unknown operation": "R-205 comes first", "unknown element type": "R-205 comes first",
     "matrix shape": "R-410 comes first", "matrix size overflows": "R-501 comes first",
     "has %llu plain bytes, expected": "R-415 comes first", "quantized matrix": "a writer's check",

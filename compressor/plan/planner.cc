@@ -146,18 +146,22 @@ void Planner::AddUnit(const std::vector<size_t>& members, const Prices& prices, 
 }
 
 Result<Plan> Planner::MakePlan(const Front& front, const std::vector<size_t>& chosen) const {
-  Plan plan;
-  plan.measured_by = input_.errors != nullptr ? input_.errors->measured_by : "none";
-  plan.tensors.resize(input_.tensors.size());
-  std::vector<RatedCodec> codecs(input_.tensors.size());
+  std::vector<size_t> picks(input_.tensors.size());
   for (size_t u = 0; u < front.units.size(); ++u) {
     const Unit& unit = front.units[u];
-    for (size_t t = 0; t < unit.tensors.size(); ++t) {
-      const size_t i = unit.tensors[t], pick = unit.picks[chosen[u]][t];
-      codecs[i] = input_.choices[i].candidates[pick];
-      plan.tensors[i] = {input_.tensors[i].name, codecs[i], 0, candidates_[i][pick].loss};
-      plan.predicted_kld += candidates_[i][pick].loss;
-    }
+    for (size_t t = 0; t < unit.tensors.size(); ++t) picks[unit.tensors[t]] = unit.picks[chosen[u]][t];
+  }
+  return PlanOf(picks);
+}
+
+Result<Plan> Planner::PlanOf(const std::vector<size_t>& picks) const {
+  Plan plan;
+  plan.measured_by = input_.errors != nullptr ? input_.errors->measured_by : "none";
+  std::vector<RatedCodec> codecs;
+  for (size_t i = 0; i < picks.size(); ++i) {
+    codecs.push_back(input_.choices[i].candidates[picks[i]]);
+    plan.tensors.push_back({input_.tensors[i].name, codecs.back(), 0, candidates_[i][picks[i]].loss});
+    plan.predicted_kld += candidates_[i][picks[i]].loss;
   }
   MOEPACK_RETURN_IF_ERROR(FillSizes(input_.tensors, &plan));
   MOEPACK_ASSIGN_OR_RETURN(plan.bundle_bytes, BundleBytes(*input_.program, input_.tensors, codecs, input_.extras));
@@ -227,9 +231,48 @@ Result<Plan> Planner::ForLimits(const SizeLimits& limits) const {
     plan = *std::move(other);
   }
   if (!plan) return Largest();
+  MOEPACK_ASSIGN_OR_RETURN(plan, KeepEarlier(limits, *std::move(plan)));
   plan->target_bytes = stored ? limits.stored_bytes : 0;
   plan->target_resident_bytes = resident ? limits.resident_bytes : 0;
   return *std::move(plan);
+}
+
+double Planner::LossFor(const Plan& plan) const {
+  double sum = 0;
+  for (size_t i = 0; i < plan.tensors.size(); ++i) {
+    for (size_t c = 0; c < candidates_[i].size(); ++c) {
+      if (input_.choices[i].candidates[c] == plan.tensors[i].codec) sum += LossOf(i, c);
+    }
+  }
+  return sum;
+}
+
+Planner Planner::WithoutEarlier() const {
+  Planner out = *this;
+  out.input_.like = {};
+  for (std::vector<Candidate>& tensor : out.candidates_) {
+    for (Candidate& candidate : tensor) candidate.is_old = false;
+  }
+  out.stored_ = out.MakeFront({});
+  return out;
+}
+
+Result<Plan> Planner::KeepEarlier(const SizeLimits& limits, Plan found) const {
+  if (input_.like.empty()) return found;
+  std::vector<size_t> picks;
+  for (const std::vector<Candidate>& tensor : candidates_) {
+    const auto old = std::find_if(tensor.begin(), tensor.end(), [](const Candidate& c) { return c.is_old; });
+    if (old == tensor.end() && tensor.size() > 1) return found;
+    picks.push_back(tensor.size() > 1 ? static_cast<size_t>(old - tensor.begin()) : 0);
+  }
+  MOEPACK_ASSIGN_OR_RETURN(Plan earlier, PlanOf(picks));
+  const bool fits = earlier.bundle_bytes <= limits.stored_bytes && earlier.resident_bytes <= limits.resident_bytes;
+  if (!fits) return found;
+  MOEPACK_ASSIGN_OR_RETURN(const Plan best, WithoutEarlier().ForLimits(limits));
+  if (LossFor(earlier) * (1 - std::max(found.gap, best.gap)) > LossFor(found)) return found;
+  const double best_possible = best.predicted_kld * (1 - best.gap);
+  earlier.gap = earlier.predicted_kld > 0 ? std::max(0.0, 1 - best_possible / earlier.predicted_kld) : 0;
+  return earlier;
 }
 
 // Both limits bind. Every plan within both is also within any blend of them, so each blend's best bounds the answer from

@@ -66,6 +66,12 @@ class Planner {
   uint64_t CostOf(uint64_t stored_bytes, uint64_t resident_bytes, const Prices& prices) const;
   double LossOf(size_t tensor, size_t candidate) const;
   Result<Plan> MakePlan(const Front& front, const std::vector<size_t>& chosen) const;
+  Result<Plan> PlanOf(const std::vector<size_t>& picks) const;  // candidate of each tensor
+  // The earlier plan when it is within the limits and `found` is not better by more than the gap that the search leaves
+  // open, counting earlier choices as kLikeMargin says: chance alone must not move a plan.
+  Result<Plan> KeepEarlier(const SizeLimits& limits, Plan found) const;
+  Planner WithoutEarlier() const;
+  double LossFor(const Plan& plan) const;
   // Least loss whose cost is at most the budget.
   Result<Plan> Solve(const Front& front, uint64_t budget, uint64_t granularity) const;
   Result<Plan> ForStored(uint64_t stored_bytes) const;

@@ -223,6 +223,21 @@ TEST_F(FileTest, ExchangeSwapsFoldersAndLosesNeither) {
   }
 }
 
+TEST_F(FileTest, PrivateFileIsForItsOwnerWhateverTheUmask) {
+  const mode_t before = ::umask(0);
+  const auto mode = [&](const char* name) {
+    struct stat info {};
+    EXPECT_EQ(::stat((directory_ + name).c_str(), &info), 0);
+    return info.st_mode & 0777u;
+  };
+  EXPECT_TRUE(WritePrivateFile(PosixEnv(), directory_ + "/key", Bytes{1, 2}).ok());
+  EXPECT_TRUE(WriteFileAtomically(PosixEnv(), directory_ + "/other", Bytes{1}).ok());
+  ::umask(before);
+  EXPECT_EQ(mode("/key"), 0600u);
+  EXPECT_EQ(mode("/other"), 0666u);  // the umask is as it was
+  EXPECT_EQ(ReadFile(PosixEnv(), directory_ + "/key", 10).value(), (Bytes{1, 2}));
+}
+
 TEST_F(FileTest, ErrorsNameThePathAndTheKind) {
   const Status missing = ReadFile(PosixEnv(), directory_ + "/none", 10).status();
   EXPECT_EQ(missing.code(), ErrorCode::kNotFound);

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <stdio.h>
+#include <sys/stat.h>
 
 #include <cerrno>
 #include <cstring>
@@ -79,6 +80,15 @@ Status CommitTogether(Env& env, const std::vector<PendingFile>& files) {
     if (!entry.earlier.empty()) MOEPACK_RETURN_IF_ERROR(env.Remove(entry.earlier));
   }
   return Status::Ok();
+}
+
+Status WritePrivateFile(Env& env, const std::string& path, ByteSpan data) {
+  const mode_t before = ::umask(S_IRWXG | S_IRWXO);
+  auto created = AtomicFile::Create(env, path);
+  ::umask(before);
+  MOEPACK_ASSIGN_OR_RETURN(const auto file, std::move(created));
+  MOEPACK_RETURN_IF_ERROR(file->Append(data));
+  return file->Commit();
 }
 
 Status ExchangeNames(Env& env, const std::string& a, const std::string& b) {

@@ -1,4 +1,4 @@
-// Outputs of more than one file, and folders: what AtomicFile does for one file. Errors as Env's.
+// Outputs of more than one file, private files, and folders: what AtomicFile does for one file. Errors as Env's.
 #pragma once
 
 #include <string>
@@ -24,6 +24,10 @@ struct PendingFile {
 
 // All files get their names, in order, or none does: after an error what stood under the names before stands there again.
 Status CommitTogether(Env& env, const std::vector<PendingFile>& files);
+
+// WriteFileAtomically for a file that only its owner may read: mode 0600 from its first moment. Narrows the umask of the
+// process while the file is created, so no other thread may do the same then; what others create gets no wider mode.
+Status WritePrivateFile(Env& env, const std::string& path, ByteSpan data);
 
 // Swaps what two names in one file system stand for: in one step where the file system can (renameat2), else by
 // ExchangeByRenames. Goes past `env` for the first: an Env has no such operation, and every one that can write is a

@@ -30,8 +30,8 @@ Status CheckAdvance(const RollbackState& now, const RollbackState& next) {
   return Status::Ok();
 }
 
-std::string FileRollbackStore::PathOf(uint64_t sequence) const {
-  return JoinPath(directory_, sequence % 2 == 0 ? "rollback.0" : "rollback.1");
+std::string FileRollbackStore::PathIn(const std::string& directory, uint64_t sequence) {
+  return JoinPath(directory, sequence % 2 == 0 ? "rollback.0" : "rollback.1");
 }
 
 Bytes FileRollbackStore::Encode(const Slot& slot) const {
@@ -86,13 +86,23 @@ Status FileRollbackStore::WriteSlot(const Slot& slot) {
 
 Status FileRollbackStore::Create(Env& env, const std::string& directory, const Key& key, const RollbackState& state) {
   FileRollbackStore store(env, directory, key);
-  for (const uint64_t sequence : {0, 1}) {
-    MOEPACK_ASSIGN_OR_RETURN(const bool exists, env.Exists(store.PathOf(sequence)));
-    if (exists) return Status(ErrorCode::kPolicy, store.PathOf(sequence) + ": the device has a rollback store already");
-  }
+  // Slot 1 is written last, and no commit removes it.
+  MOEPACK_ASSIGN_OR_RETURN(const bool exists, env.Exists(store.PathOf(1)));
+  if (exists) return Status(ErrorCode::kPolicy, store.PathOf(1) + ": the device has a rollback store already");
   MOEPACK_RETURN_IF_ERROR(env.MakeDirectory(directory));
+  MOEPACK_RETURN_IF_ERROR(env.SyncDirectory(DirectoryOf(directory)));
   MOEPACK_RETURN_IF_ERROR(store.WriteSlot({0, state}));
   return store.WriteSlot({1, state});
+}
+
+Status FileRollbackStore::Discard(Env& env, const std::string& directory) {
+  for (const uint64_t sequence : {1, 0}) {  // slot 1 first: without it there is no store
+    MOEPACK_ASSIGN_OR_RETURN(const bool exists, env.Exists(PathIn(directory, sequence)));
+    if (!exists) continue;
+    MOEPACK_RETURN_IF_ERROR(env.Remove(PathIn(directory, sequence)));
+    MOEPACK_RETURN_IF_ERROR(env.SyncDirectory(directory));
+  }
+  return Status::Ok();
 }
 
 Result<RollbackState> FileRollbackStore::Read() {

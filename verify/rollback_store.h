@@ -31,7 +31,8 @@ class RollbackStore {
   // kTrustRecord when the store is damaged.
   virtual Result<RollbackState> Read() = 0;
   // Durable when it returns Ok; after an error or a power cut the old or the new state is there. CheckAdvance first. Call it
-  // only after a new bundle has been confirmed to work, otherwise the way back is cut.
+  // only after a new bundle has been confirmed to work, otherwise the way back is cut. The state that is there already is
+  // fine, and durable afterwards: a repeat after an interruption.
   virtual Status Commit(const RollbackState& next) = 0;
 };
 
@@ -42,8 +43,11 @@ class FileRollbackStore final : public RollbackStore {
  public:
   using Key = std::array<uint8_t, 32>;
 
-  // At provisioning: writes both slots. kPolicy when a store is there already.
+  // At provisioning: makes the folder and writes both slots. kPolicy when a store is there already; what a Create before
+  // left unfinished is no store, and is written again.
   static Status Create(Env& env, const std::string& directory, const Key& key, const RollbackState& state);
+  // Removes the store, or what there is of it: for a device whose provisioning was not finished. The floors go with it.
+  static Status Discard(Env& env, const std::string& directory);
   FileRollbackStore(Env& env, std::string directory, const Key& key)
       : env_(env), directory_(std::move(directory)), key_(key) {}
   Result<RollbackState> Read() override;
@@ -54,7 +58,8 @@ class FileRollbackStore final : public RollbackStore {
     uint64_t sequence = 0;
     RollbackState state;
   };
-  std::string PathOf(uint64_t sequence) const;
+  static std::string PathIn(const std::string& directory, uint64_t sequence);
+  std::string PathOf(uint64_t sequence) const { return PathIn(directory_, sequence); }
   Bytes Encode(const Slot& slot) const;
   // kTrustRecord, kNotFound.
   Result<Slot> ReadSlot(const std::string& path) const;

@@ -65,6 +65,19 @@ TEST_F(FileRollbackStoreTest, OtherKeyAndCopiedSlotAreRefused) {
   EXPECT_EQ(Store().Read().status().code(), ErrorCode::kTrustRecord);
 }
 
+TEST_F(FileRollbackStoreTest, UnfinishedCreateIsRepeated) {
+  FileRollbackStore::Key other = key_;
+  other[0] = 9;
+  ASSERT_TRUE(PosixEnv().Remove(Slot(1)).ok());  // as if stopped after slot 0
+  ASSERT_TRUE(FileRollbackStore::Create(PosixEnv(), directory_, other, kNew).ok());
+  EXPECT_EQ(FileRollbackStore(PosixEnv(), directory_, other).Read().value(), kNew);
+  EXPECT_EQ(FileRollbackStore::Create(PosixEnv(), directory_, key_, kOld).code(), ErrorCode::kPolicy);
+  ASSERT_TRUE(FileRollbackStore::Discard(PosixEnv(), directory_).ok());
+  ASSERT_TRUE(FileRollbackStore::Discard(PosixEnv(), directory_).ok());
+  ASSERT_TRUE(FileRollbackStore::Create(PosixEnv(), directory_, key_, kOld).ok());
+  EXPECT_EQ(Store().Read().value(), kOld);
+}
+
 TEST_F(FileRollbackStoreTest, AfterAnyFailedOperationOldOrNewIsThere) {
   moepack::testing::FaultEnv env(PosixEnv());
   RollbackState old = kOld;

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/digest/sha256.h"
+#include "device/file_store.h"
 #include "runtime-min/chunk_decoder.h"
 
 namespace moepack::device {
@@ -26,8 +27,12 @@ Bytes SerializeActive(const Active& active) {
   return writer.Release();
 }
 
+Status DamagedActive(const std::string& path) {
+  return Status(ErrorCode::kTrustRecord, path + ": damaged; install a bundle again");
+}
+
 Result<Active> ParseActive(const std::string& path, ByteSpan bytes) {
-  const Status damaged(ErrorCode::kTrustRecord, path + ": damaged; install a bundle again");
+  const Status damaged = DamagedActive(path);
   if (bytes.size() != kActiveBytes) return damaged;
   const ByteSpan body = bytes.first(kActiveBytes - 32);
   const Digest digest = Sha256(body);
@@ -46,22 +51,55 @@ Result<Active> ParseActive(const std::string& path, ByteSpan bytes) {
 
 Status NothingInstalled() { return Status(ErrorCode::kPolicy, "no bundle is installed; use 'moepack device install'"); }
 
+// A folder with those above it that are missing, each of which survives a power cut. Those that are there may be ones that
+// we cannot read, and so not sync.
+Status MakeDurableDirectory(Env& env, const std::string& path) {
+  std::vector<std::string> parents;
+  for (std::string level = path;; level = parents.back()) {
+    MOEPACK_ASSIGN_OR_RETURN(const bool exists, env.Exists(level));
+    if (exists) break;
+    parents.push_back(DirectoryOf(level));
+  }
+  MOEPACK_RETURN_IF_ERROR(env.MakeDirectory(path));
+  for (const std::string& parent : parents) MOEPACK_RETURN_IF_ERROR(env.SyncDirectory(parent));
+  return Status::Ok();
+}
+
+// As TemporaryPath names files.
+bool IsTemporaryName(const std::string& name) {
+  constexpr size_t kDigits = 16;
+  static constexpr std::string_view kMark = ".tmp-";
+  if (name.size() < kMark.size() + kDigits) return false;
+  const std::string_view end = std::string_view(name).substr(name.size() - kMark.size() - kDigits);
+  return end.starts_with(kMark) && end.find_first_not_of("0123456789abcdef", kMark.size()) == std::string_view::npos;
+}
+
 }  // namespace
 
-Status Device::Provision(Env& env, const std::string& root, ByteSpan anchor) {
-  MOEPACK_RETURN_IF_ERROR(verify::OpenAnchor(anchor).status());
+Result<bool> Device::IsProvisioned(Env& env, const std::string& root) { return env.Exists(JoinPath(root, kAnchorFile)); }
+
+Status Device::Provision(Env& env, const std::string& root, ByteSpan anchor, const MakeStore& make_store) {
+  MOEPACK_ASSIGN_OR_RETURN(const TrustAnchor trusted, verify::OpenAnchor(anchor));
   const std::string path = JoinPath(root, kAnchorFile);
-  MOEPACK_ASSIGN_OR_RETURN(const bool exists, env.Exists(path));
+  MOEPACK_ASSIGN_OR_RETURN(const bool exists, IsProvisioned(env, root));
   if (exists) return Status(ErrorCode::kPolicy, path + ": the device has a trust anchor already");
+  MOEPACK_RETURN_IF_ERROR(MakeDurableDirectory(env, root));
   for (const char* name : {"chunks", "bundles"}) MOEPACK_RETURN_IF_ERROR(env.MakeDirectory(JoinPath(root, name)));
+  MOEPACK_RETURN_IF_ERROR(env.SyncDirectory(root));
+  MOEPACK_RETURN_IF_ERROR(make_store(trusted));
   return WriteFileAtomically(env, path, anchor);
 }
 
 Result<std::unique_ptr<Device>> Device::Open(Env& env, const std::string& root, verify::RollbackStore& store) {
   std::unique_ptr<Device> device(new Device(env, root, store));
-  MOEPACK_ASSIGN_OR_RETURN(const Bytes anchor, ReadFile(env, JoinPath(root, kAnchorFile), kMaxAnchorBytes));
+  const std::string path = JoinPath(root, kAnchorFile);
+  MOEPACK_ASSIGN_OR_RETURN(const Bytes anchor, ReadFile(env, path, kMaxAnchorBytes));
   MOEPACK_ASSIGN_OR_RETURN(device->anchor_, verify::OpenAnchor(anchor));
-  return device;
+  MOEPACK_ASSIGN_OR_RETURN(const verify::RollbackState state, store.Read());
+  if (device->anchor_.root_version >= state.root_version) return device;
+  return Status(ErrorCode::kRollback, StrFormat("%s: root version %llu, the device has used %llu; put the newer anchor back",
+                                                path.c_str(), static_cast<unsigned long long>(device->anchor_.root_version),
+                                                static_cast<unsigned long long>(state.root_version)));
 }
 
 Result<verify::TrustPolicy> Device::Policy() const {
@@ -81,8 +119,10 @@ Result<std::optional<Active>> Device::ReadActive() const {
   const std::string path = JoinPath(root_, kActiveFile);
   MOEPACK_ASSIGN_OR_RETURN(const bool exists, env_.Exists(path));
   if (!exists) return std::optional<Active>();
-  MOEPACK_ASSIGN_OR_RETURN(const Bytes bytes, ReadFile(env_, path, kActiveBytes));
-  MOEPACK_ASSIGN_OR_RETURN(const Active active, ParseActive(path, bytes));
+  const Result<Bytes> bytes = ReadFile(env_, path, kActiveBytes);
+  if (bytes.status().code() == ErrorCode::kLimit) return DamagedActive(path);
+  if (!bytes.ok()) return bytes.status();
+  MOEPACK_ASSIGN_OR_RETURN(const Active active, ParseActive(path, *bytes));
   return std::optional<Active>(active);
 }
 
@@ -132,31 +172,60 @@ Status Device::WriteUnit(const verify::VerifiedBundle& bundle, const Unit& unit,
   return Status::Ok();
 }
 
-Result<InstallReport> Device::Install(std::unique_ptr<RandomAccessFile> file, ThreadPool& pool, Progress& progress) {
-  MOEPACK_ASSIGN_OR_RETURN(const std::optional<Active> active, ReadActive());
-  if (active.has_value() && active->on_trial) {
-    return Status(ErrorCode::kPolicy, "a bundle is on trial; confirm it or roll it back first");
+verify::RollbackState Device::Raised(verify::RollbackState state, const verify::VerifiedBundle& bundle) const {
+  state.root_version = std::max(state.root_version, anchor_.root_version);
+  state.key_epoch = bundle.manifest().key_epoch;
+  state.security_counter = bundle.manifest().security_counter;
+  return state;
+}
+
+Status Device::FinishConfirm(const DigestBytes& manifest) {
+  const auto bundle = OpenInstalled(manifest);
+  // One that is damaged or below the floors must not keep another from being installed.
+  if (!bundle.ok()) return bundle.status().exit_status() == 7 ? bundle.status() : Status::Ok();
+  MOEPACK_ASSIGN_OR_RETURN(const verify::RollbackState state, store_.Read());
+  const verify::RollbackState next = Raised(state, **bundle);
+  if (next == state) return Status::Ok();
+  MOEPACK_RETURN_IF_ERROR(env_.SyncDirectory(root_));  // `active` before the floors, as in Confirm
+  return store_.Commit(next);
+}
+
+Status Device::Store(const verify::VerifiedBundle& bundle, const RandomAccessFile& source, InstallReport* report) {
+  std::vector<InstalledChunk> chunks;
+  for (const Unit& unit : bundle.dense().units) MOEPACK_RETURN_IF_ERROR(WriteUnit(bundle, unit, &chunks, report));
+  for (const ExpertTable& table : bundle.experts()) {
+    for (const Unit& unit : table.units) MOEPACK_RETURN_IF_ERROR(WriteUnit(bundle, unit, &chunks, report));
   }
+  // Also the names of chunks that were there: a killed process may have left them unsynced.
+  MOEPACK_RETURN_IF_ERROR(env_.SyncDirectory(ChunkDirectory()));
+  // The layout has been checked: chunks rise, and the first one follows the last blob.
+  Bytes head(chunks.front().offset);
+  MOEPACK_RETURN_IF_ERROR(source.Read(0, head));
+  return WriteFileAtomically(env_, RecordPath(report->manifest_digest),
+                             SerializeRecord(chunks, bundle.manifest().file_bytes, head));
+}
+
+Result<InstallReport> Device::Install(std::unique_ptr<RandomAccessFile> file, ThreadPool& pool, Progress& progress) {
+  const Result<std::optional<Active>> found = ReadActive();
+  if (!found.ok() && found.status().code() != ErrorCode::kTrustRecord) return found.status();
+  const std::optional<Active> active = found.ok() ? *found : std::nullopt;  // the floors hold without it
+  if (active.has_value() && !active->on_trial) MOEPACK_RETURN_IF_ERROR(FinishConfirm(active->current));
   MOEPACK_ASSIGN_OR_RETURN(const verify::TrustPolicy policy, Policy());
   const RandomAccessFile& source = *file;  // the bundle keeps it
   MOEPACK_ASSIGN_OR_RETURN(const auto bundle, verify::VerifiedBundle::Open(std::move(file), policy));
   InstallReport report;
   report.manifest_digest = bundle->manifest_digest();
-  if (active.has_value() && active->current == report.manifest_digest) {
-    return Status(ErrorCode::kPolicy, "the bundle is in use already");
+  report.in_use_already = active.has_value() && active->current == report.manifest_digest;
+  if (active.has_value() && active->on_trial && !report.in_use_already) {
+    return Status(ErrorCode::kPolicy, "a bundle is on trial; confirm it or roll it back first");
   }
-  std::vector<InstalledChunk> chunks;
-  for (const Unit& unit : bundle->dense().units) MOEPACK_RETURN_IF_ERROR(WriteUnit(*bundle, unit, &chunks, &report));
-  for (const ExpertTable& table : bundle->experts()) {
-    for (const Unit& unit : table.units) MOEPACK_RETURN_IF_ERROR(WriteUnit(*bundle, unit, &chunks, &report));
-  }
-  // The layout has been checked: chunks rise, and the first one follows the last blob.
-  Bytes head(chunks.front().offset);
-  MOEPACK_RETURN_IF_ERROR(source.Read(0, head));
-  MOEPACK_RETURN_IF_ERROR(WriteFileAtomically(env_, RecordPath(report.manifest_digest),
-                                              SerializeRecord(chunks, bundle->manifest().file_bytes, head)));
+  MOEPACK_RETURN_IF_ERROR(Store(*bundle, source, &report));
   MOEPACK_ASSIGN_OR_RETURN(const auto installed, OpenInstalled(report.manifest_digest));
   MOEPACK_RETURN_IF_ERROR(installed->VerifyAll(pool, progress));
+  if (report.in_use_already) {
+    MOEPACK_RETURN_IF_ERROR(env_.SyncDirectory(root_));
+    return report;
+  }
   Active next;
   next.current = report.manifest_digest;
   next.on_trial = true;
@@ -171,13 +240,10 @@ Status Device::Confirm() {
   MOEPACK_ASSIGN_OR_RETURN(const auto bundle, OpenInstalled(active->current));
   // First that it stays, then the floor: the other way round a power cut between them could leave a bundle on trial whose
   // way back is closed.
-  if (active->on_trial) MOEPACK_RETURN_IF_ERROR(WriteActive({active->current, std::nullopt, false}));
-  MOEPACK_ASSIGN_OR_RETURN(verify::RollbackState state, store_.Read());
-  verify::RollbackState next = state;
-  next.root_version = std::max(state.root_version, anchor_.root_version);
-  next.key_epoch = bundle->manifest().key_epoch;
-  next.security_counter = bundle->manifest().security_counter;
-  return next == state ? Status::Ok() : store_.Commit(next);
+  MOEPACK_RETURN_IF_ERROR(active->on_trial ? WriteActive({active->current, std::nullopt, false})
+                                           : env_.SyncDirectory(root_));
+  MOEPACK_ASSIGN_OR_RETURN(const verify::RollbackState state, store_.Read());
+  return store_.Commit(Raised(state, *bundle));
 }
 
 Status Device::Rollback() {
@@ -203,6 +269,18 @@ Status Device::RemoveOthers(const std::string& directory, const std::vector<std:
   return env_.SyncDirectory(directory);
 }
 
+Status Device::RemoveTemporaries(const std::string& directory, GcReport* report) {
+  MOEPACK_ASSIGN_OR_RETURN(const bool exists, env_.IsDirectory(directory));
+  if (!exists) return Status::Ok();
+  MOEPACK_ASSIGN_OR_RETURN(const std::vector<std::string> names, env_.List(directory));
+  for (const std::string& name : names) {
+    if (!IsTemporaryName(name)) continue;
+    MOEPACK_RETURN_IF_ERROR(env_.Remove(JoinPath(directory, name)));
+    ++report->files_removed;
+  }
+  return env_.SyncDirectory(directory);
+}
+
 Result<GcReport> Device::CollectGarbage() {
   MOEPACK_ASSIGN_OR_RETURN(const std::optional<Active> active, ReadActive());
   std::vector<DigestBytes> bundles;
@@ -219,9 +297,14 @@ Result<GcReport> Device::CollectGarbage() {
   std::sort(records.begin(), records.end());
   std::sort(chunk_files.begin(), chunk_files.end());
   GcReport report;
+  // Before anything goes that an earlier `active` needs: a killed process may have left the new one unsynced.
+  MOEPACK_RETURN_IF_ERROR(env_.SyncDirectory(root_));
   // Records first: one without its chunks would look installed.
   MOEPACK_RETURN_IF_ERROR(RemoveOthers(BundleDirectory(), records, &report));
   MOEPACK_RETURN_IF_ERROR(RemoveOthers(ChunkDirectory(), chunk_files, &report));
+  for (const std::string& directory : {root_, StatePath(root_)}) {
+    MOEPACK_RETURN_IF_ERROR(RemoveTemporaries(directory, &report));
+  }
   return report;
 }
 

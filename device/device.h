@@ -1,16 +1,20 @@
 // Installation on a device: a content store that keeps the bundle in use and the one on trial, and loses neither to a power
-// cut. One thread and one process at a time on a folder.
+// cut. One thread and one process at a time change a folder: `moepack device` holds a lock on ROOT while it does.
 //
 //   ROOT/anchor.trust       whom the device trusts (format/SPEC.md, section 13)
 //   ROOT/chunks/ID-STORED   stored bytes of a chunk, by its identity; bundles share them
 //   ROOT/bundles/MANIFEST   record of an installed bundle, by the digest of its manifest (device/installed_file.h)
+//   ROOT/state/             the rollback store, when it is the file-based one (device/file_store.h)
 //   ROOT/active             which bundle is in use, whether it is on trial, and which one to return to
 //
-// Every file appears complete or not at all (temporary file, sync, rename, sync of the folder). `active` is written last, so
-// that its rename is what activates a bundle. The floors of the rollback store rise when a bundle is confirmed, not before,
+// Every file appears complete or not at all (temporary file, sync, rename, sync of the folder). A process that is killed
+// between rename and sync leaves a file that everybody sees and a power cut takes away: who builds on a file that it did not
+// write syncs the folder first. The anchor is written last of a provisioning, `active` last of an installation, so that
+// their renames are what counts. The floors of the rollback store rise when a bundle is confirmed, not before,
 // so that the way back stays open while it is on trial.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -35,6 +39,7 @@ struct InstallReport {
   DigestBytes manifest_digest{};
   uint64_t chunks = 0, chunks_written = 0;  // distinct chunks of the bundle; those that were not in the store
   uint64_t bytes_written = 0;
+  bool in_use_already = false;  // then it was checked and repaired, and is on trial or confirmed as before
 };
 
 struct GcReport {
@@ -43,21 +48,29 @@ struct GcReport {
 
 class Device {
  public:
-  // Makes the folders and puts the anchor there, after OpenAnchor. kPolicy when there is an anchor already.
-  static Status Provision(Env& env, const std::string& root, ByteSpan anchor);
-  // Reads the anchor. `env` and `store` must outlive the device. kNotFound, kTrustRecord, and the codes of OpenAnchor.
+  // Makes the rollback store of a new device, with the anchor's floors. Repeatable: it meets what a call before left.
+  using MakeStore = std::function<Status(const TrustAnchor& anchor)>;
+  // Makes the folders and the store, then puts the anchor there, which is what provisions the device: without it the same
+  // again starts afresh. kPolicy when there is an anchor already; codes of OpenAnchor and of `make_store`.
+  static Status Provision(Env& env, const std::string& root, ByteSpan anchor, const MakeStore& make_store);
+  static Result<bool> IsProvisioned(Env& env, const std::string& root);
+  // Reads the anchor. `env` and `store` must outlive the device. kNotFound, kTrustRecord, and the codes of OpenAnchor;
+  // kRollback for an anchor older than one that the store has seen.
   static Result<std::unique_ptr<Device>> Open(Env& env, const std::string& root, verify::RollbackStore& store);
 
   // Verifies the bundle against anchor and floors, brings what the store lacks of it to the disk, opens and checks it there
-  // down to its last byte, and puts it on trial. kPolicy while another one is on trial or when it is in use already; codes
-  // of verification; kMalformed for a chunk without its identity; kNoSpace, kAccess: the bundle in use stays.
+  // down to its last byte, and puts it on trial. The bundle in use is repaired by that, and stays on trial or confirmed as
+  // it was. A damaged `active` counts as none. Finishes a Confirm that was cut off before it raised the floors, unless the
+  // bundle in use is too damaged to be opened. kPolicy while another one is on trial; codes of verification; kMalformed for
+  // a chunk without its identity; kNoSpace, kAccess: the bundle in use stays.
   Result<InstallReport> Install(std::unique_ptr<RandomAccessFile> bundle, ThreadPool& pool, Progress& progress);
-  // The bundle on trial is good: it stays, and the floors rise to it. Fine when nothing is on trial; then it finishes what a
-  // power cut may have left of the last Confirm. kPolicy when nothing is installed.
+  // The bundle on trial is good: it stays, and the floors rise to it. Fine when nothing is on trial; then it finishes what
+  // may be left of the last Confirm after a power cut (the next Install does so too). kPolicy when nothing is installed.
   Status Confirm();
   // Back from the bundle on trial to the one before it, or to none. kRollback when nothing is on trial.
   Status Rollback();
-  // Removes what neither the bundle in use nor the one to return to needs. Errors of opening these stop it.
+  // Removes what neither the bundle in use nor the one to return to needs, and temporary files that a killed process left
+  // in ROOT and ROOT/state. Errors of opening these bundles stop it.
   Result<GcReport> CollectGarbage();
 
   // Nothing when no bundle is installed. kTrustRecord when the record is damaged.
@@ -76,11 +89,17 @@ class Device {
   Result<verify::TrustPolicy> Policy() const;
   Result<std::unique_ptr<verify::VerifiedBundle>> OpenInstalled(const DigestBytes& manifest) const;
   Status WriteActive(const Active& active);
+  // `state` with the floors that confirming `bundle` gives.
+  verify::RollbackState Raised(verify::RollbackState state, const verify::VerifiedBundle& bundle) const;
+  Status FinishConfirm(const DigestBytes& manifest);
+  // Chunks and record of `bundle`, whose file is `source`.
+  Status Store(const verify::VerifiedBundle& bundle, const RandomAccessFile& source, InstallReport* report);
   Status WriteUnit(const verify::VerifiedBundle& bundle, const Unit& unit, std::vector<InstalledChunk>* chunks,
                    InstallReport* report);
   // True when the store has exactly these bytes under the chunk's name.
   Result<bool> HasChunk(const InstalledChunk& chunk) const;
   Status RemoveOthers(const std::string& directory, const std::vector<std::string>& keep, GcReport* report);
+  Status RemoveTemporaries(const std::string& directory, GcReport* report);
 
   Env& env_;
   const std::string root_;

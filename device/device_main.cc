@@ -1,11 +1,16 @@
 // moepack device: installs bundles on a device and keeps the way back open until they have shown that they work.
+#include <fcntl.h>
+#include <sys/file.h>
 #include <sys/random.h>
+#include <unistd.h>
 
+#include <cerrno>
 #include <cstdio>
-#include <cstring>
 
 #include "base/cli/cli.h"
+#include "base/outputs.h"
 #include "device/device.h"
+#include "device/file_store.h"
 
 namespace moepack {
 namespace {
@@ -14,8 +19,27 @@ namespace po = boost::program_options;
 
 constexpr uint64_t kMaxAnchorBytes = kEnvelopeBytes + kMaxManifestBytes;
 
-std::string KeyPath(const std::string& root) { return JoinPath(root, "rollback.key"); }
-std::string StatePath(const std::string& root) { return JoinPath(root, "state"); }
+// Holds the folder for one process that changes it, until the process ends or the object goes.
+class FolderLock {
+ public:
+  FolderLock() = default;
+  ~FolderLock() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+  FolderLock(const FolderLock&) = delete;
+  FolderLock& operator=(const FolderLock&) = delete;
+  // Does not wait. kAccess when another process holds the folder; kNotFound.
+  Status Take(const std::string& root) {
+    fd_ = ::open(root.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd_ < 0) return ErrnoStatus(root, "open");
+    if (::flock(fd_, LOCK_EX | LOCK_NB) == 0) return Status::Ok();
+    if (errno != EWOULDBLOCK) return ErrnoStatus(root, "lock");
+    return Status(ErrorCode::kAccess, root + ": another 'moepack device' is changing it; try again when it has finished");
+  }
+
+ private:
+  int fd_ = -1;
+};
 
 // A device opened with the file-based rollback store in its folder.
 struct Opened {
@@ -24,17 +48,14 @@ struct Opened {
 };
 
 Result<Opened> OpenDevice(const std::string& root) {
-  verify::FileRollbackStore::Key key{};
-  MOEPACK_ASSIGN_OR_RETURN(const Bytes bytes, ReadFile(PosixEnv(), KeyPath(root), key.size()));
-  if (bytes.size() != key.size()) return Status(ErrorCode::kTrustRecord, KeyPath(root) + ": expected 32 bytes");
-  std::copy(bytes.begin(), bytes.end(), key.begin());
+  MOEPACK_ASSIGN_OR_RETURN(const verify::FileRollbackStore store, device::OpenFileStore(PosixEnv(), root));
   Opened out;
-  out.store = std::make_unique<verify::FileRollbackStore>(PosixEnv(), StatePath(root), key);
+  out.store = std::make_unique<verify::FileRollbackStore>(store);
   MOEPACK_ASSIGN_OR_RETURN(out.device, device::Device::Open(PosixEnv(), root, *out.store));
   return out;
 }
 
-Status Provision(const cli::Command& command, const std::string& root) {
+Status Provision(const cli::Command& command, const std::string& root, FolderLock& lock) {
   MOEPACK_RETURN_IF_ERROR(command.Require("trust"));
   MOEPACK_ASSIGN_OR_RETURN(const Bytes file, ReadFile(PosixEnv(), command.Get<std::string>("trust"), kMaxAnchorBytes));
   MOEPACK_ASSIGN_OR_RETURN(const TrustAnchor anchor, verify::OpenAnchor(file));
@@ -42,10 +63,11 @@ Status Provision(const cli::Command& command, const std::string& root) {
   if (::getrandom(key.data(), key.size(), 0) != static_cast<ssize_t>(key.size())) {
     return Status(ErrorCode::kAccess, "the system gives no random numbers");
   }
-  MOEPACK_RETURN_IF_ERROR(device::Device::Provision(PosixEnv(), root, file));
-  MOEPACK_RETURN_IF_ERROR(WriteFileAtomically(PosixEnv(), KeyPath(root), key));
-  const verify::RollbackState state = {anchor.root_version, anchor.key_epoch, anchor.minimum_security_counter, 0};
-  MOEPACK_RETURN_IF_ERROR(verify::FileRollbackStore::Create(PosixEnv(), StatePath(root), key, state));
+  const auto make_store = [&](const TrustAnchor& trusted) -> Status {
+    MOEPACK_RETURN_IF_ERROR(lock.Take(root));  // after the folder was made
+    return device::CreateFileStore(PosixEnv(), root, key, trusted);
+  };
+  MOEPACK_RETURN_IF_ERROR(device::Device::Provision(PosixEnv(), root, file, make_store));
   if (command.json()) cli::PrintJson({{"product", anchor.product}, {"root_version", anchor.root_version}});
   if (!command.json()) std::printf("%s: takes bundles of '%s'\n", root.c_str(), anchor.product.c_str());
   return Status::Ok();
@@ -65,9 +87,9 @@ Status Install(const cli::Command& command, const std::string& root) {
                     {"chunks_written", report.chunks_written},
                     {"bytes_written", report.bytes_written}});
   } else {
-    std::printf("on trial: %s, %llu of %llu chunks written, %s\n", manifest.c_str(),
-                static_cast<unsigned long long>(report.chunks_written), static_cast<unsigned long long>(report.chunks),
-                FormatBytes(report.bytes_written).c_str());
+    std::printf("%s: %s, %llu of %llu chunks written, %s\n", report.in_use_already ? "in use already" : "on trial",
+                manifest.c_str(), static_cast<unsigned long long>(report.chunks_written),
+                static_cast<unsigned long long>(report.chunks), FormatBytes(report.bytes_written).c_str());
   }
   return Status::Ok();
 }
@@ -132,7 +154,8 @@ Status Run(int argc, char** argv) {
   cli::Command command(
       {"moepack device",
        "Installs verified bundles in a content store: a bundle is on trial until it is confirmed, and a power cut\n"
-       "leaves the old or the new one. Verbs: provision, install, status, verify, confirm, rollback, gc.",
+       "leaves the old or the new one. Installing the bundle in use again repairs it. One command at a time changes ROOT.\n"
+       "Verbs: provision, install, status, verify, confirm, rollback, gc.",
        "VERB ROOT [BUNDLE] [--trust A.trust] [--json]",
        {"moepack device provision /var/lib/moepack --trust wren.trust", "moepack device install /var/lib/moepack wren.moeb",
         "moepack device confirm /var/lib/moepack"}});
@@ -144,7 +167,12 @@ Status Run(int argc, char** argv) {
   if (command.help_shown()) return Status::Ok();
   for (const char* name : {"VERB", "ROOT"}) MOEPACK_RETURN_IF_ERROR(command.Require(name));
   const std::string verb = command.Get<std::string>("VERB"), root = command.Get<std::string>("ROOT");
-  if (verb == "provision") return Provision(command, root);
+  FolderLock lock;
+  if (verb == "provision") return Provision(command, root, lock);
+  // Those that only read meet whole files, and must not stand in the way of the others.
+  if (verb == "install" || verb == "confirm" || verb == "rollback" || verb == "gc") {
+    MOEPACK_RETURN_IF_ERROR(lock.Take(root));
+  }
   if (verb == "install") return Install(command, root);
   if (verb == "status") return ShowStatus(command, root);
   if (verb == "confirm") return Change(command, root, &device::Device::Confirm);

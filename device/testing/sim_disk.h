@@ -13,15 +13,17 @@
 namespace moepack::testing {
 
 // Operations change what programs see at once, and queue effects for the disk: bytes of a file until it is synced, names of
-// a folder until the folder is synced. PowerCut(n) lets the first n operations through; all later ones fail and do nothing.
+// a folder (files and folders) until the folder is synced. PowerCut(n) lets the first n operations through; all later ones
+// fail and do nothing. PowerOn() instead goes on with what programs saw: the process was killed, the machine stayed on.
 // AfterPowerCut then builds a disk on which each queued effect has happened, not happened, or for bytes half happened, in
-// any combination: dropping earlier ones while keeping later ones is what reordering looks like. Folders themselves are
-// durable. One thread at a time.
+// any combination: dropping earlier ones while keeping later ones is what reordering looks like. What is in a folder that
+// was lost is lost too. One thread at a time.
 class SimDisk final : public Env {
  public:
   enum class Fate { kLost, kTorn, kDone };
 
   void PowerCut(uint64_t operations) { left_ = operations, limited_ = true; }
+  void PowerOn() { limited_ = false; }
   uint64_t operations() const { return operations_; }
   size_t pending() const { return pending_.size(); }
   bool IsData(size_t effect) const { return pending_[effect].data; }
@@ -29,13 +31,22 @@ class SimDisk final : public Env {
   // The disk that is found when the power is back. One fate for each pending effect.
   std::unique_ptr<SimDisk> AfterPowerCut(const std::vector<Fate>& fates) const {
     auto disk = std::make_unique<SimDisk>();
-    disk->folders_ = folders_;
+    disk->durable_folders_ = durable_folders_;
     disk->next_inode_ = next_inode_;
     disk->durable_names_ = durable_names_;
     disk->durable_bytes_ = durable_bytes_;
     for (size_t i = 0; i < pending_.size(); ++i) {
-      if (fates[i] != Fate::kLost) Apply(pending_[i], fates[i], &disk->durable_names_, &disk->durable_bytes_);
+      if (fates[i] != Fate::kLost) disk->Apply(pending_[i], fates[i]);
     }
+    std::erase_if(disk->durable_folders_, [&](const std::string& folder) {
+      for (std::string level = folder; level != "/"; level = DirectoryOf(level)) {
+        if (disk->durable_folders_.count(level) == 0) return true;
+      }
+      return false;
+    });
+    std::erase_if(disk->durable_names_,
+                  [&](const auto& name) { return disk->durable_folders_.count(DirectoryOf(name.first)) == 0; });
+    disk->folders_ = disk->durable_folders_;
     disk->names_ = disk->durable_names_;
     disk->bytes_ = disk->durable_bytes_;
     return disk;
@@ -70,7 +81,9 @@ class SimDisk final : public Env {
   }
   Status MakeDirectory(const std::string& path) override {
     MOEPACK_RETURN_IF_ERROR(Step(path));
-    for (std::string folder = path; folder.size() > 1; folder = DirectoryOf(folder)) folders_.insert(folder);
+    for (std::string folder = path; folders_.insert(folder).second; folder = DirectoryOf(folder)) {
+      pending_.push_back({false, 0, 0, {}, {}, folder});
+    }
     return Status::Ok();
   }
   Status Rename(const std::string& from, const std::string& to) override {
@@ -93,7 +106,8 @@ class SimDisk final : public Env {
   Status RemoveTree(const std::string& path) override { return Status(ErrorCode::kUnsupported, path); }
   Status SyncDirectory(const std::string& path) override {
     MOEPACK_RETURN_IF_ERROR(Step(path));
-    Settle([&](const Effect& e) { return !e.data && DirectoryOf(e.names.back().first) == path; });
+    Settle(
+        [&](const Effect& e) { return !e.data && DirectoryOf(e.folder.empty() ? e.names.back().first : e.folder) == path; });
     return Status::Ok();
   }
 
@@ -103,6 +117,7 @@ class SimDisk final : public Env {
     uint64_t inode = 0, offset = 0;
     Bytes bytes;
     std::vector<std::pair<std::string, uint64_t>> names;  // inode 0: the name goes
+    std::string folder{};                                 // that was made
   };
   using Names = std::map<std::string, uint64_t>;
   using Contents = std::map<uint64_t, Bytes>;
@@ -158,14 +173,15 @@ class SimDisk final : public Env {
     names_[path] = inode;
     pending_.push_back({false, inode, 0, {}, {{path, inode}}});
   }
-  static void Apply(const Effect& effect, Fate fate, Names* names, Contents* contents) {
+  void Apply(const Effect& effect, Fate fate) {
+    if (!effect.folder.empty()) durable_folders_.insert(effect.folder);
     for (const auto& [path, inode] : effect.names) {
-      if (inode == 0) names->erase(path);
-      if (inode != 0) (*names)[path] = inode, (*contents)[inode];
+      if (inode == 0) durable_names_.erase(path);
+      if (inode != 0) durable_names_[path] = inode, durable_bytes_[inode];
     }
     if (!effect.data) return;
     const size_t size = fate == Fate::kTorn ? effect.bytes.size() / 2 : effect.bytes.size();
-    Bytes& bytes = (*contents)[effect.inode];
+    Bytes& bytes = durable_bytes_[effect.inode];
     if (bytes.size() < effect.offset + size) bytes.resize(effect.offset + size, 0);
     std::copy_n(effect.bytes.begin(), size, bytes.begin() + static_cast<ptrdiff_t>(effect.offset));
   }
@@ -175,7 +191,7 @@ class SimDisk final : public Env {
     std::vector<Effect> rest;
     for (Effect& effect : pending_) {
       if (chosen(effect)) {
-        Apply(effect, Fate::kDone, &durable_names_, &durable_bytes_);
+        Apply(effect, Fate::kDone);
       } else {
         rest.push_back(std::move(effect));
       }
@@ -185,7 +201,7 @@ class SimDisk final : public Env {
 
   Names names_, durable_names_;
   Contents bytes_, durable_bytes_;
-  std::set<std::string> folders_;
+  std::set<std::string> folders_{"/"}, durable_folders_{"/"};
   std::vector<Effect> pending_;
   uint64_t next_inode_ = 1, operations_ = 0, left_ = 0;
   bool limited_ = false;

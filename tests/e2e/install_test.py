@@ -1,9 +1,11 @@
 """moepack device on the embedded model, killed at random moments: always the old or the new bundle, never neither.
 
 MOEPACK_KILLS sets how many kills (40)."""
+import fcntl
 import os
 import random
 import shutil
+import stat
 import subprocess
 import time
 
@@ -43,6 +45,52 @@ class Install(Case):
         self.assertEqual(self.device("verify").json()["manifest_sha256"], new_digest)
         self.device("install", old, expect=5)
         self.device("rollback", expect=5)
+
+    def test_key_is_private_and_half_a_provisioning_is_done_again(self):
+        half = self.dir / "half"
+        (half / "state").mkdir(parents=True)
+        (half / "rollback.key").write_bytes(bytes(32))
+        shutil.copy(self.root / "state" / "rollback.0", half / "state")
+        run("device", "status", half, expect=3)
+        mask = os.umask(0)
+        try:
+            run("device", "provision", half, "--trust", self.dir / "a.trust")
+        finally:
+            os.umask(mask)
+        for root in (self.root, half):
+            self.assertEqual(stat.S_IMODE((root / "rollback.key").stat().st_mode), 0o600)
+        self.assertEqual(run("device", "status", half, "--json").json(), self.device("status").json())
+        run("device", "provision", half, "--trust", self.dir / "a.trust", expect=5)
+
+    def test_one_process_changes_a_folder(self):
+        bundle, digest = self.pack("dir-i4g64", 8)
+        held = os.open(self.root, os.O_RDONLY)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            for verb in (["install", bundle], ["confirm"], ["rollback"], ["gc"]):
+                outcome = self.device(*verb, expect=7)
+                self.assertIn("another 'moepack device' is changing it", outcome.err)
+                self.assertEqual(outcome.out, "")
+            self.assertEqual(self.device("status").json()["manifest_sha256"], None)
+        finally:
+            os.close(held)
+        self.device("install", bundle)
+        self.device("confirm")
+
+    def test_repairs_that_messages_advise(self):
+        bundle, digest = self.pack("dir-i4g64", 8)
+        self.device("install", bundle)
+        self.device("confirm")
+        chunk = next((self.root / "chunks").iterdir())
+        chunk.write_bytes(bytes(chunk.stat().st_size))
+        self.device("verify", expect=4)
+        self.assertEqual(self.device("install", bundle).json()["chunks_written"], 1)
+        self.assertEqual(self.device("verify").json()["manifest_sha256"], digest)
+        self.assertFalse(self.device("status").json()["on_trial"])
+        (self.root / "active").write_bytes(b"?")
+        self.assertIn("install a bundle again", self.device("status", expect=4).err)
+        self.device("install", bundle)
+        self.assertEqual(self.device("confirm").json()["manifest_sha256"], digest)
 
     def test_kill_at_any_moment(self):
         old, old_digest = self.pack("dir-i4g64", 8)

@@ -35,7 +35,7 @@ Status Place(Env& env, const PendingFile& pending, std::vector<Placed>* placed) 
     MOEPACK_RETURN_IF_ERROR(env.Rename(pending.path, earlier));
     entry.earlier = earlier;
   }
-  const Status committed = pending.file->Commit();
+  Status committed = pending.file->Commit();
   // A Commit that failed may or may not have given the name.
   if (committed.ok() || exists) placed->push_back(std::move(entry));
   if (!committed.ok() && !exists && env.Exists(pending.path).ok() && *env.Exists(pending.path)) {
@@ -71,7 +71,7 @@ Status CommitTogether(Env& env, const std::vector<PendingFile>& files) {
   for (const PendingFile& pending : files) MOEPACK_RETURN_IF_ERROR(pending.file->Finish());
   std::vector<Placed> placed;
   for (const PendingFile& pending : files) {
-    const Status status = Place(env, pending, &placed);
+    Status status = Place(env, pending, &placed);
     if (status.ok()) continue;
     TakeBack(env, placed);
     return status;
@@ -103,7 +103,7 @@ Status ExchangeNames(Env& env, const std::string& a, const std::string& b) {
 Status ExchangeByRenames(Env& env, const std::string& a, const std::string& b) {
   MOEPACK_ASSIGN_OR_RETURN(const std::string aside, TemporaryPath(b));
   MOEPACK_RETURN_IF_ERROR(env.Rename(b, aside));
-  const Status status = env.Rename(a, b);
+  Status status = env.Rename(a, b);
   if (status.ok()) return env.Rename(aside, a);
   (void)env.Rename(aside, b);  // the first error is the one to report
   return status;

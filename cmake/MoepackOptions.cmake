@@ -39,6 +39,9 @@ if(MOEPACK_SANITIZE)
   add_compile_options(-fsanitize=${MOEPACK_SANITIZE} -fno-sanitize=vptr -fno-omit-frame-pointer -fno-sanitize-recover=all)
   add_link_options(-fsanitize=${MOEPACK_SANITIZE})
 endif()
+if(MOEPACK_FUZZ)
+  add_compile_options(-fsanitize=fuzzer-no-link)  # coverage of the libraries guides the fuzzer
+endif()
 if(MOEPACK_STATIC)
   # Device programs are small: what nothing calls is left out.
   add_compile_options(-ffunction-sections -fdata-sections)

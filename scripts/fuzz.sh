@@ -5,8 +5,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 seconds="${1:-600}"
 shift || true
 bash scripts/install-deps.sh --checks
-build_preset fuzz
 mapfile -t targets < <([ "$#" -gt 0 ] && printf '%s\n' "$@" || ls tests/fuzz/corpus)
+build_preset fuzz "${targets[@]/%/_fuzz}"
 mkdir -p build/fuzz/findings
 failed=0
 for target in "${targets[@]}"; do

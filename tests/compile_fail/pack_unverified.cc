@@ -2,9 +2,13 @@
 #include "runtime-min/tensor_packer.h"
 
 #ifdef MOEPACK_MISUSE
-auto Forge(const moepack::Bytes& bytes, moepack::runtime::WeightMemory* memory) {
+using Source = moepack::Bytes;
+#else
+using Source = moepack::PlainUnit;
+#endif
+
+auto Use(const Source& source, moepack::runtime::WeightMemory* memory) {
   moepack::UnitTensor tensor;
   uint64_t offset = 0;
-  return moepack::runtime::TensorPacker::Pack(tensor, bytes, &offset, memory);
+  return moepack::runtime::TensorPacker::Pack(tensor, source, &offset, memory);
 }
-#endif

@@ -228,3 +228,12 @@ class DiskFull(Case):
 
     def test_export(self):
         self.check(1 << 20, "export", WREN, "--gguf", "-o", self.dir / "w.gguf")
+
+    def test_export_onnx(self):
+        self.check(1 << 20, "export", WREN, "--onnx", "-o", self.dir / "w.onnx")
+
+    def test_device_logits(self):
+        self.check(65536, "run", "logits", WORK / "wren-i8g64.moeb", "--trust", TRUST, "--tokens", "1,2,3,4,5,6,7,8,9", "-o", self.dir / "l.f32")
+
+    def test_keygen(self):
+        self.check(0, "pack", "keygen", "-o", self.dir / "key.pem", "--trust", self.dir / "trust.json")

@@ -1,7 +1,7 @@
 """Every family: forward and runtime give the golden logits on float tensors."""
 import json
 
-from harness import FAMILIES, GOLDEN, TRUST, WORK, WREN, Case, floats, largest_difference, run
+from harness import CHECKPOINTS, GOLDEN, TRUST, WORK, WREN, Case, floats, largest_difference, run
 
 
 class Goldens(Case):
@@ -30,5 +30,5 @@ def family_case(family):
     return test
 
 
-for name in FAMILIES:
+for name in CHECKPOINTS:
     setattr(Goldens, f"test_{name}", family_case(name))

@@ -16,8 +16,7 @@ WREN = SOURCE / "examples/wren/model"
 TEXT = SOURCE / "examples/wren/text"
 GOLDEN = SOURCE / "tests/golden"
 TRUST = WORK / "trust.json"
-FAMILIES = ("qwen2_moe", "mixtral", "olmoe", "qwen3_moe", "granitemoe", "deepseek_v2", "gpt_oss", "llama4", "deepseek_v3",
-            "ernie4_5_moe", "glm4_moe", "lfm2_moe", "phimoe")
+CHECKPOINTS = sorted(path.parent.name for path in GOLDEN.glob("*/golden.json"))
 
 
 class Outcome:

@@ -1,7 +1,5 @@
 """The commands as CI pipelines use them: JSON, gates, plans that stay stable, resume after a kill."""
 import json
-import os
-import signal
 import subprocess
 import time
 
@@ -47,6 +45,19 @@ class Pipeline(Case):
         run("compress", WREN, "--profile", WORK / "wren.mprof", "--target-bpw", "4.5", "--like", first / "plan.json", "-o", second)
         self.assertEqual((first / "plan.json").read_text(), (second / "plan.json").read_text())
 
+    def test_like_changes_fewer_tensors(self):
+        """Under a budget that moved, a plan made with --like differs from the earlier one in fewer tensors."""
+        def plan(budget, name, *more):
+            run("compress", WREN, "--profile", WORK / "wren.mprof", "--target-bpw", budget, "-o", self.dir / name, *more)
+            return {t["name"]: t["codec"] for t in json.loads((self.dir / name / "plan.json").read_text())["tensors"]}
+
+        errors = ("--error-table", self.dir / "errors.json")
+        earlier, fresh = plan("4.5", "a", *errors), plan("4.3", "b", *errors)
+        like = plan("4.3", "c", *errors, "--like", self.dir / "a/plan.json")
+        changed = [sum(earlier[name] != codec for name, codec in other.items()) for other in (fresh, like)]
+        self.assertGreater(changed[0], 0)
+        self.assertLess(changed[1], changed[0])
+
     def test_dry_run_from_a_config_alone(self):
         report = run("compress", WREN / "config.json", "--codec", "i4g64", "--dry-run", "--json").json()
         real = run("compress", WREN, "--codec", "i4g64", "-o", self.dir / "full", "--json").json()
@@ -67,10 +78,14 @@ class Pipeline(Case):
         process = subprocess.Popen([str(BIN / "moepack"), *map(str, arguments), "-o", str(self.dir / "killed"), "-q"])
         while process.poll() is None and not list(partial.glob("block-001*")):
             time.sleep(0.02)
-        os.kill(process.pid, signal.SIGKILL)
+        self.assertIsNone(process.poll(), "ended before it was killed")
+        process.kill()
         process.wait()
-        if not (self.dir / "killed").exists():
-            run(*arguments, "-o", self.dir / "killed", "--resume")
+        done = {p.name: p.stat().st_ino for p in partial.glob("block-*")}
+        self.assertIn("block-000.moeu", done)
+        run(*arguments, "-o", self.dir / "killed", "--resume")
+        kept = {p.name: p.stat().st_ino for p in (self.dir / "killed").glob("block-*")}
+        self.assertEqual(done["block-000.moeu"], kept["block-000.moeu"], "the finished block was made again")
         names = {p.name for p in (self.dir / "whole").iterdir()}
         self.assertEqual(names, {p.name for p in (self.dir / "killed").iterdir()})
         for name in sorted(names):

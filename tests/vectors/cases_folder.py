@@ -1,27 +1,12 @@
 """The model folder before packing: R-8xx, and rules of other parts that it is read by."""
 import writer
-from vectors import FOLDER, add, put
+from vectors import FOLDER, add, hook, put
 
 CUT, TWICE, LIES, TRAVERSAL = "truncation", "duplicate names", "type or shape lies", "path traversal"
 FLIP, LAYOUT = "unsigned fields", "overlap, holes, polyglot"
 
 
-def after(change):
-    def edit(build):
-        build.after = change
-    return edit
-
-
-def records(change):
-    def edit(build):
-        build.records = change
-    return edit
-
-
-def files(change):
-    def edit(build):
-        build.files = change
-    return edit
+after, records, files = hook("after"), hook("records"), hook("files")
 
 
 def index(block, change):

@@ -3,7 +3,7 @@ import hashlib
 import struct
 
 import writer
-from vectors import OPEN, USE, VERIFY, add
+from vectors import OPEN, USE, VERIFY, add, hook
 from writer import KEY, SECOND_KEY, STRANGER, align
 
 L = 2**252 + 27742317777372353535851937790883648493
@@ -22,10 +22,7 @@ def envelope(at, data):
     return edit
 
 
-def whole_file(change):
-    def edit(build):
-        build.file = change
-    return edit
+whole_file = hook("file")
 
 
 def cut_to(size):

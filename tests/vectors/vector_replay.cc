@@ -64,7 +64,7 @@ Status ReadFolder(const std::string& path) {
 }
 
 Result<Bytes> ReadRecord(const std::string& path) {
-  return ReadFile(PosixEnv(), path, kEnvelopeBytes + kMaxManifestBytes + 1);
+  return ReadFile(PosixEnv(), path, kMaxTrustRecordBytes + 1);
 }
 
 // `fields` holds what is behind the two paths.

@@ -59,3 +59,12 @@ def both(*edits):
         for step in edits:
             step(build)
     return edit
+
+
+def hook(attribute):
+    """Makes of a change the edit that sets build.ATTRIBUTE to it: the writer calls it where it makes that part."""
+    def of(change):
+        def edit(build):
+            setattr(build, attribute, change)
+        return edit
+    return of

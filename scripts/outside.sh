@@ -21,21 +21,16 @@ check_onnx() {
 }
 
 check_gguf() {
-  if [ ! -x "$work/llama/build/bin/llama-perplexity" ]; then
-    (cd "$work" && npm pack --silent node-llama-cpp@3.22.1 >/dev/null && tar xzf node-llama-cpp-3.22.1.tgz package/llama/gitRelease.bundle)
-    [ -d "$work/llama" ] || git clone -q "$work/package/llama/gitRelease.bundle" "$work/llama"
-    # No GGML_NATIVE: some machines advertise AMX and trap on it.
-    cmake -S "$work/llama" -B "$work/llama/build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON \
-      -DGGML_F16C=ON -DGGML_BMI2=ON -DLLAMA_CURL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_UI=OFF >/dev/null
-    cmake --build "$work/llama/build" --target llama-perplexity >"$work/llama.log" 2>&1
-  fi
-  "$moepack" export examples/wren/model --gguf -o "$work/wren.gguf" --quiet
-  say "llama.cpp on wren: perplexity of the full model must be 37.28"
-  local ppl
-  ppl=$("$work/llama/build/bin/llama-perplexity" -m "$work/wren.gguf" -f examples/wren/text/mixed.eval.txt -c 256 2>&1 |
-    sed -n 's/.*Final estimate: PPL = \([0-9.]*\).*/\1/p')
-  echo "perplexity $ppl"
-  awk -v p="$ppl" 'BEGIN { exit !(p > 37.27 && p < 37.29) }'
+  local bin type ppl
+  bin="$(python3 tests/bench/llama.py "$work" llama-perplexity)"
+  for type in f32 f16; do
+    "$moepack" export examples/wren/model --gguf --type "$type" -o "$work/wren-$type.gguf" --quiet
+    say "llama.cpp on wren in $type: perplexity of the full model must be 37.28"
+    ppl=$("$bin/llama-perplexity" -m "$work/wren-$type.gguf" -f examples/wren/text/mixed.eval.txt -c 256 2>&1 |
+      sed -n 's/.*Final estimate: PPL = \([0-9.]*\).*/\1/p')
+    echo "perplexity $ppl"
+    awk -v p="$ppl" 'BEGIN { exit !(p > 37.27 && p < 37.29) }'
+  done
 }
 
 for engine in "${@:-onnx gguf}"; do

@@ -87,6 +87,17 @@ class Cache:
         return result
 
 
+def byte_symbols():
+    """byte -> the printable character that stands for it in a byte-level vocabulary (GPT-2's)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    symbols, extra = {b: chr(b) for b in printable}, 256
+    for byte in range(256):
+        if byte not in symbols:
+            symbols[byte] = chr(extra)
+            extra += 1
+    return symbols
+
+
 def table(header, rows):
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     return "\n".join(lines + ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows])

@@ -4,22 +4,13 @@ import heapq
 
 import regex
 
+import bench_lib
+
 PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 
-def byte_symbols():
-    """GPT-2's printable stand-in of every byte."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    symbols, extra = {b: chr(b) for b in printable}, 256
-    for byte in range(256):
-        if byte not in symbols:
-            symbols[byte] = chr(extra)
-            extra += 1
-    return symbols
-
-
-SYMBOLS = byte_symbols()
+SYMBOLS = bench_lib.byte_symbols()
 
 
 def pieces(text):

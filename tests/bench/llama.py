@@ -1,18 +1,21 @@
 """llama.cpp as a peer: got from the npm package node-llama-cpp, built without AMX, measured on a GGUF file.
 
+    python3 tests/bench/llama.py WORK PROGRAM...    builds the programs under WORK and prints their folder
+
 Its KLD tool stores the full model's log-probabilities in 16 bits: a KLD below about 0.0003 is noise of that file."""
 import pathlib
 import re
 import struct
+import sys
 
 import bench_lib
 from bench_lib import CTX, digest, run
 
 PACKAGE = "node-llama-cpp@3.22.1"
 # AMX is advertised on some virtual machines and traps; so GGML_NATIVE, which would use it, is off.
-FLAGS = ("-DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=OFF -DGGML_AVX512=ON -DGGML_AVX512_VNNI=ON -DGGML_AVX512_VBMI=ON -DGGML_AVX512_BF16=ON "
-         "-DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON -DLLAMA_CURL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_SERVER=OFF "
-         "-DLLAMA_BUILD_UI=OFF").split()
+FLAGS = ("-DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON -DLLAMA_CURL=OFF "
+         "-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_UI=OFF").split()
+AVX512_FLAGS = "-DGGML_AVX512=ON -DGGML_AVX512_VNNI=ON -DGGML_AVX512_VBMI=ON -DGGML_AVX512_BF16=ON".split()
 PROGRAMS = ("llama-quantize", "llama-imatrix", "llama-perplexity")
 TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "IQ4_XS", "Q3_K_M", "IQ3_XXS", "Q2_K", "IQ2_XS", "IQ2_XXS")
 # ggml_type: name, weights a block, bytes a block (ggml.h, ggml-common.h).
@@ -32,7 +35,8 @@ def build(work, programs=PROGRAMS):
         archive = run("npm", "pack", "--silent", PACKAGE, cwd=work).strip().splitlines()[-1]
         run("tar", "xzf", archive, "package/llama/gitRelease.bundle", cwd=work)
         run("git", "clone", "--quiet", "package/llama/gitRelease.bundle", source, cwd=work)
-    run("cmake", "-B", source / "build", "-S", source, "-G", "Ninja", *FLAGS)
+    has_avx512 = {"avx512vbmi", "avx512_vnni", "avx512_bf16"} <= set(pathlib.Path("/proc/cpuinfo").read_text().split())
+    run("cmake", "-B", source / "build", "-S", source, "-G", "Ninja", *FLAGS, *(AVX512_FLAGS if has_avx512 else ()))
     run("ninja", "-C", source / "build", *programs)
     return bin_dir
 
@@ -79,7 +83,10 @@ def tensor_bytes(path):
 
 def parse_kld(text):
     def number(pattern):
-        return float(re.search(pattern + r"\s*:\s*([-0-9.]+)", text)[1])
+        found = re.search(pattern + r"\s*:\s*([-0-9.]+)", text)
+        if not found:
+            raise bench_lib.Failed(1, f"no {pattern} in what llama-perplexity printed:\n{text[-4000:]}")
+        return float(found[1])
     return {"ppl": number(r"Mean PPL\(Q\)"), "ppl_base": number(r"Mean PPL\(base\)"), "kld_mean": number(r"Mean\s+KLD"),
             "kld_median": number(r"Median\s+KLD"), "kld_p99": number(r"99\.0%\s+KLD"), "same_top1": number(r"Same top p") / 100}
 
@@ -126,3 +133,7 @@ class Llama:
             resident, by_type = tensor_bytes(path)
             return {**result, "bytes": path.stat().st_size, "bytes_resident": resident, "types": by_type}
         return self.cache.get([*self.key, kind, text.name], make)
+
+
+if __name__ == "__main__":
+    print(build(pathlib.Path(sys.argv[1]).resolve(), sys.argv[2:] or PROGRAMS))

@@ -32,7 +32,7 @@ def verdict(ratio, limit):
 
 
 def column_table(peers, results, which):
-    """One column of the issue's table. which: 0 stored, 1 resident."""
+    """The table of one column. which: 0 stored, 1 resident."""
     field = ("bytes", "bytes_resident")[which]
     name = ("file bytes", "tensor bytes")[which]
     rows = []

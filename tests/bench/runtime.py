@@ -12,12 +12,12 @@ import os
 import pathlib
 import re
 import statistics
-import subprocess
 import sys
 
+import bench_lib
 import llama
+from bench_lib import ROOT, run
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 BUILD = ROOT / "build/release"
 MOEPACK = BUILD / "bin/moepack"
 OUT = ROOT / "docs/results/runtime.md"
@@ -26,34 +26,27 @@ KERNEL_CODECS = "i8g64,i6g64,i5g64,i4g64,i4mg64,i4mg32,i3g64,i3mg64,i2mg32,bf16"
 THREADS, PROMPT, DECODE = 2, 512, 64
 
 
-def call(*args):
-    result = subprocess.run([*map(str, args)], capture_output=True, text=True)
-    if result.returncode != 0:
-        sys.exit(f"{' '.join(map(str, args))}\n{result.stderr[-2000:]}")
-    return result.stdout
-
-
 def prepare(work, peer_bin, pairs):
     work.mkdir(parents=True, exist_ok=True)
     model, key = work / "olmoe", work / "key.pem"
     if not model.exists():
-        call(sys.executable, ROOT / "tests/bench/olmoe_shape.py", model)
+        run(sys.executable, ROOT / "tests/bench/olmoe_shape.py", model)
     if not key.exists():
-        call(MOEPACK, "pack", "keygen", "-o", key, "--trust", work / "trust.json")
+        run(MOEPACK, "pack", "keygen", "-o", key, "--trust", work / "trust.json")
     for codec, peer in pairs:
         bundle, gguf = work / f"{codec}.moeb", work / f"{peer}.gguf"
         if not bundle.exists():
-            call(MOEPACK, "compress", model, "--codec", codec, "-o", work / f"dir-{codec}")
-            call(MOEPACK, "pack", work / f"dir-{codec}", "--key", key, "--zstd-level", 1, "-o", bundle)
+            run(MOEPACK, "compress", model, "--codec", codec, "-o", work / f"dir-{codec}")
+            run(MOEPACK, "pack", work / f"dir-{codec}", "--key", key, "--zstd-level", 1, "-o", bundle)
         if not gguf.exists():
             if not (work / "f16.gguf").exists():
-                call(MOEPACK, "export", model, "--gguf", "--type", "f16", "-o", work / "f16.gguf")
-            call(peer_bin / "llama-quantize", work / "f16.gguf", gguf, peer, THREADS)
+                run(MOEPACK, "export", model, "--gguf", "--type", "f16", "-o", work / "f16.gguf")
+            run(peer_bin / "llama-quantize", work / "f16.gguf", gguf, peer, THREADS)
 
 
 def bench(work, codec, prompt, decode):
-    return json.loads(call(MOEPACK, "run", "bench", work / f"{codec}.moeb", "--trust", work / "trust.json", "--threads", THREADS,
-                           "--prompt-tokens", prompt, "-n", decode, "--repeats", 2, "--json"))
+    return json.loads(run(MOEPACK, "run", "bench", work / f"{codec}.moeb", "--trust", work / "trust.json", "--threads", THREADS,
+                           "--prompt-tokens", prompt, "-n", decode, "--repeats", 2, "--json", messages=False))
 
 
 def ours(work, codec):
@@ -65,14 +58,14 @@ def ours(work, codec):
 
 
 def theirs(work, peer, peer_bin):
-    report = json.loads(call(peer_bin / "llama-bench", "-m", work / f"{peer}.gguf", "-t", THREADS, "-p", PROMPT, "-n", DECODE, "-r", 1, "-o",
+    report = json.loads(run(peer_bin / "llama-bench", "-m", work / f"{peer}.gguf", "-t", THREADS, "-p", PROMPT, "-n", DECODE, "-r", 1, "-o",
                              "json"))
     rate = {("prefill" if run["n_prompt"] else "decode"): run["avg_ts"] for run in report}
     return {**rate, "bytes": report[0]["model_size"]}
 
 
 def bandwidth():
-    return json.loads(call(BUILD / "bench/kernel_bench", THREADS, "bandwidth"))["read_gb_per_s"]
+    return json.loads(run(BUILD / "bench/kernel_bench", THREADS, "bandwidth", messages=False))["read_gb_per_s"]
 
 
 def measure(work, peer_bin, pairs, rounds):
@@ -116,7 +109,7 @@ def speed_tables(samples, pairs):
 
 
 def kernel_table():
-    report = json.loads(call(BUILD / "bench/kernel_bench", THREADS, KERNEL_CODECS))
+    report = json.loads(run(BUILD / "bench/kernel_bench", THREADS, KERNEL_CODECS, messages=False))
     lines = ["| kernels | codec | decode GB/s | of the read limit | prefill Gop/s | of the dot limit |", "|---|---|---|---|---|---|"]
     for k in report["kernels"]:
         lines.append(f"| {k['isa']} | {k['codec']} | {k['decode_gb_per_s']:.1f} | {k['decode_gb_per_s'] / report['read_gb_per_s']:.2f} "
@@ -124,15 +117,6 @@ def kernel_table():
     peaks = {k["isa"]: k["dot_gop_per_s"] for k in report["kernels"]}
     limits = ", ".join(f"{isa} dots {peak:.0f} Gop/s" for isa, peak in peaks.items())
     return [f"Limits in this run: read {report['read_gb_per_s']:.1f} GB/s, {limits}.", "", *lines]
-
-
-def replace_section(text, name, lines):
-    """The part of the page between <!-- name --> and <!-- /name --> is written by this script."""
-    body = f"<!-- {name} -->\n" + "\n".join(lines) + f"\n<!-- /{name} -->"
-    marked = re.compile(f"<!-- {name} -->.*?<!-- /{name} -->", re.DOTALL)
-    if not marked.search(text):
-        sys.exit(f"{OUT}: no section {name}")
-    return marked.sub(lambda _: body, text)
 
 
 def processor():
@@ -157,8 +141,8 @@ def main():
         return
     kernels = kernel_table()
     print("\n".join(kernels))
-    text = replace_section(OUT.read_text(), "speed", [f"{processor()}, {THREADS} threads, medians of {options.rounds} rounds.", "", *speed])
-    OUT.write_text(replace_section(text, "kernels", kernels))
+    bench_lib.write_section(OUT, "speed", "\n".join([f"{processor()}, {THREADS} threads, medians of {options.rounds} rounds.", "", *speed]))
+    bench_lib.write_section(OUT, "kernels", "\n".join(kernels))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ Packages are fetched with apt-get download and unpacked, never installed. None o
 | header | linux-libc-dev | GPL-2 with the syscall note |"""
 import gzip
 import hashlib
-import pathlib
 import re
 import subprocess
 import unicodedata

@@ -17,6 +17,9 @@ import tempfile
 import unicodedata
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
+from bench_lib import byte_symbols  # noqa: E402
+
 HERE = Path(__file__).resolve().parent
 SOURCE = HERE.parent.parent
 TEXT = SOURCE / "examples/wren/text"
@@ -55,17 +58,6 @@ KINDS = {
     "deepseek_v3": sequence(*map(split, DEEPSEEK), byte_level(False)),
     "granite": sequence({"type": "Digits", "individual_digits": True}, byte_level(True)),
 }
-
-
-def alphabet():
-    """byte -> the character that stands for it in a byte-level vocabulary."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    out, following = {b: chr(b) for b in printable}, 256
-    for byte in range(256):
-        if byte not in out:
-            out[byte] = chr(following)
-            following += 1
-    return out
 
 
 def train(symbols, count):
@@ -129,7 +121,7 @@ def definition(vocabulary, merges, **rest):
 def definitions(corpus):
     rng = random.Random(3)
     sample = "".join(rng.sample(corpus, 900))[:40000]
-    letters = alphabet()
+    letters = byte_symbols()
     merges = train([letters[b] for b in sample.encode()], MERGES)
     vocabulary = list(dict.fromkeys([letters[b] for b in range(256)] + ["".join(m) for m in merges]))
     for name, pre in KINDS.items():

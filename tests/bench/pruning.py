@@ -1,31 +1,81 @@
 #!/usr/bin/env python3
-"""Half of the experts' weights removed, and a few experts at 3 bits or less. Needs a release build; run from anywhere:
+"""What removing weights costs on wren, and a few experts at 3 bits or less. Needs a release build; run from anywhere:
 
-    python3 tests/bench/sparse_and_few.py sparse   50 % and 2:4, plain, with compensation, and distilled
-    python3 tests/bench/sparse_and_few.py few      under 20 % of the experts at 3 and 2 bits, the rest in bf16; random ones as control
+    python3 tests/bench/pruning.py draws    MoE-Pruner, Wanda and magnitude at 50 % over 5 calibration draws
+    python3 tests/bench/pruning.py sparse   50 % and 2:4, plain, with compensation, and distilled
+    python3 tests/bench/pruning.py few      under 20 % of the experts at 3 and 2 bits, the rest in bf16; random ones as control
 
 Calibrates on *.calib.txt only and evaluates on mixed.eval.txt (chunks of 256 tokens, second half of each scored)."""
 import json
+import math
+import pathlib
 import random
 import statistics
 import struct
 import sys
 import tempfile
+import time
 
-from whole_path import DOMAINS, TEXT, Bench
+from bench_lib import CTX, ROOT, run, subjects
 
+WREN = subjects()["wren"]
+DRAWS = 5
 CONTROLS = 5
 SHARE = 0.2  # of the experts, not reached
 
 
+def moepack(*args):
+    return run(ROOT / "build/release/bin/moepack", *args, messages=False)
+
+
+class Bench:
+    def __init__(self, folder):
+        self.dir = pathlib.Path(folder)
+        moepack("pack", "keygen", "-o", self.dir / "key.pem", "--trust", self.dir / "trust.json")
+        moepack("logits", WREN.model, "--data", WREN.mixed_eval, "--ctx", CTX, "-o", self.dir / "base.f32")
+
+    def calibrate(self, name, texts, tokens):
+        out = self.dir / f"{name}.mprof"
+        moepack("calibrate", WREN.model, "--data", *texts, "--tokens", tokens, "-o", out)
+        return out
+
+    def evaluate(self, name, profile, recipe):
+        """Compresses by the recipe's text, packs, evaluates: the eval object with the seconds of compress."""
+        folder, bundle, path = (self.dir / (name + suffix) for suffix in ("", ".moeb", ".yaml"))
+        path.write_text(recipe)
+        start = time.monotonic()
+        moepack("compress", WREN.model, "--profile", profile, "--recipe", path, "-o", folder)
+        seconds = time.monotonic() - start
+        moepack("pack", folder, "--key", self.dir / "key.pem", "-o", bundle)
+        report = json.loads(moepack("run", "eval", bundle, "--trust", self.dir / "trust.json", "--base", self.dir / "base.f32", "--data",
+                                    WREN.mixed_eval, "--ctx", CTX, "--json"))
+        return {**report, "compress_seconds": seconds}
+
+
+def draw(bench, index):
+    """A profile of 16,384 tokens from a slice of every domain of its own."""
+    texts = []
+    for domain in WREN.domains:
+        text = WREN.calib(domain).read_text()
+        part = len(text) // DRAWS
+        path = bench.dir / f"draw{index}-{domain}.txt"
+        path.write_text(text[index * part:(index + 1) * part])
+        texts.append(f"{domain}={path}")
+    return bench.calibrate(f"draw{index}", texts, 16384)
+
+
+def draws(bench):
+    profiles = [draw(bench, i) for i in range(DRAWS)]
+    print(f"| method, 50 % of every row of every expert matrix | mean KLD over {DRAWS} draws | standard error | draws |\n|---|---|---|---|")
+    for method in ("moe-pruner", "wanda", "magnitude"):
+        recipe = f"version: 1\ndefaults:\n  codec: bf16\nprune:\n  method: {method}\n  sparsity: 0.5\ngptq: false\n"
+        klds = [bench.evaluate(f"{method}-{i}", profile, recipe)["kld_mean"] for i, profile in enumerate(profiles)]
+        error = statistics.stdev(klds) / math.sqrt(DRAWS)
+        print(f"| {method} | {statistics.mean(klds):.5f} | {error:.5f} | {', '.join(f'{k:.5f}' for k in klds)} |", flush=True)
+
+
 def calibrate(bench):
-    return bench.calibrate("all", [f"{d}={TEXT / d}.calib.txt" for d in DOMAINS], 200000)
-
-
-def row(bench, name, profile, recipe):
-    path = bench.dir / f"{name}.yaml"
-    path.write_text(recipe)
-    return bench.evaluate(name, "--profile", profile, "--recipe", path)
+    return bench.calibrate("all", [f"{d}={WREN.calib(d)}" for d in WREN.domains], 200000)
 
 
 def sparse(bench):
@@ -36,7 +86,7 @@ def sparse(bench):
         lost = None
         for method, keys in (("removed", "gptq: false\n"), ("others make up for it", ""), ("distilled", "distill: {}\n")):
             recipe = f"version: 1\ndefaults:\n  codec: bf16\nprune:\n  {prune}\n{keys}"
-            r = row(bench, f"{prune[:2]}-{method[:3]}", profile, recipe)
+            r = bench.evaluate(f"{prune[:2]}-{method[:3]}", profile, recipe)
             lost = lost or 1 - r["same_top1"]
             print(f"| {pattern} | {method} | {r['kld_mean']:.5f} | {100 * r['same_top1']:.2f} % | {100 * (1 - (1 - r['same_top1']) / lost):.0f} % "
                   f"| {100 * r['top1_accuracy']:.2f} % | {100 * r['top1_accuracy'] / r['top1_accuracy_base']:.2f} % | {r['ppl']:.3f} "
@@ -74,7 +124,7 @@ def few(bench):
         for i, chosen in enumerate([least, *controls]):
             names = "|".join(f"layers\\.{t}\\.experts\\.{e}" for t, e in chosen)
             recipe = f"version: 1\ndefaults: {{codec: bf16}}\nrules:\n  - match: '({names})\\..*'\n    codec: {codec}\n"
-            reports.append(row(bench, f"{codec}-{i}", profile, recipe))
+            reports.append(bench.evaluate(f"{codec}-{i}", profile, recipe))
         for title, group in (("least output", reports[:1]), (f"at random, mean of {CONTROLS}", reports[1:])):
             mean = {key: statistics.mean(r[key] for r in group) for key in ("kld_mean", "same_top1", "ppl", "ppl_base")}
             print(f"| {codec} | {title} | {mean['kld_mean']:.6f} | {100 * mean['same_top1']:.2f} % | {mean['ppl']:.4f} "
@@ -82,7 +132,7 @@ def few(bench):
 
 
 if __name__ == "__main__":
-    runs = {"sparse": sparse, "few": few}
+    runs = {"draws": draws, "sparse": sparse, "few": few}
     if len(sys.argv) != 2 or sys.argv[1] not in runs:
         sys.exit(__doc__)
     with tempfile.TemporaryDirectory(prefix="moepack-bench-") as scratch:

@@ -33,7 +33,7 @@ struct DivergenceReport {
   double ppl = 0, ppl_base = 0;
   double ln_ratio_stderr = 0;  // standard error of ln(ppl / ppl_base)
   double kld_mean = 0, kld_stderr = 0, kld_median = 0, kld_p90 = 0, kld_p95 = 0, kld_p99 = 0, kld_p999 = 0, kld_max = 0;
-  double same_top1 = 0;                      // share 0..1
+  double same_top1 = 0;  // share 0..1
   // Next-token accuracy: share of targets that the compressed and the full model find most likely.
   double top1_accuracy = 0, top1_accuracy_base = 0;
   double delta_p_mean = 0, delta_p_rms = 0;  // of the target token's probability

@@ -251,7 +251,7 @@ Status Run(int argc, char** argv) {
                         "MODEL|DIR|BUNDLE [--trust T.json] [--json]",
                         {"moepack inspect examples/wren/model", "moepack inspect wren.moeb --trust trust.json --json"}});
   command.Positional("PATH");
-  command.options().add_options()("trust", po::value<std::string>(), "trust file (T.json) for a bundle");
+  command.options().add_options()("trust", po::value<std::string>(), "trust file (T.json) or anchor for a bundle");
   MOEPACK_RETURN_IF_ERROR(command.Parse(argc, argv));
   if (command.help_shown()) return Status::Ok();
   MOEPACK_ASSIGN_OR_RETURN(const Inspection inspection, Inspect(command));

@@ -105,7 +105,7 @@ Result<TrustPolicy> ReadTrustJson(Env& env, const std::string& path) {
 }
 
 Result<TrustPolicy> ReadTrust(Env& env, const std::string& path) {
-  const Result<Bytes> bytes = ReadFile(env, path, kEnvelopeBytes + kMaxManifestBytes + 1);
+  const Result<Bytes> bytes = ReadFile(env, path, kMaxTrustRecordBytes);
   if (!bytes.ok() && bytes.status().code() == ErrorCode::kLimit) {
     return Status(ErrorCode::kTrustRecord, bytes.status().message());
   }

@@ -12,7 +12,8 @@ namespace moepack::verify {
 
 // kNotFound, kTrustRecord (names the field).
 Result<TrustPolicy> ReadTrustJson(Env& env, const std::string& path);
-// What --trust names: T.json, or a trust anchor (verify/trust_anchor.h), told apart by the anchor's magic. The codes of both.
+// What --trust names: T.json, or a trust anchor (verify/trust_anchor.h), told apart by the anchor's magic. The codes of
+// both.
 Result<TrustPolicy> ReadTrust(Env& env, const std::string& path);
 std::string WriteTrustJson(const TrustPolicy& policy);
 

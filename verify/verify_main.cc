@@ -88,7 +88,7 @@ Status Run(int argc, char** argv) {
                         {"moepack verify out/wren.moeb --trust out/trust.json",
                          "moepack verify out/wren.moeb --trust out/trust.json --expert 0:3 --json"}});
   command.Positional("BUNDLE");
-  command.options().add_options()("trust", po::value<std::string>(), "trust file (T.json)")(
+  command.options().add_options()("trust", po::value<std::string>(), "trust file (T.json) or trust anchor")(
       "expert", po::value<std::string>(), "check this expert only, as TABLE:EXPERT");
   MOEPACK_RETURN_IF_ERROR(command.Parse(argc, argv));
   return command.help_shown() ? Status::Ok() : Verify(command);

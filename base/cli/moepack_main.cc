@@ -19,7 +19,7 @@ constexpr Verb kVerbs[] = {
     {"calibrate", "profile a model on text"},
     {"logits", "logits of the full model, or of a compressed folder"},
     {"compress", "profile and recipe into a compressed model folder"},
-    {"pack", "sign a compressed folder into a bundle; pack keygen, pack sign"},
+    {"pack", "sign a compressed folder into a bundle; pack keygen, sign, anchor, head"},
     {"verify", "check a bundle against a trust record"},
     {"device", "install, confirm, roll back bundles on a device"},
     {"run", "run generate, logits, bench or eval on a verified bundle"},

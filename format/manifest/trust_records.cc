@@ -153,7 +153,8 @@ Result<ChannelHead> ParseChannelHead(ByteSpan bytes) {
   out.manifest_digest = ReadDigest(message.manifest_digest());
   out.file_bytes = message.file_bytes();
   out.rollout_permille = message.rollout_permille();
-  if (!IsProductName(out.product) || !IsProductName(out.channel)) return Bad("product and channel must be 1 to 64 of [a-z0-9._-]");
+  if (!IsProductName(out.product) || !IsProductName(out.channel))
+    return Bad("product and channel must be 1 to 64 of [a-z0-9._-]");
   if (out.head_version == 0) return Bad("head_version must be at least 1");
   return out;
 }

@@ -16,6 +16,7 @@ namespace moepack {
 
 using PublicKey = std::array<uint8_t, 32>;  // Ed25519
 
+inline constexpr uint64_t kMaxTrustRecordBytes = kEnvelopeBytes + kMaxManifestBytes;  // of a signed record's file
 inline constexpr size_t kMaxRoleKeys = 16;
 inline constexpr uint32_t kFullRollout = 1000;  // permille
 

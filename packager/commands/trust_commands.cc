@@ -16,8 +16,6 @@ namespace po = boost::program_options;
 
 using Texts = std::vector<std::string>;
 
-constexpr uint64_t kMaxRecordBytes = kEnvelopeBytes + kMaxManifestBytes;
-
 Result<std::vector<SecretKey>> LoadKeys(const cli::Command& command, const char* option) {
   std::vector<SecretKey> keys;
   MOEPACK_ASSIGN_OR_RETURN(const Passphrase passphrase,
@@ -78,7 +76,7 @@ Status WriteAnchor(const cli::Command& command) {
   TrustAnchor previous;
   const bool rotation = command.Has("previous");
   if (rotation) {
-    MOEPACK_ASSIGN_OR_RETURN(const Bytes bytes, ReadFile(PosixEnv(), command.Get<std::string>("previous"), kMaxRecordBytes));
+    MOEPACK_ASSIGN_OR_RETURN(const Bytes bytes, ReadFile(PosixEnv(), command.Get<std::string>("previous"), kMaxTrustRecordBytes));
     MOEPACK_ASSIGN_OR_RETURN(previous, verify::OpenAnchor(bytes));
     anchor.root_version = previous.root_version + 1;
   }

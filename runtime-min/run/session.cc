@@ -60,7 +60,7 @@ std::string Number(const std::optional<double>& value, int decimals, const char*
 
 void AddSessionOptions(cli::Command* command) {
   command->Positional("BUNDLE");
-  command->options().add_options()("trust", po::value<std::string>(), "trust file (T.json)")(
+  command->options().add_options()("trust", po::value<std::string>(), "trust file (T.json) or trust anchor")(
       "expert-ram", po::value<std::string>(), "most memory for experts, e.g. 8MiB (default: all of them)")(
       "tile", po::value<uint32_t>(), "tokens computed at once in prefill (default 256, 128 where all logits are wanted)")(
       "isa", po::value<std::string>(), "kernels to use instead of the best: scalar, avx2, avx512-vnni, neon-dot");

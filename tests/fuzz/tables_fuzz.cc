@@ -15,9 +15,15 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (size == 0) return 0;
   const moepack::ByteSpan bytes(data + 1, size - 1);
   switch (data[0] % 3) {
-    case 0: RoundTrip(bytes, moepack::ParseExpertTable, moepack::SerializeExpertTable); break;
-    case 1: RoundTrip(bytes, moepack::ParseDenseTable, moepack::SerializeDenseTable); break;
-    default: RoundTrip(bytes, moepack::ParseHotList, moepack::SerializeHotList); break;
+    case 0:
+      RoundTrip(bytes, moepack::ParseExpertTable, moepack::SerializeExpertTable);
+      break;
+    case 1:
+      RoundTrip(bytes, moepack::ParseDenseTable, moepack::SerializeDenseTable);
+      break;
+    default:
+      RoundTrip(bytes, moepack::ParseHotList, moepack::SerializeHotList);
+      break;
   }
   return 0;
 }

@@ -119,8 +119,12 @@ class ConfigKeysTest : public ::testing::TestWithParam<std::string> {
     const Result<Matrix> after = Run(config);
     if (inert || WithoutEffectHere(GetParam(), key)) {
       ASSERT_TRUE(!after.ok() || after->size() == before.size());
-      if (inert) EXPECT_TRUE(after.ok()) << key << ": " << after.status().message();
-      if (after.ok()) EXPECT_TRUE((after->array() == before.array()).all()) << key << " changes logits";
+      if (inert) {
+        EXPECT_TRUE(after.ok()) << key << ": " << after.status().message();
+      }
+      if (after.ok()) {
+        EXPECT_TRUE((after->array() == before.array()).all()) << key << " changes logits";
+      }
       return;
     }
     if (!after.ok()) {
@@ -172,7 +176,7 @@ TEST_P(ConfigKeysTest, UnknownKeysAreRefusedByName) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Goldens, ConfigKeysTest, ::testing::ValuesIn(Families()),
-                         [](const auto& info) { return info.param; });
+                         [](const auto& family) { return family.param; });
 
 }  // namespace
 }  // namespace moepack

@@ -144,6 +144,9 @@ for name, change, attack in (
         ("phase_not_below_period", lambda n: mapped(n, 1, 32, 32), OVERFLOW),
         ("map_one_table", lambda n: mapped(n, 1, 32, 0, tables=1), LIES), ("map_17_tables", lambda n: mapped(n, 1, 32, 0, tables=17, bits=5), LIES),
         ("map_of_a_table_that_is_not_there", lambda n: mapped(n, 1, 30, 0, tables=3, bits=2, spare=0x0C), LIES),
+        ("map_cut_off", lambda n: mapped(n, 1, 32, 7)[:16], "truncation"),
+        ("plain_run_cut_off", lambda n: constant_run(n - 100, 0) + struct.pack("<BI", 0, 100) + bytes(99), "truncation"),
+        ("too_few_words", lambda n: constant_run(n, 0, table=bytes([0, 1, 2, 0, 0x80, 0x10, 0x80, 0x10])), LIES),
         ("map_with_spare_bits", lambda n: mapped(n, 1, 31, 0, spare=0x80), LIES)):
     add("R-608", f"rans_{name}", rans(change), stage=USE, attack=attack)
 

@@ -14,7 +14,6 @@ constexpr std::array<uint8_t, 8> kActiveMagic = {'M', 'O', 'E', 'A', 'C', 'T', '
 constexpr uint32_t kActiveVersion = 1;
 constexpr uint32_t kOnTrial = 1, kHasPrevious = 2;
 constexpr uint64_t kActiveBytes = 8 + 4 + 4 + 32 + 32 + 32;  // magic, version, flags, current, previous, SHA-256 of these
-constexpr uint64_t kMaxAnchorBytes = kEnvelopeBytes + kMaxManifestBytes;
 
 Bytes SerializeActive(const Active& active) {
   ByteWriter writer;
@@ -93,7 +92,7 @@ Status Device::Provision(Env& env, const std::string& root, ByteSpan anchor, con
 Result<std::unique_ptr<Device>> Device::Open(Env& env, const std::string& root, verify::RollbackStore& store) {
   std::unique_ptr<Device> device(new Device(env, root, store));
   const std::string path = JoinPath(root, kAnchorFile);
-  MOEPACK_ASSIGN_OR_RETURN(const Bytes anchor, ReadFile(env, path, kMaxAnchorBytes));
+  MOEPACK_ASSIGN_OR_RETURN(const Bytes anchor, ReadFile(env, path, kMaxTrustRecordBytes));
   MOEPACK_ASSIGN_OR_RETURN(device->anchor_, verify::OpenAnchor(anchor));
   MOEPACK_ASSIGN_OR_RETURN(const verify::RollbackState state, store.Read());
   if (device->anchor_.root_version >= state.root_version) return device;

@@ -17,7 +17,6 @@ namespace {
 
 namespace po = boost::program_options;
 
-constexpr uint64_t kMaxAnchorBytes = kEnvelopeBytes + kMaxManifestBytes;
 
 // Holds the folder for one process that changes it, until the process ends or the object goes.
 class FolderLock {
@@ -57,7 +56,7 @@ Result<Opened> OpenDevice(const std::string& root) {
 
 Status Provision(const cli::Command& command, const std::string& root, FolderLock& lock) {
   MOEPACK_RETURN_IF_ERROR(command.Require("trust"));
-  MOEPACK_ASSIGN_OR_RETURN(const Bytes file, ReadFile(PosixEnv(), command.Get<std::string>("trust"), kMaxAnchorBytes));
+  MOEPACK_ASSIGN_OR_RETURN(const Bytes file, ReadFile(PosixEnv(), command.Get<std::string>("trust"), kMaxTrustRecordBytes));
   MOEPACK_ASSIGN_OR_RETURN(const TrustAnchor anchor, verify::OpenAnchor(file));
   verify::FileRollbackStore::Key key{};
   if (::getrandom(key.data(), key.size(), 0) != static_cast<ssize_t>(key.size())) {

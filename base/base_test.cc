@@ -282,12 +282,12 @@ TEST(PathTest, DirectoryOf) {
 }
 
 TEST(ParseSizeTest, UnitsAndRefusals) {
-  EXPECT_EQ(cli::ParseSize("4096").value(), 4096u);
-  EXPECT_EQ(cli::ParseSize("8MiB").value(), 8u << 20);
-  EXPECT_EQ(cli::ParseSize("250MB").value(), 250000000u);
-  EXPECT_EQ(cli::ParseSize("1.5GiB").value(), 3ull << 29);
+  EXPECT_EQ(ParseSize("4096").value(), 4096u);
+  EXPECT_EQ(ParseSize("8MiB").value(), 8u << 20);
+  EXPECT_EQ(ParseSize("250MB").value(), 250000000u);
+  EXPECT_EQ(ParseSize("1.5GiB").value(), 3ull << 29);
   for (const char* bad : {"", "MB", "-5", "8 MiB", "1.2.3MB", "8mib", "1e9", "99999999999999TB"}) {
-    EXPECT_EQ(cli::ParseSize(bad).status().code(), ErrorCode::kUsage) << bad;
+    EXPECT_EQ(ParseSize(bad).status().code(), ErrorCode::kUsage) << bad;
   }
 }
 

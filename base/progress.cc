@@ -2,10 +2,10 @@
 
 #include <unistd.h>
 
+#include <cctype>
 #include <chrono>
 #include <cstdio>
-
-#include "base/status.h"
+#include <cstdlib>
 
 namespace moepack {
 namespace {
@@ -83,6 +83,39 @@ std::string FormatBytes(uint64_t bytes) {
   int unit = 0;
   for (; value >= 1024 && unit < 4; ++unit) value /= 1024;
   return StrFormat(unit == 0 ? "%.0f %s" : "%.2f %s", value, kUnits[unit]);
+}
+
+Result<uint64_t> ParseSize(const std::string& text) {
+  const Status bad(ErrorCode::kUsage,
+                   "'" + text + "' is not a size; write bytes, or a number with KB, MB, GB, KiB, MiB or GiB");
+  size_t end = 0;
+  while (end < text.size() && (std::isdigit(static_cast<unsigned char>(text[end])) || text[end] == '.')) ++end;
+  if (end == 0 || end > 20) return bad;
+  char* stop = nullptr;
+  const std::string number = text.substr(0, end);
+  const double value = std::strtod(number.c_str(), &stop);
+  if (stop != number.c_str() + number.size()) return bad;
+  static const struct {
+    const char* name;
+    double factor;
+  } kUnits[] = {{"", 1},
+                {"B", 1},
+                {"KB", 1e3},
+                {"kB", 1e3},
+                {"MB", 1e6},
+                {"GB", 1e9},
+                {"KiB", 1024.0},
+                {"MiB", 1024.0 * 1024},
+                {"TB", 1e12},
+                {"TiB", 1.099511627776e12},
+                {"GiB", 1024.0 * 1024 * 1024}};
+  for (const auto& unit : kUnits) {
+    if (text.substr(end) != unit.name) continue;
+    const double bytes = value * unit.factor;
+    if (!(bytes >= 0 && bytes < 9e18)) return bad;
+    return static_cast<uint64_t>(bytes);
+  }
+  return bad;
 }
 
 }  // namespace moepack

@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <string>
 
+#include "base/status.h"
+
 namespace moepack {
 
 // Receives progress. Methods may be called from any thread, but from one at a time.
@@ -27,5 +29,7 @@ Progress& StderrProgress(bool quiet);
 
 // "1.5 GiB", "820 B": a size for people.
 std::string FormatBytes(uint64_t bytes);
+// "8MiB", "250MB", "1.5GiB", "4096": bytes, as people write them. kUsage on anything else.
+Result<uint64_t> ParseSize(const std::string& text);
 
 }  // namespace moepack

@@ -1,5 +1,6 @@
 // moepack compress: a checkpoint and its profile -> a compressed model folder.
-#include <cmath>
+#include <algorithm>
+#include <iterator>
 
 #include "base/cli/cli.h"
 #include "compressor/compressor.h"
@@ -8,22 +9,20 @@ namespace moepack {
 namespace {
 
 constexpr uint64_t kMaxRecipeBytes = 1 << 20;
+constexpr const char* kBudgetOptions[] = {"target-size", "target-bpw", "target-resident", "max-kld"};
 
 Status CheckOptions(const cli::Command& command) {
   MOEPACK_RETURN_IF_ERROR(command.Require("model"));
   if (!command.Has("dry-run")) MOEPACK_RETURN_IF_ERROR(command.Require("output"));
   const int ways = command.Has("recipe") + command.Has("codec");
   if (ways > 1) return Status(ErrorCode::kUsage, "give one of --recipe and --codec");
-  const int budgets = command.Has("target-size") + command.Has("target-bpw") + command.Has("max-kld");
-  if (budgets > 1) return Status(ErrorCode::kUsage, "give one of --target-size, --target-bpw and --max-kld");
-  if (command.Has("max-kld") && command.Has("target-resident"))
-    return Status(ErrorCode::kUsage, "give --target-resident alone or with --target-size or --target-bpw");
   const bool plan_only = command.Has("dry-run") && command.Has("recipe");
   if (!command.Has("codec") && !command.Has("profile") && !plan_only) {
     return Status(ErrorCode::kUsage,
                   "needs --profile P.mprof (made by moepack calibrate), or --codec NAME to encode without one");
   }
-  if (ways + budgets + command.Has("target-resident") == 0) {
+  const auto has = [&](const char* name) { return command.Has(name); };
+  if (ways == 0 && std::none_of(std::begin(kBudgetOptions), std::end(kBudgetOptions), has)) {
     return Status(ErrorCode::kUsage,
                   "say what to aim for: --target-size, --target-bpw, --target-resident, --max-kld, --recipe or --codec");
   }
@@ -34,19 +33,22 @@ Status CheckOptions(const cli::Command& command) {
 Status ReadBudget(const cli::Command& command, Budget* out) {
   Budget budget;
   if (command.Has("target-size")) {
-    MOEPACK_ASSIGN_OR_RETURN(budget.target_bytes, cli::ParseSize(command.Get<std::string>("target-size")));
+    MOEPACK_ASSIGN_OR_RETURN(budget.target_bytes, ParseSize(command.Get<std::string>("target-size")));
   }
   if (command.Has("target-resident")) {
     const std::string size = command.Get<std::string>("target-resident");
     if (size == "unlimited") {
       budget.target_resident = Budget::kUnlimited;
     } else {
-      MOEPACK_ASSIGN_OR_RETURN(budget.target_resident, cli::ParseSize(size));
+      MOEPACK_ASSIGN_OR_RETURN(budget.target_resident, ParseSize(size));
     }
   }
   if (command.Has("target-bpw")) budget.target_bpw = command.Get<double>("target-bpw");
   if (command.Has("max-kld")) budget.max_kld = command.Get<double>("max-kld");
-  if (budget.set()) *out = budget;
+  if (!budget.set()) return Status::Ok();
+  const std::string wrong = budget.Check({"--target-size", "--target-bpw", "--target-resident", "--max-kld"});
+  if (!wrong.empty()) return Status(ErrorCode::kUsage, wrong);
+  *out = budget;
   return Status::Ok();
 }
 
@@ -60,10 +62,6 @@ Result<Recipe> ReadRecipe(const cli::Command& command) {
     MOEPACK_ASSIGN_OR_RETURN(recipe, RecipeForCodec(command.Get<std::string>("codec")));
   }
   MOEPACK_RETURN_IF_ERROR(ReadBudget(command, &recipe.budget));
-  if (recipe.budget.target_bpw && !(*recipe.budget.target_bpw > 0 && std::isfinite(*recipe.budget.target_bpw)))
-    return Status(ErrorCode::kUsage, "--target-bpw must be a number above 0");
-  if (recipe.budget.max_kld && !(*recipe.budget.max_kld > 0 && std::isfinite(*recipe.budget.max_kld)))
-    return Status(ErrorCode::kUsage, "--max-kld must be a number above 0");
   return recipe;
 }
 

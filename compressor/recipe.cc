@@ -53,7 +53,7 @@ int FloorBits(const TensorRef& tensor) {
 }
 
 bool Prunes(const PruneRecipe& prune, const TensorRef& tensor) {
-  return prune.match.empty() ? tensor.is_expert() : std::regex_match(tensor.name, prune.pattern);
+  return prune.targets.empty() ? tensor.is_expert() : prune.targets.Matches(tensor.name);
 }
 
 // The candidate with the recipe's sparsity on top.
@@ -96,12 +96,27 @@ const char* MethodName(PruneMethod method) {
 
 }  // namespace
 
+std::string Budget::Check(const Names& names) const {
+  static constexpr double kLeastBpw = 1e-3, kMostBpw = 64, kLeastKld = 1e-12, kMostKld = 100;
+  // Written so that a NaN is refused.
+  const auto outside = [](const std::optional<double>& v, double low, double high) { return v && !(*v >= low && *v <= high); };
+  if (outside(target_bpw, kLeastBpw, kMostBpw))
+    return StrFormat("%s: expected a number from %g to %g", names.target_bpw, kLeastBpw, kMostBpw);
+  if (outside(max_kld, kLeastKld, kMostKld))
+    return StrFormat("%s: expected a number from %g to %g", names.max_kld, kLeastKld, kMostKld);
+  if (target_bytes.has_value() + target_bpw.has_value() + max_kld.has_value() > 1)
+    return StrFormat("give one of %s, %s and %s", names.target_size, names.target_bpw, names.max_kld);
+  if (max_kld && target_resident)
+    return StrFormat("give %s alone or with %s or %s", names.target_resident, names.target_size, names.target_bpw);
+  return "";
+}
+
 std::string Recipe::Canonical() const {
   std::string out = "defaults " + (defaults ? ChoiceText(*defaults) : "built-in") + "\n";
-  for (const RecipeRule& rule : rules) out += "rule " + rule.match + " " + ChoiceText(rule.choice) + "\n";
+  for (const RecipeRule& rule : rules) out += "rule " + rule.match.text + " " + ChoiceText(rule.choice) + "\n";
   if (prune) {
     out += StrFormat("prune %s %.9g %u:%u %s\n", MethodName(prune->method), prune->sparsity, prune->n, prune->m,
-                     prune->match.c_str());
+                     prune->targets.text.c_str());
   }
   if (drop_experts) {
     out += StrFormat("drop %u %.9g", drop_experts->count, drop_experts->share);
@@ -111,8 +126,8 @@ std::string Recipe::Canonical() const {
   if (prune_channels > 0) out += StrFormat("channels %.9g\n", prune_channels);
   out += StrFormat("gptq %d probes %d\n", gptq, probes);
   if (distill)
-    out +=
-        StrFormat("distill %u %.9g %.9g %s\n", distill->epochs, distill->rate, distill->code_rate, distill->match.c_str());
+    out += StrFormat("distill %u %.9g %.9g %s\n", distill->epochs, distill->rate, distill->code_rate,
+                     distill->targets.text.c_str());
   for (const auto& [name, weight] : domains) out += StrFormat("domain %s %.9g\n", name.c_str(), weight);
   return out;
 }
@@ -125,26 +140,30 @@ Result<Recipe> RecipeForCodec(const std::string& codec_name) {
     recipe.defaults = Choice{false, {*codec}};
     return recipe;
   }
-  recipe.rules.push_back({".*", std::regex(".*"), {false, {*codec}}, "--codec"});
+  recipe.rules.push_back({{".*", std::regex(".*"), "--codec"}, {false, {*codec}}});
   recipe.gptq = false;
   return recipe;
 }
 
 Status CheckMatches(const Recipe& recipe, std::span<const TensorRef> tensors) {
-  const auto check = [&](const std::string& match, const std::regex& pattern, const std::string& place) {
-    const auto fits = [&](const TensorRef& tensor) { return std::regex_match(tensor.name, pattern); };
-    if (match.empty() || std::any_of(tensors.begin(), tensors.end(), fits)) return Status::Ok();
-    return Status(ErrorCode::kBadInput, place + ": '" + match + "' matches no tensor of this model; plan.json of any run " +
-                                            "lists the names, such as " + tensors[tensors.size() / 2].name);
-  };
-  for (const RecipeRule& rule : recipe.rules) MOEPACK_RETURN_IF_ERROR(check(rule.match, rule.pattern, rule.place));
-  return recipe.prune ? check(recipe.prune->match, recipe.prune->pattern, recipe.prune->place) : Status::Ok();
+  std::vector<const Pattern*> patterns;
+  for (const RecipeRule& rule : recipe.rules) patterns.push_back(&rule.match);
+  if (recipe.prune) patterns.push_back(&recipe.prune->targets);
+  if (recipe.distill) patterns.push_back(&recipe.distill->targets);
+  for (const Pattern* pattern : patterns) {
+    const auto fits = [&](const TensorRef& tensor) { return pattern->Matches(tensor.name); };
+    if (pattern->empty() || std::any_of(tensors.begin(), tensors.end(), fits)) continue;
+    return Status(ErrorCode::kBadInput, pattern->place + ": '" + pattern->text + "' matches no tensor of this model; " +
+                                            "plan.json of any run lists the names, such as " +
+                                            tensors[tensors.size() / 2].name);
+  }
+  return Status::Ok();
 }
 
 Result<Choice> ChoiceFor(const Recipe& recipe, const TensorRef& tensor, const Codec& stored) {
   std::optional<Choice> choice;
   for (const RecipeRule& rule : recipe.rules) {
-    if (std::regex_match(tensor.name, rule.pattern)) choice = rule.choice;
+    if (rule.match.Matches(tensor.name)) choice = rule.choice;
   }
   if (!choice) {
     if (KeptByDefault(tensor)) {

@@ -18,26 +18,32 @@
 namespace moepack {
 
 // What may become of one tensor: exactly one codec, or the best of several by measured error under a budget.
+inline constexpr size_t kMaxCandidates = 255;  // the planner counts them in a byte
 struct Choice {
   bool keep = false;                   // as it is stored in the checkpoint, exactly
   std::vector<RatedCodec> candidates;  // otherwise at least one
   bool operator==(const Choice&) const = default;
 };
 
-struct RecipeRule {
-  std::string match;  // ECMAScript regular expression, must match the whole tensor name
-  std::regex pattern;
-  Choice choice;
+// An ECMAScript regular expression that must match a whole tensor name.
+struct Pattern {
+  std::string text;  // empty: none was given
+  std::regex regex;
   std::string place;  // "recipe.yaml: line 7", for messages
+  bool empty() const { return text.empty(); }
+  bool Matches(const std::string& name) const { return std::regex_match(name, regex); }
+};
+
+struct RecipeRule {
+  Pattern match;
+  Choice choice;
 };
 
 struct PruneRecipe {
   PruneMethod method = PruneMethod::kMoePruner;
   double sparsity = 0;   // share of every row that is removed, 0 < sparsity < 1; or
   uint8_t n = 0, m = 0;  // n of every m consecutive weights kept
-  std::string match;     // tensors to prune; routed experts when empty
-  std::regex pattern;
-  std::string place;
+  Pattern targets;       // tensors to prune; routed experts when empty
 };
 
 struct DropRecipe {
@@ -51,8 +57,7 @@ struct DistillRecipe {
   uint32_t epochs = 2;
   double rate = 0.001;      // first step of a weight, in units of its tensor's root mean square
   double code_rate = 0.01;  // of a code, in units of a quantization step
-  std::string match;        // tensors that learn; all but routers and embeddings when empty
-  std::regex pattern;
+  Pattern targets;          // tensors that learn; all but routers when empty; embeddings never
 };
 
 // Sources of the size gate: at most one of the first three is set; the last alone or with a target of the file.
@@ -64,12 +69,12 @@ struct Budget {
   std::optional<uint64_t> target_resident;
   static constexpr uint64_t kUnlimited = UINT64_MAX;
   bool set() const { return target_bytes || target_bpw || max_kld || target_resident; }
-  // Empty when the fields set go together, else what to say.
-  const char* Conflict() const {
-    if (target_bytes.has_value() + target_bpw.has_value() + max_kld.has_value() > 1)
-      return "takes one of target_size, target_bpw and max_kld";
-    return max_kld && target_resident ? "takes target_resident alone or with target_size or target_bpw" : "";
-  }
+  // What the fields are called where they were written.
+  struct Names {
+    const char *target_size, *target_bpw, *target_resident, *max_kld;
+  };
+  // What is wrong with a number or with the fields that are set together; empty when nothing is.
+  std::string Check(const Names& names) const;
 };
 
 struct Recipe {
@@ -80,7 +85,7 @@ struct Recipe {
   double prune_channels = 0;  // share of every expert's intermediate channels to remove
   bool gptq = true;
   std::optional<DistillRecipe> distill;
-  bool probes = true;                     // measure sensitivities by KLD (compressor/plan/probe.h)
+  bool probes = true;                     // measure sensitivities by KLD (compressor/plan/error_table.h)
   std::map<std::string, double> domains;  // weight of each calibration domain; 1 when absent
   Budget budget;
 

@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 namespace moepack {
 namespace {
 
@@ -46,7 +48,12 @@ TEST(Recipe, AnErrorNamesLineColumnKeyAndTheNearestValidOne) {
            {"version: 1\nprune: {nm: '3:2'}\n", {"N:M"}},
            {"version: 1\nprune: {sparsity: 1.5}\n", {"from 0 to 1"}},
            {"version: 1\ndrop_experts: {count: 2, share: 0.5}\n", {"one of count, share and per_layer"}},
-           {"version: 1\ntarget_bpw: 4\nmax_kld: 0.1\n", {"takes one of"}},
+           {"version: 1\ntarget_bpw: 4\nmax_kld: 0.1\n", {"line 3", "give one of target_size, target_bpw and max_kld"}},
+           {"version: 1\nmax_kld: 0.1\ntarget_resident: 8MiB\n", {"line 3", "give target_resident alone or with"}},
+           {"version: 1\ntarget_bpw: 1e300\n", {"line 2", "target_bpw", "from 0.001 to 64"}},
+           {"version: 1\ntarget_bpw: .nan\n", {"line 2", "from 0.001 to 64"}},
+           {"version: 1\ntarget_size: 1.2.3MB\n", {"line 2", "'1.2.3MB' is not a size"}},
+           {"version: 1\ndefaults: {candidates: [i4g64, i8r@2.5, i8r@2.50]}\n", {"line 2", "'i8r@2.5' stands twice"}},
            {"version: 1\ndistill: {epochs: 0}\n", {"epochs"}},
            {"version: 1\ndistill: {rate: 2}\n", {"to 1"}},
            {"version: 1\ngptq: perhaps\n", {"true or false"}},
@@ -59,6 +66,29 @@ TEST(Recipe, AnErrorNamesLineColumnKeyAndTheNearestValidOne) {
     EXPECT_EQ(recipe.status().code(), ErrorCode::kRecipe);
     for (const char* text : c.says) EXPECT_THAT(recipe.status().message(), HasSubstr(text));
   }
+}
+
+TEST(Recipe, AListOfCandidatesIsNoLongerThanThePlannerCounts) {
+  const auto parse = [](int count) {
+    std::string list;
+    for (int i = 0; i < count; ++i) list += StrFormat("%si8r@%d.%02d", i == 0 ? "" : ", ", 1 + i / 100, i % 100);
+    return ParseRecipe("version: 1\ndefaults: {candidates: [" + list + "]}\n", "r.yaml");
+  };
+  EXPECT_EQ(parse(255)->defaults->candidates.size(), 255u);
+  EXPECT_EQ(parse(256).status().code(), ErrorCode::kRecipe);
+  EXPECT_THAT(parse(256).status().message(), HasSubstr("at most 255"));
+}
+
+TEST(Budget, NumbersAreCheckedWhereverTheyComeFrom) {
+  const Budget::Names names = {"--target-size", "--target-bpw", "--target-resident", "--max-kld"};
+  EXPECT_EQ(Budget{.target_bpw = 4}.Check(names), "");
+  EXPECT_EQ((Budget{.target_bytes = 1, .target_resident = Budget::kUnlimited}.Check(names)), "");
+  for (double bad : {1e300, 0.0, -1.0, std::nan("")}) {
+    EXPECT_THAT(Budget{.target_bpw = bad}.Check(names), HasSubstr("--target-bpw: expected a number from 0.001 to 64"));
+    EXPECT_THAT(Budget{.max_kld = bad}.Check(names), HasSubstr("--max-kld: expected a number from 1e-12 to 100"));
+  }
+  EXPECT_EQ((Budget{.target_bytes = 1, .max_kld = 1}.Check(names)), "give one of --target-size, --target-bpw and --max-kld");
+  EXPECT_THAT((Budget{.max_kld = 1, .target_resident = 1}.Check(names)), HasSubstr("give --target-resident alone"));
 }
 
 TEST(Recipe, EveryKeyIsRead) {
@@ -157,9 +187,12 @@ TEST(Recipe, APatternThatFitsNoTensorIsNamedWithItsLine) {
   EXPECT_EQ(status.code(), ErrorCode::kBadInput);
   EXPECT_THAT(status.message(), ::testing::HasSubstr("r.yaml: line 5"));
   EXPECT_THAT(status.message(), ::testing::HasSubstr("'layer\\.0.*'"));
-  status = check("version: 1\nprune:\n  sparsity: 0.5\n  targets: 'experts'\n");
-  EXPECT_EQ(status.code(), ErrorCode::kBadInput);
-  EXPECT_THAT(status.message(), ::testing::HasSubstr("r.yaml: line 4"));
+  for (const char* text : {"version: 1\nprune:\n  sparsity: 0.5\n  targets: 'experts'\n",
+                           "version: 1\ndistill:\n  epochs: 1\n  targets: 'experts'\n"}) {
+    status = check(text);
+    EXPECT_EQ(status.code(), ErrorCode::kBadInput) << text;
+    EXPECT_THAT(status.message(), ::testing::HasSubstr("r.yaml: line 4"));
+  }
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <functional>
 
+#include "base/progress.h"
 #include "compressor/recipe.h"
 
 namespace moepack {
@@ -63,13 +64,16 @@ class Reader {
             {"distill", [&](const auto& n) { out->distill = ReadDistill(n); }},
             {"probes", [&](const auto& n) { out->probes = Flag(n); }},
             {"domains", [&](const auto& n) { ReadDomains(n, out); }},
-            {"target_size", [&](const auto& n) { out->budget.target_bytes = Size(n); }},
-            {"target_bpw", [&](const auto& n) { out->budget.target_bpw = Number(n, 1e-3, 64); }},
-            {"target_resident", [&](const auto& n) { out->budget.target_resident = Text(n) == "unlimited" ? Budget::kUnlimited : Size(n); }},
-            {"max_kld", [&](const auto& n) { out->budget.max_kld = Number(n, 1e-12, 100); }},
+            {"target_size", [&](const auto& n) { SetBudget(n, Size(n), &Budget::target_bytes, &out->budget); }},
+            {"target_bpw", [&](const auto& n) { SetBudget(n, Number(n), &Budget::target_bpw, &out->budget); }},
+            {"target_resident",
+             [&](const auto& n) {
+               const bool unlimited = n.IsScalar() && n.Scalar() == "unlimited";
+               SetBudget(n, unlimited ? Budget::kUnlimited : Size(n), &Budget::target_resident, &out->budget);
+             }},
+            {"max_kld", [&](const auto& n) { SetBudget(n, Number(n), &Budget::max_kld, &out->budget); }},
         });
     if (error_.ok() && !version) Fail(root, "needs 'version: 1'");
-    if (const std::string conflict = out->budget.Conflict(); error_.ok() && !conflict.empty()) Fail(root, conflict);
     return error_;
   }
 
@@ -106,6 +110,11 @@ class Reader {
     return "";
   }
 
+  double Number(const YAML::Node& node) {
+    double value = 0;
+    if (!node.IsScalar() || !YAML::convert<double>::decode(node, value)) Fail(node, "expected a number");
+    return value;
+  }
   double Number(const YAML::Node& node, double low, double high) {
     double value = 0;
     if (!node.IsScalar() || !YAML::convert<double>::decode(node, value) || !(value >= low && value <= high)) {
@@ -137,23 +146,17 @@ class Reader {
     return value;
   }
 
-  // Bytes, or a number with KiB MiB GiB KB MB GB.
   uint64_t Size(const YAML::Node& node) {
-    auto bytes = ParseByteSize(Text(node));
-    if (error_.ok() && !bytes) Fail(node, "expected a size such as 9633792, 250MB or 1.5GiB");
-    return bytes.value_or(0);
+    const auto bytes = ParseSize(Text(node));
+    if (!bytes.ok()) Fail(node, bytes.status().message());
+    return bytes.ok() ? *bytes : 0;
   }
-  static std::optional<uint64_t> ParseByteSize(const std::string& text) {
-    size_t used = 0;
-    while (used < text.size() && (std::isdigit(static_cast<unsigned char>(text[used])) || text[used] == '.')) ++used;
-    if (used == 0 || text[0] == '.') return std::nullopt;
-    static const std::map<std::string, double> kUnits = {
-        {"", 1},     {"B", 1},        {"KB", 1e3},        {"MB", 1e6},
-        {"GB", 1e9}, {"KiB", 1024.0}, {"MiB", 1048576.0}, {"GiB", 1073741824.0}};
-    const auto unit = kUnits.find(text.substr(used));
-    const double value = std::strtod(text.substr(0, used).c_str(), nullptr) * (unit == kUnits.end() ? -1 : unit->second);
-    if (!(value >= 0 && value < 1e18)) return std::nullopt;
-    return static_cast<uint64_t>(value);
+  // A key of the budget, which the others must go with.
+  template <typename T>
+  void SetBudget(const YAML::Node& node, T value, std::optional<T> Budget::*field, Budget* out) {
+    out->*field = value;
+    const std::string wrong = out->Check({"target_size", "target_bpw", "target_resident", "max_kld"});
+    if (error_.ok() && !wrong.empty()) Fail(node, wrong);
   }
 
   RatedCodec ReadCodec(const YAML::Node& node) {
@@ -163,13 +166,23 @@ class Reader {
     return {};
   }
 
+  void ReadCandidates(const YAML::Node& list, std::vector<RatedCodec>* out) {
+    if (list.size() > kMaxCandidates) return Fail(list, StrFormat("candidates has at most %zu codecs", kMaxCandidates));
+    for (const auto& item : list) {
+      const RatedCodec codec = ReadCodec(item);
+      if (std::find(out->begin(), out->end(), codec) != out->end())
+        return Fail(item, "codec '" + codec.Name() + "' stands twice");
+      out->push_back(codec);
+    }
+  }
+
   Handlers ChoiceHandlers(Choice* out) {
     return {
         {"codec", [this, out](const auto& n) { out->candidates = {ReadCodec(n)}; }},
         {"candidates",
          [this, out](const auto& n) {
            if (!n.IsSequence() || n.size() == 0) return Fail(n, "candidates must be a list of codecs");
-           for (const auto& item : n) out->candidates.push_back(ReadCodec(item));
+           ReadCandidates(n, &out->candidates);
          }},
         {"keep", [this, out](const auto& n) { out->keep = Flag(n); }},
     };
@@ -186,18 +199,18 @@ class Reader {
     return choice;
   }
 
-  bool Compile(const YAML::Node& node, std::string* text, std::regex* pattern) {
-    *text = Text(node);
+  Pattern ReadPattern(const YAML::Node& node) {
+    Pattern out{Text(node), {}, file_ + PlaceOf(node.Mark())};
     // The library's parser recurses once a nested group.
     static constexpr size_t kMaxPattern = 1000;
-    if (text->size() > kMaxPattern) Fail(node, StrFormat("a regular expression has at most %zu characters", kMaxPattern));
-    if (!error_.ok()) return false;
+    if (out.text.size() > kMaxPattern) Fail(node, StrFormat("a regular expression has at most %zu characters", kMaxPattern));
+    if (!error_.ok()) return out;
     try {
-      *pattern = std::regex(*text, std::regex::ECMAScript | std::regex::optimize);
+      out.regex = std::regex(out.text, std::regex::ECMAScript | std::regex::optimize);
     } catch (const std::regex_error& e) {
-      Fail(node, "'" + *text + "' is not a regular expression: " + e.what());
+      Fail(node, "'" + out.text + "' is not a regular expression: " + e.what());
     }
-    return error_.ok();
+    return out;
   }
 
   void ReadRules(const YAML::Node& node, Recipe* out) {
@@ -205,10 +218,7 @@ class Reader {
     for (const auto& item : node) {
       RecipeRule rule;
       Handlers handlers = ChoiceHandlers(&rule.choice);
-      handlers["match"] = [&](const auto& n) {
-        Compile(n, &rule.match, &rule.pattern);
-        rule.place = file_ + PlaceOf(n.Mark());
-      };
+      handlers["match"] = [&](const auto& n) { rule.match = ReadPattern(n); };
       Map(item, "a rule", handlers);
       if (!error_.ok()) return;
       if (rule.match.empty()) return Fail(item, "a rule needs 'match'");
@@ -224,11 +234,7 @@ class Reader {
             {"method", [&](const auto& n) { prune.method = Method(n); }},
             {"sparsity", [&](const auto& n) { prune.sparsity = Share(n); }},
             {"nm", [&](const auto& n) { ReadNM(n, &prune); }},
-            {"targets",
-             [&](const auto& n) {
-               Compile(n, &prune.match, &prune.pattern);
-               prune.place = file_ + PlaceOf(n.Mark());
-             }},
+            {"targets", [&](const auto& n) { prune.targets = ReadPattern(n); }},
         });
     if (error_.ok() && (prune.sparsity > 0) == (prune.m > 0)) Fail(node, "prune needs one of sparsity and nm");
     return prune;
@@ -291,7 +297,7 @@ class Reader {
             {"epochs", [&](const auto& n) { distill.epochs = Count(n); }},
             {"rate", [&](const auto& n) { distill.rate = Number(n, 1e-6, 1); }},
             {"code_rate", [&](const auto& n) { distill.code_rate = Number(n, 0, 1); }},
-            {"targets", [&](const auto& n) { Compile(n, &distill.match, &distill.pattern); }},
+            {"targets", [&](const auto& n) { distill.targets = ReadPattern(n); }},
         });
     if (error_.ok() && (distill.epochs == 0 || distill.epochs > 1000)) Fail(node, "epochs must be from 1 to 1000");
     return distill;

@@ -55,9 +55,6 @@ class Command {
   bool help_shown_ = false;
 };
 
-// "8MiB", "250MB", "1.5GiB", "4096": bytes. kUsage on anything else.
-Result<uint64_t> ParseSize(const std::string& text);
-
 // Runs `body`, prints "NAME: message" for an error to standard error and returns the exit status; an exception that
 // reaches it is a fault of ours (1), std::bad_alloc is kNoMemory, also on another thread. Standard output that could not
 // be written is kNoSpace. Ignores SIGPIPE.

@@ -80,7 +80,7 @@ class Distiller {
  private:
   bool Learns(const TensorRef& tensor) const {
     const DistillRecipe& distill = *in_.recipe->distill;
-    if (!distill.match.empty()) return std::regex_match(tensor.name, distill.pattern);
+    if (!distill.targets.empty()) return distill.targets.Matches(tensor.name);
     return tensor.is_expert() || (tensor.role != TensorRole::kEmbedding && tensor.role != TensorRole::kRouter);
   }
 

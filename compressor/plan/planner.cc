@@ -241,7 +241,9 @@ double Planner::LossFor(const Plan& plan) const {
   double sum = 0;
   for (size_t i = 0; i < plan.tensors.size(); ++i) {
     for (size_t c = 0; c < candidates_[i].size(); ++c) {
-      if (input_.choices[i].candidates[c] == plan.tensors[i].codec) sum += LossOf(i, c);
+      if (input_.choices[i].candidates[c] != plan.tensors[i].codec) continue;
+      sum += LossOf(i, c);
+      break;
     }
   }
   return sum;

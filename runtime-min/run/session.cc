@@ -27,7 +27,7 @@ Result<runtime::EngineOptions> EngineOptionsOf(const cli::Command& command, bool
   runtime::EngineOptions options;
   if (all_logits) options.tile_tokens = kTileOfAllLogits;
   if (command.Has("expert-ram")) {
-    MOEPACK_ASSIGN_OR_RETURN(options.expert_ram_bytes, cli::ParseSize(command.Get<std::string>("expert-ram")));
+    MOEPACK_ASSIGN_OR_RETURN(options.expert_ram_bytes, ParseSize(command.Get<std::string>("expert-ram")));
   }
   if (command.Has("isa")) {
     MOEPACK_ASSIGN_OR_RETURN(options.isa, ParseIsa(command.Get<std::string>("isa")));

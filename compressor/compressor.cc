@@ -203,7 +203,8 @@ class Compressor {
     Result<double> kld = WriteWith(writer.get());
     // A kill leaves the finished blocks for --resume; an error leaves nothing, unless the user works with --resume.
     if (!kld.ok() && !request_.resume) (void)env_.RemoveTree(request_.output + ".partial");
-    if (encoded_began_ && (kld.ok() || !request_.resume)) (void)env_.RemoveTree(EncodedPath() + ".partial");
+    if (kld.ok() ? recipe_.distill && OwnsEncoded() : encoded_began_ && !request_.resume)
+      (void)env_.RemoveTree(EncodedPath() + ".partial");
     return kld;
   }
 
@@ -248,6 +249,9 @@ class Compressor {
 
   std::string EncodedPath() const { return request_.output + ".encoded"; }
 
+  // Whether what stands there now, if anything, is this run's or one's that this run resumed after its last block.
+  bool OwnsEncoded() const { return encoded_began_ || ModelFolderWriter::CheckOutput(env_, EncodedPath()).ok(); }
+
   DistillInput DistillOf(const Calibration& calibration, const ModelFolderWriter& encoded, ModelFolderWriter* writer) const {
     DistillInput in;
     in.original = &model_.program;
@@ -255,6 +259,7 @@ class Compressor {
     in.program = &program_;
     in.source = source_.get();
     in.recipe = &recipe_;
+    in.plan = &plan_;
     in.calibration = &calibration;
     in.encoded = &encoded;
     in.writer = writer;

@@ -6,6 +6,7 @@
 #include "base/testing/fault_env.h"
 #include "compressor/calibration.h"
 #include "compressor/compress_testing.h"
+#include "compressor/pass/rated.h"
 #include "compressor/plan/error_table.h"
 #include "compressor/plan/planner.h"
 #include "format/manifest/model_folder.h"
@@ -140,6 +141,13 @@ TEST_F(CompressTest, DryRunFromAConfigurationAlone) {
   EXPECT_EQ(Run(request).status().code(), ErrorCode::kBadInput);
 }
 
+TEST_F(CompressTest, AShortProfileHoldsNothingBackAndMeasuresNoKld) {
+  ASSERT_TRUE(WriteProfile(PosixEnv(), folder_.At("p.mprof"), MakeTestProfile(model_, 4, 16)).ok());
+  EXPECT_FALSE(MustRun(Request(kBudget, "short")).kld.has_value());
+  EXPECT_FALSE(MustRun(Request("defaults: {codec: i4g64}\ndrop_experts: {count: 2}\n", "dropped")).kld.has_value());
+  EXPECT_FALSE(MustRun(Request("defaults: {codec: bf16}\ndistill: {epochs: 1}\n", "distilled")).kld.has_value());
+}
+
 TEST_F(CompressTest, AnyInterruptionResumesToTheSameBytes) {
   CompressRequest request = Request(kBudget, "whole");
   request.error_table_path = folder_.At("errors.json");
@@ -179,15 +187,19 @@ TEST_F(CompressTest, DistillationBringsAPrunedModelNearerOnHeldBackText) {
 TEST_F(CompressTest, InterruptedDistillationResumesToTheSameBytes) {
   const std::string recipe = kPruned + "distill: {epochs: 1, rate: 0.01}\n";
   MustRun(Request(recipe, "whole"));
-  for (uint64_t writes : {5, 12, 19, 26, 33}) {
+  // Through all of it, the last steps of Finish included.
+  static constexpr uint64_t kStride = 9;
+  bool whole = false;
+  for (uint64_t writes = 1; !whole; writes += kStride) {
     const std::string name = "killed" + std::to_string(writes);
     CompressRequest request = Request(recipe, name);
     request.resume = true;
     ::moepack::testing::FaultEnv env(PosixEnv(), ::moepack::testing::FaultEnv::Count::kWrites);
     env.FailAt(writes, ErrorCode::kNoSpace, ::moepack::testing::FaultEnv::Duration::kFromThenOn);
-    if (!Run(request, 2, env).ok()) MustRun(request);
+    whole = Run(request, 2, env).ok();
+    if (!whole) MustRun(request);
     ExpectSameFolders("whole", name);
-    EXPECT_FALSE(*PosixEnv().Exists(folder_.At(name + ".encoded.partial")));
+    EXPECT_FALSE(*PosixEnv().Exists(folder_.At(name + ".encoded.partial"))) << writes;
   }
 }
 
@@ -196,6 +208,37 @@ TEST_F(CompressTest, DistillationThatDoesNotHelpIsNotKept) {
   const CompressReport after = MustRun(Request(kPruned + "distill: {epochs: 1, rate: 1}\n", "after"));
   EXPECT_NEAR(*after.kld, *before.kld, 1e-4 * *before.kld);
   EXPECT_EQ(ReadAll(folder_.At("before/block-002.moeu")), ReadAll(folder_.At("after/block-002.moeu")));
+}
+
+TEST_F(CompressTest, WhatIsHeldToARateDoesNotLearn) {
+  const std::string recipe =
+      "defaults: {codec: i8r@2}\nrules: [{match: '.*\\.(q|k|v|o)_proj', codec: i2g16}]\ngptq: false\n";
+  ASSERT_TRUE(WriteProfile(PosixEnv(), folder_.At("p.mprof"), MakeTestProfile(model_, 64, 16)).ok());
+  MustRun(Request(recipe, "before"));
+  MustRun(Request(recipe + "distill: {epochs: 4, rate: 0.003, code_rate: 0.03}\n", "after"));
+  const auto before = ModelFolder::Open(PosixEnv(), folder_.At("before")),
+             after = ModelFolder::Open(PosixEnv(), folder_.At("after"));
+  ASSERT_TRUE(before.ok() && after.ok());
+  const RatedCodec rated = *ParseRatedCodec("i8r@2");
+  size_t checked = 0;
+  for (size_t u = 0; u < (*after)->units().size(); ++u) {
+    const auto& unit = (*after)->units()[u];
+    const Bytes plain = *(*after)->ReadUnit(u);
+    if (unit.key.expert) EXPECT_EQ(plain, *(*before)->ReadUnit(u));
+    uint64_t at = 0;
+    for (const UnitTensor& tensor : unit.tensors) {
+      const uint64_t bytes = *PlainBytes(tensor.codec, tensor.shape);
+      if (tensor.codec == rated.codec) {
+        const auto codes = FromPlain(tensor.codec, tensor.shape, ByteSpan(plain).subspan(at, bytes));
+        EXPECT_LE(CodedBytes(*codes, tensor.shape.rows), *StoredBytes(rated, tensor.shape)) << u;
+        ++checked;
+      }
+      at += bytes;
+    }
+  }
+  EXPECT_GT(checked, 10u);
+  // The dense units did learn.
+  EXPECT_NE(ReadAll(folder_.At("before/block-001.moeu")), ReadAll(folder_.At("after/block-001.moeu")));
 }
 
 TEST_F(CompressTest, DistillationNeedsAProfile) {

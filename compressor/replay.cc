@@ -102,7 +102,7 @@ class Replayer {
     KeepShared(block, *weights);
     if (in_.calibration == nullptr) return Status::Ok();
     if (!last(block)) return forward_.RunBlock(block, *weights, in_.calibration->batch, &stream_);
-    return Judge(*full, *weights);
+    return Judge(full, *weights);
   }
 
   // The full model over the held-back sequences, beside the compressed one.

@@ -6,6 +6,7 @@
 #include <numbers>
 #include <numeric>
 #include <regex>
+#include <set>
 
 #include "compressor/pass/distill_learner.h"
 #include "compressor/pass/distill_tape.h"
@@ -58,19 +59,20 @@ class Distiller {
         tape_(*in.program, 0, in.program->blocks() - 1, weights_, pool) {}
 
   Result<double> Run() {
-    MOEPACK_RETURN_IF_ERROR(CheckMemory());
+    MOEPACK_RETURN_IF_ERROR(ChooseWhatLearns());
     MOEPACK_RETURN_IF_ERROR(LoadStudent());
     MOEPACK_RETURN_IF_ERROR(RunTeacher());
     const std::vector<uint64_t>& held = in_.calibration->held_back;
     MOEPACK_ASSIGN_OR_RETURN(const double before, MeanKld(held));
-    MOEPACK_RETURN_IF_ERROR(Train());
+    if (!learners_.empty()) MOEPACK_RETURN_IF_ERROR(Train());
     pool_.ParallelFor(learners_.size(), 1, [&](size_t begin, size_t end) {
       for (size_t i = begin; i < end; ++i) learners_[i].Encode();
     });
     MOEPACK_ASSIGN_OR_RETURN(const double after, MeanKld(held));
     const bool kept = held.empty() || after < before;
-    progress_.Note(StrFormat("distilled: mean KLD on held-back text %.6f, before %.6f%s", after, before,
-                             kept ? "" : "; the model stays as it was"));
+    progress_.Note(held.empty() ? "distilled: no text was held back, so whether it helped was not measured"
+                                : StrFormat("distilled: mean KLD on held-back text %.6f, before %.6f%s", after, before,
+                                            kept ? "" : "; the model stays as it was"));
     if (kept) MOEPACK_RETURN_IF_ERROR(TakeOver());
     for (int32_t block = 0; block < in_.program->blocks(); ++block)
       MOEPACK_RETURN_IF_ERROR(in_.writer->WriteBlock(block, units_[block]));
@@ -78,10 +80,39 @@ class Distiller {
   }
 
  private:
-  bool Learns(const TensorRef& tensor) const {
+  bool Wanted(const TensorRef& tensor) const {
     const DistillRecipe& distill = *in_.recipe->distill;
     if (!distill.targets.empty()) return distill.targets.Matches(tensor.name);
     return tensor.is_expert() || (tensor.role != TensorRole::kEmbedding && tensor.role != TensorRole::kRouter);
+  }
+
+  // Before anything is loaded, also whether there is memory for it.
+  Status ChooseWhatLearns() {
+    const std::vector<float>& weights = in_.calibration->weights;
+    if (std::none_of(weights.begin(), weights.end(), [](float w) { return w > 0; }))
+      return Status(ErrorCode::kRecipe, "domains: no calibration token has a weight above 0");
+    const std::vector<TensorRef> tensors = ListTensors(*in_.program);
+    uint64_t bytes = 0;
+    size_t left_out = 0;
+    for (size_t i = 0; i < tensors.size(); ++i) {
+      const TensorRef& t = tensors[i];
+      if (!Wanted(t)) continue;
+      // The tape has no gradient of an embedding, and the codes of a rated codec were fitted to its bytes.
+      if ((!t.is_expert() && t.role == TensorRole::kEmbedding) || in_.plan->tensors[i].codec.rate != 0) {
+        ++left_out;
+      } else {
+        learning_.insert(t.name);
+        bytes += Learner::Bytes(t.shape);
+      }
+    }
+    if (left_out > 0) {
+      progress_.Note(StrFormat("distill: %zu of %zu tensors stay as encoded: embeddings and codecs with a rate do not learn",
+                               left_out, left_out + learning_.size()));
+    }
+    if (bytes <= kMaxLearningBytes) return Status::Ok();
+    return Status(ErrorCode::kUsage,
+                  StrFormat("distill: what is to learn takes %s of memory, more than %s; name less with targets",
+                            FormatBytes(bytes).c_str(), FormatBytes(kMaxLearningBytes).c_str()));
   }
 
   // Values of every tensor, and a learner for those that learn.
@@ -128,25 +159,13 @@ class Distiller {
       ++readers;
       Dequantize(encoded, {weights_[b].dense(ref.dense).data(), static_cast<size_t>(weights.size())});
     }
-    if (Learns(ref) && readers == 0) {
+    if (learning_.contains(ref.name) && readers == 0) {
       gradients_.Add(ref);
       learners_.emplace_back(ref, std::move(encoded), &weights);
     } else {
       Dequantize(encoded, {weights.data(), static_cast<size_t>(weights.size())});
     }
     return Status::Ok();
-  }
-
-  // What learning takes is known from the program: refused before anything is loaded.
-  Status CheckMemory() const {
-    uint64_t bytes = 0;
-    for (const TensorRef& t : ListTensors(*in_.program)) {
-      if (Learns(t)) bytes += Learner::Bytes(t.shape);
-    }
-    if (bytes <= kMaxLearningBytes) return Status::Ok();
-    return Status(ErrorCode::kUsage,
-                  StrFormat("distill: what is to learn takes %s of memory, more than %s; name less with targets",
-                            FormatBytes(bytes).c_str(), FormatBytes(kMaxLearningBytes).c_str()));
   }
 
   // The teacher's values before its last block, over all tokens.
@@ -298,6 +317,7 @@ class Distiller {
   ThreadPool& pool_;
   Progress& progress_;
   Forward full_forward_;
+  std::set<std::string> learning_;     // names of the tensors that may learn
   std::vector<BlockWeights> weights_;  // of the student, one a block
   std::vector<std::vector<FolderUnit>> units_;
   std::vector<Learner> learners_;

@@ -19,6 +19,7 @@ struct DistillInput {
   const Program* program = nullptr;  // the encoded one
   const TensorSource* source = nullptr;
   const Recipe* recipe = nullptr;  // `distill` is set
+  const Plan* plan = nullptr;      // one codec a tensor of `program`
   const Calibration* calibration = nullptr;
   const ModelFolderWriter* encoded = nullptr;  // has every block
   ModelFolderWriter* writer = nullptr;         // gets every block
@@ -26,7 +27,8 @@ struct DistillInput {
 
 // Writes all blocks: as they learnt, or as they were encoded when that is nearer to the full model on held-back text.
 // Returns the mean KLD there, -1 without such text. The same bytes on any number of threads. kUsage when what is to learn
-// needs more memory than kMaxLearningBytes.
+// needs more memory than kMaxLearningBytes; kRecipe when every domain weighs 0. Embeddings do not learn, nor do tensors
+// whose codec has a rate: other codes would take other bytes than the plan says.
 inline constexpr uint64_t kMaxLearningBytes = uint64_t{32} << 30;
 Result<double> Distill(const DistillInput& input, ThreadPool& pool, Progress& progress);
 

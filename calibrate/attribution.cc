@@ -93,7 +93,8 @@ Result<HeadEvaluator> HeadEvaluator::Make(const Program& program, const BlockWei
   const int32_t block = program.blocks() - 1;
   for (const Node& node : program.nodes) {
     if (node.block != block) continue;
-    if (node.kind == NodeKind::kAttention || node.kind == NodeKind::kMoe || node.kind == NodeKind::kRotary) {
+    if (node.kind == NodeKind::kAttention || node.kind == NodeKind::kMoe || node.kind == NodeKind::kRotary ||
+        node.kind == NodeKind::kConvolution) {
       return Status(ErrorCode::kUnsupported, "the last block is more than a norm and a head");
     }
     for (ValueId id : node.inputs) {

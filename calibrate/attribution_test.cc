@@ -94,15 +94,22 @@ TEST(SampleTokensTest, PositionsVary) {
 }
 
 TEST(HeadEvaluatorTest, RefusesALastBlockThatMixesTokens) {
-  ToyProgram p;
-  const ValueId x = p.Embedding(20, 8);
-  p.block = 1;
-  p.program.output = p.Linear(p.Attention(x, x, x, {.heads = 1, .kv_heads = 1, .head_dim = 8, .scale = 1}), 20);
-  ThreadPool pool(1);
-  const testing::ToySource source(p.program);
-  const auto weights = BlockWeights::Load(p.program, source, 1, pool);
-  ASSERT_TRUE(weights.ok());
-  EXPECT_EQ(HeadEvaluator::Make(p.program, *weights, pool).status().code(), ErrorCode::kUnsupported);
+  const auto refused = [](const auto& mix) {
+    ToyProgram p;
+    const ValueId x = p.Embedding(20, 8);
+    p.block = 1;
+    p.program.output = p.Linear(mix(p, x), 20);
+    ThreadPool pool(1);
+    const testing::ToySource source(p.program);
+    const auto weights = BlockWeights::Load(p.program, source, 1, pool);
+    EXPECT_TRUE(weights.ok());
+    return HeadEvaluator::Make(p.program, *weights, pool).status().code() == ErrorCode::kUnsupported;
+  };
+  EXPECT_TRUE(refused([](ToyProgram& p, ValueId x) {
+    return p.Attention(x, x, x, {.heads = 1, .kv_heads = 1, .head_dim = 8, .scale = 1});
+  }));
+  EXPECT_TRUE(refused([](ToyProgram& p, ValueId x) { return p.Convolution(x, 4, false); }));
+  EXPECT_FALSE(refused([](ToyProgram& p, ValueId x) { return p.Rms(x); }));
 }
 
 }  // namespace

@@ -51,4 +51,9 @@ std::vector<ThinExpert> FindThinExperts(const Profile& profile, uint64_t min_tok
 // one that was profiled. Deterministic.
 std::string HtmlReport(const Program& program, const Profile& profile, const CalibrateOptions& options);
 
+// The profile at `output` and, unless `report` is empty, the page at `report`: both or neither. After an error what stood
+// under the names before stands there again. Other errors as WriteProfile's.
+Status WriteCalibration(Env& env, const std::string& output, const std::string& report, const Program& program,
+                        const Profile& profile, const CalibrateOptions& options);
+
 }  // namespace moepack

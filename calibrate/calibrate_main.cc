@@ -94,23 +94,6 @@ Status CheckWritable(const cli::Command& command) {
   return Status::Ok();
 }
 
-// Both files or none.
-Status WriteOutputs(const cli::Command& command, const Program& program, const Profile& profile,
-                    const CalibrateOptions& options) {
-  const std::string output = command.Get<std::string>("output");
-  std::unique_ptr<AtomicFile> page;
-  if (command.Has("report")) {
-    MOEPACK_ASSIGN_OR_RETURN(page, AtomicFile::Create(PosixEnv(), command.Get<std::string>("report")));
-    MOEPACK_RETURN_IF_ERROR(page->Append(AsBytes(HtmlReport(program, profile, options))));
-  }
-  MOEPACK_RETURN_IF_ERROR(WriteProfile(PosixEnv(), output, profile));
-  if (page == nullptr) return Status::Ok();
-  const Status committed = page->Commit();
-  if (committed.ok()) return committed;
-  MOEPACK_RETURN_IF_ERROR(PosixEnv().Remove(output));
-  return committed;
-}
-
 Status Run(int argc, char** argv) {
   cli::Command command({"moepack calibrate",
                         "Profile a model: what each expert sees on your text. `moepack compress` decides by it.",
@@ -135,7 +118,8 @@ Status Run(int argc, char** argv) {
   const auto start = std::chrono::steady_clock::now();
   MOEPACK_ASSIGN_OR_RETURN(const Profile profile, Calibrate(model, texts, options, pool, command.progress()));
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  MOEPACK_RETURN_IF_ERROR(WriteOutputs(command, model.program, profile, options));
+  MOEPACK_RETURN_IF_ERROR(WriteCalibration(PosixEnv(), command.Get<std::string>("output"),
+                                           command.GetOr<std::string>("report", ""), model.program, profile, options));
   if (command.json()) cli::PrintJson(Summary(profile, options, seconds));
   return Status::Ok();
 }

@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <map>
 
+#include "base/testing/fault_env.h"
 #include "calibrate/testing/tiny_model.h"
 #include "forward/testing/naive_forward.h"
 
@@ -286,6 +287,31 @@ TEST(CalibrateTest, RefusesAModelWithoutWeights) {
   model.tensors = nullptr;
   ThreadPool pool(1);
   EXPECT_EQ(Calibrate(model, Texts(), kOptions, pool, NoProgress()).status().code(), ErrorCode::kBadInput);
+}
+
+TEST(WriteCalibration, AFailureAnywhereLeavesBothFilesAsTheyWere) {
+  using Fault = ::moepack::testing::FaultEnv;
+  const Model model = GoldenModel("qwen2_moe");
+  const Profile profile = MustCalibrate(model, 1, NoProgress());
+  const ::moepack::testing::TempDirectory folder(::testing::TempDir());
+  const std::string output = folder.Path("p.mprof"), report = folder.Path("r.html");
+  const auto text = [](const std::string& path) {
+    return std::string(AsText(ReadFile(PosixEnv(), path, 1 << 26).value()));
+  };
+  ASSERT_TRUE(WriteFileAtomically(PosixEnv(), output, AsBytes("earlier profile")).ok());
+  ASSERT_TRUE(WriteFileAtomically(PosixEnv(), report, AsBytes("earlier page")).ok());
+  Fault env(PosixEnv(), Fault::Count::kWrites);
+  uint64_t failed = 0;
+  for (;; ++failed) {
+    env.FailAt(failed + 1, ErrorCode::kNoSpace);
+    if (WriteCalibration(env, output, report, model.program, profile, kOptions).ok()) break;
+    ASSERT_EQ(text(output), "earlier profile") << failed;
+    ASSERT_EQ(text(report), "earlier page") << failed;
+    ASSERT_EQ(PosixEnv().List(folder.path())->size(), 2u) << failed;
+  }
+  EXPECT_GT(failed, 6u);
+  EXPECT_TRUE(ReadProfile(PosixEnv(), output).ok());
+  EXPECT_NE(text(report), "earlier page");
 }
 
 }  // namespace

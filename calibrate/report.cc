@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "base/outputs.h"
 #include "calibrate/calibrate.h"
 
 namespace moepack {
@@ -233,6 +234,16 @@ std::string HtmlReport(const Program& program, const Profile& profile, const Cal
   return "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>Calibration report</title>\n" +
          std::string(kStyle) + "</head><body>\n<h1>Calibration report</h1>\n" + page.Overview() + page.Warnings() +
          page.Use() + page.Saliency() + page.Locality() + "</body></html>\n";
+}
+
+Status WriteCalibration(Env& env, const std::string& output, const std::string& report, const Program& program,
+                        const Profile& profile, const CalibrateOptions& options) {
+  MOEPACK_ASSIGN_OR_RETURN(const auto file, AtomicFile::Create(env, output));
+  MOEPACK_RETURN_IF_ERROR(AppendProfile(*file, profile));
+  if (report.empty()) return file->Commit();
+  MOEPACK_ASSIGN_OR_RETURN(const auto page, AtomicFile::Create(env, report));
+  MOEPACK_RETURN_IF_ERROR(page->Append(AsBytes(HtmlReport(program, profile, options))));
+  return CommitTogether(env, {{output, file.get()}, {report, page.get()}});
 }
 
 }  // namespace moepack

@@ -58,6 +58,8 @@ struct Profile {
 
 // kInternal with the field when the parts do not fit each other. Atomic.
 Status WriteProfile(Env& env, const std::string& path, const Profile& profile);
+// The same bytes into a file that gets its name later.
+Status AppendProfile(AtomicFile& file, const Profile& profile);
 // kBadInput with the field that is wrong; checks every array's shape, and that all numbers are finite.
 Result<Profile> ReadProfile(Env& env, const std::string& path);
 

@@ -83,7 +83,7 @@ json Metadata(const Profile& profile) {
 
 }  // namespace
 
-Status WriteProfile(Env& env, const std::string& path, const Profile& profile) {
+Status AppendProfile(AtomicFile& file, const Profile& profile) {
   if (Status status = CheckProfile(profile); !status.ok()) return Status(ErrorCode::kInternal, status.message());
   Collector collector;
   VisitSequences(profile, profile.tokens.size(), profile.sequence_start.size(), collector);
@@ -98,7 +98,13 @@ Status WriteProfile(Env& env, const std::string& path, const Profile& profile) {
   }
   MOEPACK_RETURN_IF_ERROR(collector.status());
   const std::string metadata = Metadata(profile).dump(-1, ' ', false, json::error_handler_t::replace);
-  return WriteSafetensors(env, path, collector.outputs(), {{kProfileKey, metadata}});
+  return AppendSafetensors(file, collector.outputs(), {{kProfileKey, metadata}});
+}
+
+Status WriteProfile(Env& env, const std::string& path, const Profile& profile) {
+  MOEPACK_ASSIGN_OR_RETURN(const auto file, AtomicFile::Create(env, path));
+  MOEPACK_RETURN_IF_ERROR(AppendProfile(*file, profile));
+  return file->Commit();
 }
 
 }  // namespace moepack

@@ -39,15 +39,21 @@ Result<std::string> HeaderText(const std::vector<SafetensorsOutput>& tensors,
 
 }  // namespace
 
-Status WriteSafetensors(Env& env, const std::string& path, const std::vector<SafetensorsOutput>& tensors,
-                        const std::map<std::string, std::string>& metadata) {
+Status AppendSafetensors(AtomicFile& file, const std::vector<SafetensorsOutput>& tensors,
+                         const std::map<std::string, std::string>& metadata) {
   MOEPACK_ASSIGN_OR_RETURN(const std::string header, HeaderText(tensors, metadata));
   ByteWriter prefix;
   prefix.U64(header.size());
-  MOEPACK_ASSIGN_OR_RETURN(auto file, AtomicFile::Create(env, path));
-  MOEPACK_RETURN_IF_ERROR(file->Append(prefix.bytes()));
-  MOEPACK_RETURN_IF_ERROR(file->Append(AsBytes(header)));
-  for (const SafetensorsOutput& tensor : tensors) MOEPACK_RETURN_IF_ERROR(file->Append(tensor.data));
+  MOEPACK_RETURN_IF_ERROR(file.Append(prefix.bytes()));
+  MOEPACK_RETURN_IF_ERROR(file.Append(AsBytes(header)));
+  for (const SafetensorsOutput& tensor : tensors) MOEPACK_RETURN_IF_ERROR(file.Append(tensor.data));
+  return Status::Ok();
+}
+
+Status WriteSafetensors(Env& env, const std::string& path, const std::vector<SafetensorsOutput>& tensors,
+                        const std::map<std::string, std::string>& metadata) {
+  MOEPACK_ASSIGN_OR_RETURN(const auto file, AtomicFile::Create(env, path));
+  MOEPACK_RETURN_IF_ERROR(AppendSafetensors(*file, tensors, metadata));
   return file->Commit();
 }
 

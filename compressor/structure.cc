@@ -143,11 +143,12 @@ class CutTensors : public TensorSource {
     for (uint32_t t = 0; t < structure_.tables.size(); ++t) {
       const auto router = FindRouter(original_, t);
       if (!router.ok()) continue;
-      router_of_[router->linear->linear.weight] = t;
-      if (router->linear->linear.bias != kNone) router_of_[router->linear->linear.bias] = t;
       const MoeNode& moe = router->moe->moe;
-      if (moe.selection_bias != kNone) router_of_[moe.selection_bias] = t;
-      if (moe.down_bias != kNone) router_of_[moe.down_bias] = t;
+      row_an_expert_[router->linear->linear.weight] = t;
+      if (moe.down_bias != kNone) row_an_expert_[moe.down_bias] = t;
+      for (const TensorId id : {router->linear->linear.bias, moe.selection_bias}) {
+        if (id != kNone) column_an_expert_[id] = t;
+      }
       for (const TensorId id : {moe.gate_bias, moe.up_bias}) {
         if (id != kNone) channel_bias_of_[id] = t;
       }
@@ -156,14 +157,15 @@ class CutTensors : public TensorSource {
 
   Result<std::vector<float>> Load(TensorId tensor) const override {
     auto values = source_->Load(tensor);
-    if (const auto bias = channel_bias_of_.find(tensor); values.ok() && bias != channel_bias_of_.end()) {
-      return CutChannelBias(*values, original_.tensors[tensor].cols, structure_.tables[bias->second]);
-    }
-    const auto router = router_of_.find(tensor);
-    if (!values.ok() || router == router_of_.end()) return values;
-    const std::vector<uint32_t>& kept = structure_.tables[router->second].experts;
-    const TensorDecl& decl = original_.tensors[tensor];
-    return decl.rows == 1 ? SliceColumns(*values, decl.cols, kept) : SliceRows(*values, decl.cols, kept);
+    if (!values.ok()) return values;
+    const uint64_t cols = original_.tensors[tensor].cols;
+    if (const auto bias = channel_bias_of_.find(tensor); bias != channel_bias_of_.end())
+      return CutChannelBias(*values, cols, structure_.tables[bias->second]);
+    if (const auto rows = row_an_expert_.find(tensor); rows != row_an_expert_.end())
+      return SliceRows(*values, cols, structure_.tables[rows->second].experts);
+    if (const auto columns = column_an_expert_.find(tensor); columns != column_an_expert_.end())
+      return SliceColumns(*values, cols, structure_.tables[columns->second].experts);
+    return values;
   }
 
   Result<std::vector<float>> LoadExpert(uint32_t table, uint32_t expert, ExpertMatrix matrix) const override {
@@ -185,7 +187,8 @@ class CutTensors : public TensorSource {
   const Program original_;
   const Structure structure_;
   const std::shared_ptr<const TensorSource> source_;
-  std::map<TensorId, uint32_t> router_of_;
+  // Table of the tensors that have one of them.
+  std::map<TensorId, uint32_t> row_an_expert_, column_an_expert_;
   std::map<TensorId, uint32_t> channel_bias_of_;  // gate and up biases: a row an expert, a column a channel
 };
 

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <random>
 
@@ -65,8 +66,11 @@ TEST(Rated, LosesLessThanAPlainCodecOfTheSameBytes) {
 TEST(Rated, ALimitThatCannotBeMetEndsWithZeros) {
   const Matrix w = Normal(64, 128, 1), h = Hessian(128);
   QuantizedMatrix out;
-  const double error = ErrorAt(w, h, "i8r@0.5", &out);
+  uint64_t limit = 0;
+  const double error = ErrorAt(w, h, "i8r@0.5", &out, &limit);
   EXPECT_TRUE(std::isfinite(error));
+  const bool zeros = std::all_of(out.codes.begin(), out.codes.end(), [](uint8_t code) { return code == 128; });
+  EXPECT_TRUE(zeros || CodedBytes(out, 64) <= limit) << CodedBytes(out, 64) << " of " << limit;
 }
 
 TEST(Rated, RowsThatMatterMoreGetFinerSteps) {

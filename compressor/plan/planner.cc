@@ -286,7 +286,12 @@ Result<Plan> Planner::ForBoth(const SizeLimits& limits, double best_possible) co
     MOEPACK_RETURN_IF_ERROR(SearchBlends(limits, part, &best_possible, &best));
     if (best) break;
   }
-  if (!best) return CannotMeet(limits);
+  if (!best) {
+    return Status(ErrorCode::kGate,
+                  StrFormat("no plan was found within both the target of %llu bytes and the resident target of %llu bytes; "
+                            "each alone can be met",
+                            Print(limits.stored_bytes), Print(limits.resident_bytes)));
+  }
   best->gap = best->predicted_kld > 0 ? std::max(0.0, 1 - best_possible / best->predicted_kld) : 0;
   return *std::move(best);
 }
@@ -301,7 +306,8 @@ Status Planner::SearchBlends(const SizeLimits& limits, double part, double* best
     const double share = 0.5 * (low + high);
     const Prices prices = {(1 - share) * kBlendedBudget / stored_budget, share * kBlendedBudget / resident_budget};
     auto plan = Solve(MakeFront(prices), static_cast<uint64_t>(part * kBlendedBudget), 1);
-    if (!plan.ok()) return plan.status().code() == ErrorCode::kGate ? CannotMeet(limits) : plan.status();
+    // A blend that nothing meets: no plan is within both of these limits.
+    if (!plan.ok()) return plan.status().code() == ErrorCode::kGate ? Status::Ok() : plan.status();
     if (part == 1) *best_possible = std::max(*best_possible, plan->predicted_kld * (1 - plan->gap));
     const bool fits_stored = plan->bundle_bytes <= limits.stored_bytes;
     const bool fits_resident = plan->resident_bytes <= limits.resident_bytes;

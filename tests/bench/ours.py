@@ -1,5 +1,7 @@
 """moepack as measured: one profile and one error table a model, bundles at given sizes, evaluated by the device runtime."""
+import hashlib
 import json
+import pathlib
 
 from bench_lib import CTX, Failed, digest, run
 
@@ -13,12 +15,12 @@ class Ours:
         """options: further arguments of every compress, such as --recipe FILE."""
         self.bin, self.subject, self.cache, self.options = bin_dir, subject, cache, [str(o) for o in options]
         programs = "".join(digest(bin_dir / f"moepack-{p}") for p in PROGRAMS)
-        files = [digest(o) for o in options if (bin_dir.parent / str(o)).is_file()]
+        files = [digest(o) for o in options if pathlib.Path(o).is_file()]
         self.key = ["moepack", programs, subject.digest, CALIBRATION_TOKENS, self.options, files]
-        # What one build made is never mixed with what another made.
-        self.dir = work / subject.name / f"moepack-{programs[:12]}"
+        # What one build made is never mixed with what another made, nor what other options made.
+        made_by = hashlib.sha256(json.dumps([programs, self.options, files]).encode()).hexdigest()
+        self.dir = work / subject.name / f"moepack-{made_by[:12]}"
         self.dir.mkdir(parents=True, exist_ok=True)
-        self.has_resident_target = "--target-resident" in self.moepack("compress", "--help")
 
     def moepack(self, *args):
         return run(self.bin / "moepack", *args)
@@ -56,18 +58,7 @@ class Ours:
         return ["--target-size", str(size), "--target-resident", "unlimited"]
 
     def resident_aim(self, size):
-        """Options whose bundle holds at most `size` bytes of weight buffers in RAM, as near to it as the planner gets."""
-        if self.has_resident_target:
-            return ["--target-resident", str(size)]
-
-        def search():
-            low, high = size // 2, size * 2  # file sizes; plans are cheap, nothing is encoded
-            for _ in range(12):
-                middle = (low + high) // 2
-                plan = self.compress("--target-size", middle, "--dry-run", "-o", self.dir / "none")
-                low, high = (middle, high) if plan["bytes_resident"] <= size else (low, middle)
-            return low
-        return ["--target-size", str(self.cache.get([*self.key, "resident by bisection", size], search))]
+        return ["--target-resident", str(size)]
 
     def measure(self, aim, text):
         """Compresses with the options `aim`, packs, evaluates the signed bundle on `text`; None when no plan is that small."""

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "base/cli/cli.h"
+#include "packager/commands/signing_keys.h"
 #include "packager/commands/trust_commands.h"
 #include "packager/packager.h"
 #include "verify/trust_json.h"
@@ -19,26 +20,12 @@ po::typed_value<std::string>* Text() { return po::value<std::string>(); }
 
 std::string HexKey(const SecretKey& key) { return ToHex(ByteSpan(key.public_key())); }
 
-Result<Passphrase> CommandPassphrase(const cli::Command& command) {
-  return ReadPassphrase(PosixEnv(), command.GetOr<std::string>("passphrase-file", ""));
-}
-
-Result<SecretKey> LoadKey(const cli::Command& command, const std::string& path) {
-  MOEPACK_ASSIGN_OR_RETURN(const Passphrase passphrase, CommandPassphrase(command));
-  return SecretKey::Load(PosixEnv(), path, passphrase);
-}
-
 // A counter or epoch. The upper half of the range is refused: it is what a negative number would be read as, and a device
 // that has accepted such a counter takes no other bundle.
 Result<uint64_t> Floor(const cli::Command& command, const char* name) {
   const uint64_t value = command.Get<uint64_t>(name);
   if (value > INT64_MAX) return Status(ErrorCode::kUsage, StrFormat("--%s: expected 0 to 2^63 - 1", name));
   return value;
-}
-
-void AddPassphraseOption(cli::Command* command) {
-  command->options().add_options()("passphrase-file", Text(),
-                                   "file whose first line is the key's passphrase (default: MOEPACK_PASSPHRASE, if set)");
 }
 
 void PrintReport(const cli::Command& command, const std::string& output, const PackReport& report) {
@@ -107,7 +94,7 @@ Status Keygen(const cli::Command& command) {
   if (!replace) MOEPACK_RETURN_IF_ERROR(RefuseExisting(output));
   if (!replace && !trust.empty()) MOEPACK_RETURN_IF_ERROR(RefuseExisting(trust));
   if (trust == output) return Status(ErrorCode::kUsage, "--trust and --output name the same file");
-  MOEPACK_ASSIGN_OR_RETURN(const Passphrase passphrase, CommandPassphrase(command));
+  MOEPACK_ASSIGN_OR_RETURN(const Passphrase passphrase, commands::CommandPassphrase(command));
   MOEPACK_ASSIGN_OR_RETURN(const SecretKey key, SecretKey::Generate());
   MOEPACK_ASSIGN_OR_RETURN(const verify::TrustPolicy policy, PolicyOf(command, key));
   MOEPACK_ASSIGN_OR_RETURN(const auto key_file, key.Write(output, passphrase));
@@ -135,7 +122,7 @@ Status RunKeygen(int argc, char** argv) {
                                                     "product that the trust file accepts (default: moepack)")(
       "counter", po::value<uint64_t>()->default_value(1), "minimum security counter in the trust file")(
       "epoch", po::value<uint64_t>()->default_value(1), "key epoch in the trust file")("force", "replace existing files");
-  AddPassphraseOption(&command);
+  commands::AddPassphraseOption(&command);
   MOEPACK_RETURN_IF_ERROR(command.Parse(argc, argv));
   return command.help_shown() ? Status::Ok() : Keygen(command);
 }
@@ -144,7 +131,8 @@ Status RunKeygen(int argc, char** argv) {
 
 Status Sign(const cli::Command& command) {
   for (const char* name : {"BUNDLE", "key", "output"}) MOEPACK_RETURN_IF_ERROR(command.Require(name));
-  MOEPACK_ASSIGN_OR_RETURN(const SecretKey key, LoadKey(command, command.Get<std::string>("key")));
+  MOEPACK_ASSIGN_OR_RETURN(const Passphrase passphrase, commands::CommandPassphrase(command));
+  MOEPACK_ASSIGN_OR_RETURN(const SecretKey key, SecretKey::Load(PosixEnv(), command.Get<std::string>("key"), passphrase));
   const std::string bundle = command.Get<std::string>("BUNDLE");
   const std::string output = command.Get<std::string>("output");
   if (command.Has("trust")) {
@@ -168,7 +156,7 @@ Status RunSign(int argc, char** argv) {
   command.Positional("BUNDLE");
   command.options().add_options()("key", Text(), "secret key (PEM)")("output,o", Text(), "where the bundle goes")(
       "trust", Text(), "sign only what this trust file accepts");
-  AddPassphraseOption(&command);
+  commands::AddPassphraseOption(&command);
   MOEPACK_RETURN_IF_ERROR(command.Parse(argc, argv));
   return command.help_shown() ? Status::Ok() : Sign(command);
 }
@@ -177,13 +165,7 @@ Status RunSign(int argc, char** argv) {
 
 Status PackFolder(const cli::Command& command) {
   for (const char* name : {"DIR", "key", "output"}) MOEPACK_RETURN_IF_ERROR(command.Require(name));
-  std::vector<SecretKey> keys;
-  for (const std::string& path : command.Get<std::vector<std::string>>("key")) {
-    MOEPACK_ASSIGN_OR_RETURN(SecretKey key, LoadKey(command, path));
-    keys.push_back(std::move(key));
-  }
-  std::vector<const SecretKey*> signers;
-  for (const SecretKey& key : keys) signers.push_back(&key);
+  MOEPACK_ASSIGN_OR_RETURN(const std::vector<SecretKey> keys, commands::LoadKeys(command, "key"));
   PackOptions options;
   options.product = command.GetOr<std::string>("product", kDefaultProduct);
   options.version = command.Get<std::string>("version");
@@ -193,8 +175,8 @@ Status PackFolder(const cli::Command& command) {
   const std::string output = command.Get<std::string>("output");
   ThreadPool pool(command.threads());
   MOEPACK_RETURN_IF_ERROR(pool.status());
-  MOEPACK_ASSIGN_OR_RETURN(const PackReport report, Pack(PosixEnv(), command.Get<std::string>("DIR"), options, signers,
-                                                         output, pool, command.progress()));
+  MOEPACK_ASSIGN_OR_RETURN(const PackReport report, Pack(PosixEnv(), command.Get<std::string>("DIR"), options,
+                                                         commands::SignersOf(keys), output, pool, command.progress()));
   PrintReport(command, output, report);
   return Status::Ok();
 }
@@ -216,7 +198,7 @@ Status RunPack(int argc, char** argv) {
       "epoch", po::value<uint64_t>()->default_value(1), "key epoch")(
       "zstd-level", po::value<int>()->default_value(PackOptions().zstd_level),
       "effort of the chunk coder, 1 to 22; 0 stores chunks as they are");
-  AddPassphraseOption(&command);
+  commands::AddPassphraseOption(&command);
   MOEPACK_RETURN_IF_ERROR(command.Parse(argc, argv));
   return command.help_shown() ? Status::Ok() : PackFolder(command);
 }

@@ -4,6 +4,7 @@
 #include <cstdio>
 
 #include "base/cli/cli.h"
+#include "packager/commands/signing_keys.h"
 #include "packager/trust_writer.h"
 #include "verify/envelope_reader.h"
 #include "verify/trust_anchor.h"
@@ -15,17 +16,6 @@ namespace {
 namespace po = boost::program_options;
 
 using Texts = std::vector<std::string>;
-
-Result<std::vector<SecretKey>> LoadKeys(const cli::Command& command, const char* option) {
-  std::vector<SecretKey> keys;
-  MOEPACK_ASSIGN_OR_RETURN(const Passphrase passphrase,
-                           ReadPassphrase(PosixEnv(), command.GetOr<std::string>("passphrase-file", "")));
-  for (const std::string& path : command.GetOr<Texts>(option, {})) {
-    MOEPACK_ASSIGN_OR_RETURN(SecretKey key, SecretKey::Load(PosixEnv(), path, passphrase));
-    keys.push_back(std::move(key));
-  }
-  return keys;
-}
 
 TrustRole MakeRole(KeyRole role, uint32_t threshold, std::vector<PublicKey> keys) {
   std::sort(keys.begin(), keys.end());
@@ -76,12 +66,12 @@ Status WriteAnchor(const cli::Command& command) {
   TrustAnchor previous;
   const bool rotation = command.Has("previous");
   if (rotation) {
-    MOEPACK_ASSIGN_OR_RETURN(const Bytes bytes, ReadFile(PosixEnv(), command.Get<std::string>("previous"), kMaxTrustRecordBytes));
+    MOEPACK_ASSIGN_OR_RETURN(const Bytes bytes,
+                             ReadFile(PosixEnv(), command.Get<std::string>("previous"), kMaxTrustRecordBytes));
     MOEPACK_ASSIGN_OR_RETURN(previous, verify::OpenAnchor(bytes));
     anchor.root_version = previous.root_version + 1;
   }
-  std::vector<const SecretKey*> signers;
-  for (const SecretKey& key : roots) signers.push_back(&key);
+  std::vector<const SecretKey*> signers = SignersOf(roots);
   for (const SecretKey& key : old_roots) {
     const auto same = [&](const SecretKey& root) { return root.public_key() == key.public_key(); };
     if (std::none_of(roots.begin(), roots.end(), same)) signers.push_back(&key);
@@ -116,9 +106,7 @@ Status WriteHead(const cli::Command& command) {
   head.manifest_digest = bundle->manifest_digest();
   head.file_bytes = size;
   head.rollout_permille = command.Get<uint32_t>("rollout-permille");
-  std::vector<const SecretKey*> signers;
-  for (const SecretKey& key : keys) signers.push_back(&key);
-  MOEPACK_ASSIGN_OR_RETURN(const Bytes record, SignHead(head, signers));
+  MOEPACK_ASSIGN_OR_RETURN(const Bytes record, SignHead(head, SignersOf(keys)));
   const std::string output = command.Get<std::string>("output");
   MOEPACK_RETURN_IF_ERROR(WriteFileAtomically(PosixEnv(), output, record));
   Report(command, output, {{"manifest_sha256", ToHex(ByteSpan(head.manifest_digest))}, {"head_version", head.head_version}},
@@ -144,8 +132,8 @@ Status RunAnchor(int argc, char** argv) {
       "channel-threshold", po::value<uint32_t>(), "channel keys that a head needs (default 1)")(
       "previous", po::value<std::string>(), "the anchor that this one follows")(
       "previous-root", Many(), "secret key (PEM) of a root of the previous anchor; may repeat")(
-      "output,o", po::value<std::string>(), "where the record goes")("passphrase-file", po::value<std::string>(),
-                                                                     "file whose first line is the keys' passphrase");
+      "output,o", po::value<std::string>(), "where the record goes");
+  AddPassphraseOption(&command);
   MOEPACK_RETURN_IF_ERROR(command.Parse(argc, argv));
   return command.help_shown() ? Status::Ok() : WriteAnchor(command);
 }
@@ -162,8 +150,8 @@ Status RunHead(int argc, char** argv) {
                                                                   "number of the head: higher than the last one's")(
       "expires", po::value<uint64_t>(), "seconds since 1970-01-01 UTC after which nobody installs by it")(
       "rollout-permille", po::value<uint32_t>()->default_value(kFullRollout), "devices of a thousand that may install")(
-      "output,o", po::value<std::string>(), "where the record goes")("passphrase-file", po::value<std::string>(),
-                                                                     "file whose first line is the keys' passphrase");
+      "output,o", po::value<std::string>(), "where the record goes");
+  AddPassphraseOption(&command);
   MOEPACK_RETURN_IF_ERROR(command.Parse(argc, argv));
   return command.help_shown() ? Status::Ok() : WriteHead(command);
 }

@@ -41,6 +41,7 @@ TEST(Recipe, AnErrorNamesLineColumnKeyAndTheNearestValidOne) {
            {"version: 1\ndefaults: {codec: i7g64}\n", {"line 2", "i7g64"}},
            {"version: 1\ndefaults: {codec: i4g64, keep: true}\n", {"exactly one"}},
            {"version: 1\nrules: [{match: '(', keep: true}]\n", {"regular expression"}},
+           {"version: 1\nrules: [{match: 'a\\99999999999999999999', keep: true}]\n", {"regular expression", "9 digits"}},
            {"version: 1\nrules: [{keep: true}]\n", {"needs 'match'"}},
            {"version: 1\nrules: [{match: '" + std::string(100000, '(') + "', keep: true}]\n", {"at most 1000"}},
            {"version: 1\nprune: {method: wander, sparsity: 0.5}\n", {"'wander'", "'wanda'"}},

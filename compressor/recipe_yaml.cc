@@ -201,8 +201,13 @@ class Reader {
 
   Pattern ReadPattern(const YAML::Node& node) {
     Pattern out{Text(node), {}, file_ + PlaceOf(node.Mark())};
-    // The library's parser recurses once a nested group.
-    static constexpr size_t kMaxPattern = 1000;
+    // The library's parser recurses once a nested group, and adds up digits behind a brace or backslash without a check.
+    static constexpr size_t kMaxPattern = 1000, kMaxDigits = 9;
+    size_t digits = 0;
+    for (const char c : out.text) {
+      digits = c >= '0' && c <= '9' ? digits + 1 : 0;
+      if (digits > kMaxDigits) Fail(node, StrFormat("a number in a regular expression has at most %zu digits", kMaxDigits));
+    }
     if (out.text.size() > kMaxPattern) Fail(node, StrFormat("a regular expression has at most %zu characters", kMaxPattern));
     if (!error_.ok()) return out;
     try {

@@ -111,6 +111,7 @@ def main():
         put("config", family, (SOURCE / "tests/golden" / family / "config.json").read_bytes())
     put("safetensors", "checkpoint", (model / "model.safetensors").read_bytes())
     put("recipe", "full", RECIPE.encode())
+    put("recipe", "huge_backreference", b"version: 1\nrules:\n  - match: 'a\\99999999999999999999'\n    keep: true\n")
     put_tokenizer(rng)
     put("config", "wren", (SOURCE / "examples/wren/model/config.json").read_bytes())
     for name, shape, plain in (("i4g32", (2, 33), 2 * 17 + 8), ("i3mg16", (1, 16), 4 + 2 + 4), ("bf16+2:4", (1, 8), 1 + 8),

@@ -18,17 +18,9 @@ bool Contains(const std::vector<uint32_t>& sorted, uint32_t id) {
   return std::binary_search(sorted.begin(), sorted.end(), id);
 }
 
-// SentencePiece writes spaces as U+2581, so a text with that character means a space too.
-std::string MarksToSpaces(std::string_view text) {
-  constexpr std::string_view kMark = "\xE2\x96\x81";
-  std::string out;
-  out.reserve(text.size());
-  for (size_t at = 0; at < text.size();) {
-    const bool mark = text.substr(at, kMark.size()) == kMark;
-    out.push_back(mark ? ' ' : text[at]);
-    at += mark ? kMark.size() : 1;
-  }
-  return out;
+bool NeedsSpace(SpacePrefix prefix, std::string_view text) {
+  if (prefix == SpacePrefix::kNone || text.empty()) return false;
+  return prefix == SpacePrefix::kAlways || text.front() != ' ';
 }
 
 // Encodes the pieces of one text. A piece that came before is copied from where its tokens stand in the output.
@@ -123,10 +115,11 @@ std::vector<int32_t> Tokenizer::Encode(std::string_view text) const {
     text = normalized;
   }
   if (state_->data.pre_tokenizer == PreTokenizer::kSentencePiece) {
+    // A text with the mark means a space too.
     normalized = MarksToSpaces(text);
     text = normalized;
   }
-  if (state_->data.space_prefix && !text.empty()) {
+  if (NeedsSpace(state_->data.space_prefix, text)) {
     normalized = " " + std::string(text);
     text = normalized;
   }

@@ -1,6 +1,6 @@
 // Device-safe tokenizer: BPE over bytes with pre-tokenizers from a closed list, or over characters with fallback to bytes
-// (SentencePiece), compiled from tokenizer.json at pack time
-// (model/frontend/tokenizer_json.h) into a blob that this header parses.
+// (SentencePiece). tokenizer.json is compiled to a blob when the model is read (model/frontend/tokenizer_json.h); this
+// header parses the blob.
 #pragma once
 
 #include <cstdint>
@@ -28,12 +28,14 @@ enum class PreTokenizer : uint8_t {
 };
 inline constexpr size_t kLastPreTokenizer = 7;
 enum class Normalizer : uint8_t { kNone = 0, kNfc = 1 };
+// Whether a space goes before a text that is not empty: never, always, or unless the text begins with one.
+enum class SpacePrefix : uint8_t { kNone = 0, kAlways = 1, kUnlessThere = 2 };
 
 // What a blob holds.
 struct TokenizerData {
   PreTokenizer pre_tokenizer = PreTokenizer::kQwen2;
   Normalizer normalizer = Normalizer::kNone;
-  bool space_prefix = false;                          // a space goes before a text that is not empty
+  SpacePrefix space_prefix = SpacePrefix::kNone;
   bool whole_pieces = false;                          // a piece that is a token is that token, whatever the merges
   std::vector<std::string> tokens;                    // by id, raw bytes (not the printable alphabet); special ones too
   std::vector<std::pair<uint32_t, uint32_t>> merges;  // token ids, by rank

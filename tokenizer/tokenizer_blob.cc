@@ -13,8 +13,14 @@ Status Broken(size_t offset, const std::string& what) {
   return Status(ErrorCode::kTokenizer, StrFormat("tokenizer blob, offset %zu: %s", offset, what.c_str()));
 }
 
-constexpr uint8_t kNfcFlag = 1, kSpacePrefixFlag = 2, kWholePiecesFlag = 4, kBeginningFlag = 8, kAllFlags = 15;
+constexpr uint8_t kNfcFlag = 1, kSpacePrefixFlag = 2, kWholePiecesFlag = 4, kBeginningFlag = 8, kPrefixUnlessThereFlag = 16,
+                  kAllFlags = 31;
 constexpr uint32_t kMaxBeginning = 16;
+
+uint8_t PrefixFlag(SpacePrefix prefix) {
+  if (prefix == SpacePrefix::kNone) return 0;
+  return prefix == SpacePrefix::kAlways ? kSpacePrefixFlag : kPrefixUnlessThereFlag;
+}
 
 struct Header {
   PreTokenizer pre_tokenizer = PreTokenizer::kQwen2;
@@ -32,7 +38,10 @@ Result<Header> ReadHeader(ByteReader* reader) {
   if (pre_tokenizer < 1 || pre_tokenizer > kLastPreTokenizer) {
     return Broken(6, StrFormat("T2: unknown pre-tokenizer %u", pre_tokenizer));
   }
-  if (header.flags > kAllFlags) return Broken(7, StrFormat("T2: unknown flags %u", header.flags));
+  constexpr uint8_t kBothPrefixes = kSpacePrefixFlag | kPrefixUnlessThereFlag;
+  if (header.flags > kAllFlags || (header.flags & kBothPrefixes) == kBothPrefixes) {
+    return Broken(7, StrFormat("T2: unknown flags %u", header.flags));
+  }
   header.pre_tokenizer = static_cast<PreTokenizer>(pre_tokenizer);
   header.tokens = reader->U32();
   header.merges = reader->U32();
@@ -156,8 +165,8 @@ Bytes SerializeTokenizer(const TokenizerData& data) {
   writer.U32(kMagic);
   writer.U16(kVersion);
   writer.U8(static_cast<uint8_t>(data.pre_tokenizer));
-  writer.U8(static_cast<uint8_t>((data.normalizer == Normalizer::kNfc ? kNfcFlag : 0) |
-                                 (data.space_prefix ? kSpacePrefixFlag : 0) | (data.whole_pieces ? kWholePiecesFlag : 0) |
+  writer.U8(static_cast<uint8_t>((data.normalizer == Normalizer::kNfc ? kNfcFlag : 0) | PrefixFlag(data.space_prefix) |
+                                 (data.whole_pieces ? kWholePiecesFlag : 0) |
                                  (data.beginning.empty() ? 0 : kBeginningFlag)));
   writer.U32(static_cast<uint32_t>(data.tokens.size()));
   writer.U32(static_cast<uint32_t>(data.merges.size()));
@@ -183,7 +192,8 @@ Result<TokenizerData> ParseTokenizerBlob(ByteSpan blob) {
   TokenizerData data;
   data.pre_tokenizer = header.pre_tokenizer;
   data.normalizer = (header.flags & kNfcFlag) != 0 ? Normalizer::kNfc : Normalizer::kNone;
-  data.space_prefix = (header.flags & kSpacePrefixFlag) != 0;
+  if ((header.flags & kSpacePrefixFlag) != 0) data.space_prefix = SpacePrefix::kAlways;
+  if ((header.flags & kPrefixUnlessThereFlag) != 0) data.space_prefix = SpacePrefix::kUnlessThere;
   data.whole_pieces = (header.flags & kWholePiecesFlag) != 0;
   MOEPACK_RETURN_IF_ERROR(ReadTokens(&reader, header.tokens, &data.tokens));
   MOEPACK_RETURN_IF_ERROR(ReadMerges(&reader, header, &data.merges));

@@ -1,6 +1,7 @@
 // The tokenizer blob: bytes <-> TokenizerData.
 //
-//   u32 magic "MTOK"   u16 version 1   u8 pre-tokenizer   u8 flags: 1 NFC, 2 space prefix, 4 whole pieces, 8 beginning
+//   u32 magic "MTOK"   u16 version 1   u8 pre-tokenizer   u8 flags: 1 NFC, 2 space prefix, 4 whole pieces, 8 beginning,
+//       16 space prefix unless there
 //   u32 tokens (256 .. 2^20)   u32 merges (0 .. 2^22)   u32 special   u32 end_of_text
 //   u16 length[tokens]         bytes of each token, 0 .. 1024; 0 = the id is not used
 //   bytes                      the tokens one after the other, by id
@@ -10,10 +11,17 @@
 //   u32 count, u32 ids[]       beginning; only with flag 8
 //   u32 bytes[256]             only with the SentencePiece pre-tokenizer
 // Little endian, no padding, nothing after it. Rules (kTokenizer each):
-//   T1 magic and version   T2 closed enums   T3 counts in range   T4 token length in range   T5 blob ends with its last
-//   field T6 ids below the token count   T7 special and end_of_text strictly increasing   T8 each of the 256 bytes has a
-//   token of its own T9 no two ordinary tokens are equal   T10 a merge names ordinary, used tokens whose concatenation is an
-//   ordinary token T11 no pair is merged twice
+//   T1  magic and version
+//   T2  closed enums; flags 2 and 16 exclude each other
+//   T3  counts in range
+//   T4  token length in range
+//   T5  the blob ends with its last field
+//   T6  ids below the token count
+//   T7  special and end_of_text strictly increasing
+//   T8  each of the 256 bytes has a token of its own
+//   T9  no two ordinary tokens are equal
+//   T10 a merge names ordinary, used tokens whose concatenation is an ordinary token
+//   T11 no pair is merged twice
 // Ordinary means not special, and with SentencePiece not among bytes[].
 #pragma once
 

@@ -125,7 +125,7 @@ TEST(PreTokenizerTest, InvalidBytesAreSymbols) {
 TokenizerData SmallSentencePiece() {
   TokenizerData data;
   data.pre_tokenizer = PreTokenizer::kSentencePiece;
-  data.space_prefix = true;
+  data.space_prefix = SpacePrefix::kAlways;
   for (const char* token : {"<unk>", "<s>", "</s>", "a", "b", " ", "ab", " a", "", ""}) data.tokens.emplace_back(token);
   for (uint32_t byte = 0; byte < 256; ++byte) {
     data.bytes.push_back(static_cast<uint32_t>(data.tokens.size()));
@@ -138,6 +138,19 @@ TokenizerData SmallSentencePiece() {
   return data;
 }
 
+TEST(SentencePieceTest, ASpaceBeforeUnlessThere) {
+  TokenizerData data = SmallSentencePiece();
+  data.space_prefix = SpacePrefix::kUnlessThere;
+  const auto tokenizer = MustParse(data);
+  EXPECT_EQ(tokenizer->Encode("b"), (std::vector<int32_t>{5, 4}));
+  for (const char* text : {" b", "\u2581b"}) EXPECT_EQ(tokenizer->Encode(text), (std::vector<int32_t>{5, 4})) << text;
+  EXPECT_EQ(tokenizer->Encode("  b"), (std::vector<int32_t>{5, 5, 4}));
+  EXPECT_EQ(tokenizer->Encode(""), std::vector<int32_t>{});
+  Bytes both = SerializeTokenizer(data);
+  both[7] |= 2;
+  EXPECT_NE(Refusal(both).find("T2"), std::string::npos);
+}
+
 TEST(SentencePieceTest, CharactersThenBytesWithASpaceBefore) {
   const auto tokenizer = MustParse(SmallSentencePiece());
   EXPECT_EQ(tokenizer->Encode("ab"), (std::vector<int32_t>{7, 4}));
@@ -147,6 +160,7 @@ TEST(SentencePieceTest, CharactersThenBytesWithASpaceBefore) {
   EXPECT_EQ(tokenizer->Encode("\xff"), (std::vector<int32_t>{5, 10 + 0xff}));
   EXPECT_EQ(tokenizer->Encode(""), std::vector<int32_t>{});
   EXPECT_EQ(tokenizer->Decode(tokenizer->Encode("ab \u00e9")), " ab \u00e9");
+  EXPECT_EQ(tokenizer->Encode(" b"), (std::vector<int32_t>{5, 5, 4}));
   ASSERT_EQ(tokenizer->beginning().size(), 1u);
   EXPECT_EQ(tokenizer->beginning()[0], 1u);
 }
@@ -279,7 +293,7 @@ TEST(TokenizerBlobTest, HeaderRules) {
   EXPECT_NE(with(0, 'X').find("T1"), std::string::npos);
   EXPECT_NE(with(4, 2).find("T1"), std::string::npos);
   EXPECT_NE(with(6, 9).find("T2"), std::string::npos);
-  EXPECT_NE(with(7, 16).find("T2"), std::string::npos);
+  EXPECT_NE(with(7, 32).find("T2"), std::string::npos);
   EXPECT_NE(with(11, 0xff).find("T3"), std::string::npos);
   EXPECT_NE(with(15, 0xff).find("T3"), std::string::npos);
   EXPECT_NE(with(19, 0xff).find("T3"), std::string::npos);

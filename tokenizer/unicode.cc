@@ -161,6 +161,18 @@ void AppendUtf8(char32_t code, std::string* out) {
   }
 }
 
+std::string MarksToSpaces(std::string_view text) {
+  constexpr std::string_view kMark = "\xE2\x96\x81";
+  std::string out;
+  out.reserve(text.size());
+  for (size_t at = 0; at < text.size();) {
+    const bool mark = text.substr(at, kMark.size()) == kMark;
+    out.push_back(mark ? ' ' : text[at]);
+    at += mark ? kMark.size() : 1;
+  }
+  return out;
+}
+
 Category CategoryOf(char32_t code) {
   static const std::array<Category, 128> kAscii = [] {
     std::array<Category, 128> table;

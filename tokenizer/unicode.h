@@ -37,6 +37,9 @@ CodePoint DecodeUtf8(std::string_view text, size_t position);
 // Inverse of DecodeUtf8, for invalid bytes too.
 void AppendUtf8(char32_t code, std::string* out);
 
+// Every U+2581, which SentencePiece writes for a space, as a space.
+std::string MarksToSpaces(std::string_view text);
+
 // kOther for invalid bytes.
 Category CategoryOf(char32_t code);
 

@@ -7,6 +7,7 @@
 
 #include "model/frontend/huggingface.h"
 #include "model/model_testing.h"
+#include "tokenizer/tokenizer_blob.h"
 
 namespace moepack {
 namespace {
@@ -147,6 +148,49 @@ TEST(Gguf, WrenHasItsTokenizer) {
   EXPECT_EQ(file.value("tokenizer.ggml.pre"), "qwen2");
   EXPECT_EQ(file.value("tokenizer.ggml.eos_token_id"), "4093");
   EXPECT_EQ(file.value("tokenizer.ggml.add_bos_token"), "false");
+}
+
+// Wren with another tokenizer.
+Model WithTokenizer(const TokenizerData& data) {
+  Model model = Open("examples/wren/model");
+  model.tokenizer = SerializeTokenizer(data);
+  return model;
+}
+
+TokenizerData WrenTokenizer() { return ParseTokenizerBlob(Open("examples/wren/model").tokenizer).value(); }
+
+TEST(Gguf, ABeginningOfOneTokenIsTheBeginningOfText) {
+  TokenizerData data = WrenTokenizer();
+  data.beginning = {4094};
+  const GgufFile file = Export(WithTokenizer(data), GgufType::kF16);
+  EXPECT_EQ(file.value("tokenizer.ggml.bos_token_id"), "4094");
+  EXPECT_EQ(file.value("tokenizer.ggml.add_bos_token"), "true");
+  EXPECT_EQ(file.value("tokenizer.ggml.eos_token_id"), "4093");
+}
+
+TEST(Gguf, WholePiecesAreKnownByThePreTokenizersName) {
+  TokenizerData data = WrenTokenizer();
+  data.pre_tokenizer = PreTokenizer::kLlama3;
+  EXPECT_EQ(Export(WithTokenizer(data), GgufType::kF16).value("tokenizer.ggml.pre"), "smaug-bpe");
+  data.whole_pieces = true;
+  EXPECT_EQ(Export(WithTokenizer(data), GgufType::kF16).value("tokenizer.ggml.pre"), "llama-bpe");
+}
+
+TEST(Gguf, RefusesByNameATokenizerThatLlamaCppWouldReadOtherwise) {
+  TokenizerData two = WrenTokenizer(), whole = two, pieces = two;
+  two.beginning = {4094, 4093};
+  whole.whole_pieces = true;
+  pieces.pre_tokenizer = PreTokenizer::kSentencePiece;
+  pieces.bytes.resize(256);
+  const std::pair<const TokenizerData*, const char*> cases[] = {
+      {&two, "begins a prompt with 2 tokens"}, {&whole, "ignore_merges"}, {&pieces, "SentencePiece"}};
+  for (const auto& [data, named] : cases) {
+    TempFolder folder;
+    const Status status =
+        ExportGguf(PosixEnv(), WithTokenizer(*data), folder.At("m.gguf"), GgufType::kF16, NoProgress());
+    EXPECT_EQ(status.code(), ErrorCode::kTokenizer);
+    EXPECT_NE(status.message().find(named), std::string::npos) << status.message();
+  }
 }
 
 TEST(Gguf, EveryParameterIsThereOnceAndAligned) {

@@ -8,6 +8,7 @@
 namespace moepack {
 
 // `blob` may be empty: then the file says that the model has no tokenizer. The vocabulary is filled up to `vocab` entries.
+// kTokenizer names what llama.cpp has no key for.
 Status AddGgufTokenizer(ByteSpan blob, uint64_t vocab, GgufHeader* header);
 
 }  // namespace moepack

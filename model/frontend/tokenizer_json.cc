@@ -1,7 +1,6 @@
 #include "model/frontend/tokenizer_json.h"
 
 #include <algorithm>
-#include <array>
 #include <initializer_list>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -9,46 +8,13 @@
 #include <string>
 #include <unordered_map>
 
+#include "model/byte_alphabet.h"
 #include "model/frontend/tokenizer_steps.h"
-#include "tokenizer/tokenizer.h"
+#include "tokenizer/tokenizer_blob.h"
+#include "tokenizer/unicode.h"
 
 namespace moepack {
 namespace {
-
-// Caps of the blob (tokenizer/tokenizer_blob.h), checked here before anything is allocated by them.
-constexpr uint64_t kMaxTokens = 1u << 20;
-constexpr size_t kMaxTokenBytes = 1024;
-
-// Reads the printable alphabet of byte-level BPE, in which every byte is one character.
-class ByteAlphabet {
- public:
-  ByteAlphabet() {
-    byte_of_.fill(-1);
-    int next = 256;
-    for (int byte = 0; byte < 256; ++byte) {
-      const bool printable = (byte >= 0x21 && byte <= 0x7E) || (byte >= 0xA1 && byte <= 0xAC) || byte >= 0xAE;
-      byte_of_[static_cast<size_t>(printable ? byte : next++)] = byte;
-    }
-  }
-
-  // Nothing when a character is not of the alphabet. All of it is below U+0800: at most two bytes each.
-  std::optional<std::string> Decode(const std::string& text) const {
-    std::string bytes;
-    for (size_t i = 0; i < text.size(); ++i) {
-      size_t code = static_cast<uint8_t>(text[i]);
-      if (code >= 0x80) {
-        if (code < 0xC2 || code > 0xDF || i + 1 == text.size()) return std::nullopt;
-        code = ((code & 0x1F) << 6) | (static_cast<uint8_t>(text[++i]) & 0x3F);
-      }
-      if (code >= byte_of_.size() || byte_of_[code] < 0) return std::nullopt;
-      bytes.push_back(static_cast<char>(byte_of_[code]));
-    }
-    return bytes;
-  }
-
- private:
-  std::array<int, 0x200> byte_of_;
-};
 
 class Compiler {
  public:
@@ -71,7 +37,9 @@ class Compiler {
   // tokenizer_config.json
   Status ReadConfig(const Json& json) {
     MOEPACK_RETURN_IF_ERROR(Neutral(json, "tokenizer_config.json", "add_eos_token", false));
-    if (!data_.space_prefix) MOEPACK_RETURN_IF_ERROR(Neutral(json, "tokenizer_config.json", "add_prefix_space", false));
+    if (data_.space_prefix == SpacePrefix::kNone) {
+      MOEPACK_RETURN_IF_ERROR(Neutral(json, "tokenizer_config.json", "add_prefix_space", false));
+    }
     if (Member(json, "add_bos_token") == true && data_.beginning.empty()) {
       MOEPACK_ASSIGN_OR_RETURN(const std::optional<uint32_t> bos, NamedToken(json, "bos_token"));
       if (!bos.has_value()) return Refuse("tokenizer_config.json: add_bos_token", "is true without a bos_token");
@@ -195,7 +163,7 @@ class Compiler {
       // Special tokens may be listed among the ordinary ones in plain text; added_tokens must then say so.
       if (!bytes.has_value()) plain_.emplace(id, text);
       const std::string& token = bytes.has_value() ? *bytes : text;
-      if (token.empty() || token.size() > kMaxTokenBytes) return Refuse(field, "empty or longer than 1024 bytes");
+      if (token.empty() || token.size() > kMaxTokenBytes) return Refuse(field, StrFormat("empty or longer than %u bytes", kMaxTokenBytes));
       if (!data_.tokens[id].empty()) return Refuse(field, StrFormat("id %u is already taken", id));
       data_.tokens[id] = token;
       vocabulary_.emplace(text, id);
@@ -240,7 +208,7 @@ class Compiler {
       if (!content.is_string() || !special.is_boolean()) return Refuse(field, "needs a content and a special flag");
       MOEPACK_ASSIGN_OR_RETURN(const uint32_t id, TokenId(Member(added[i], "id"), field));
       const std::string text = content.get<std::string>();
-      if (text.empty() || text.size() > kMaxTokenBytes) return Refuse(field, "empty or longer than 1024 bytes");
+      if (text.empty() || text.size() > kMaxTokenBytes) return Refuse(field, StrFormat("empty or longer than %u bytes", kMaxTokenBytes));
       if (!data_.tokens[id].empty() && data_.tokens[id] != text) {
         return Refuse(field, StrFormat("\"%s\" has id %u of another token", text.c_str(), id));
       }

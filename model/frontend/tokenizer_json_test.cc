@@ -7,7 +7,8 @@
 #include <string>
 
 #include "base/env.h"
-#include "tokenizer/tokenizer.h"
+#include "tokenizer/pre_tokenizer.h"
+#include "tokenizer/tokenizer_blob.h"
 #include "tokenizer/unicode.h"
 
 namespace moepack {
@@ -105,17 +106,38 @@ Tokenizer& Parsed(const Result<Bytes>& blob, std::unique_ptr<Tokenizer>* keep) {
   return **keep;
 }
 
+PreTokenizer KindOf(const Json& json) {
+  const auto blob = Compile(json);
+  EXPECT_TRUE(blob.ok()) << blob.status().message();
+  return blob.ok() ? ParseTokenizerBlob(*blob)->pre_tokenizer : PreTokenizer::kSentencePiece;
+}
+
+Json ByteLevel(bool use_regex) {
+  return {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", use_regex}};
+}
+
 TEST(TokenizerJsonTest, PreTokenizersAreKnownByTheirSteps) {
-  const Json bytes = {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", true}};
-  const Json digits = {{"type", "Digits"}, {"individual_digits", true}};
   Json json = WrenJson();
-  json["pre_tokenizer"] = bytes;
-  std::unique_ptr<Tokenizer> gpt2, granite;
-  const auto ids = Parsed(Compile(json), &gpt2).Encode("x = 1234");
-  json["pre_tokenizer"] = {{"type", "Sequence"}, {"pretokenizers", {digits, bytes}}};
-  // A space belongs to a number for GPT-2, and to nothing where digits are cut first.
-  EXPECT_LE(ids.size(), Parsed(Compile(json), &granite).Encode("x = 1234").size());
-  json["pre_tokenizer"]["pretokenizers"] = {bytes, digits};
+  for (size_t k = 1; k <= kLastPreTokenizer; ++k) {
+    const auto kind = static_cast<PreTokenizer>(k);
+    if (kind == PreTokenizer::kSentencePiece) continue;  // has no cuts: SentencePieceByNormalizersOrByMetaspace
+    Json steps = Json::array();
+    for (const std::string_view expression : PreTokenizerPatterns(kind)) {
+      steps.push_back({{"type", "Split"},
+                       {"pattern", {{"Regex", std::string(expression)}}},
+                       {"behavior", "Isolated"},
+                       {"invert", false}});
+    }
+    steps.push_back(ByteLevel(false));
+    json["pre_tokenizer"] = {{"type", "Sequence"}, {"pretokenizers", steps}};
+    EXPECT_EQ(KindOf(json), kind) << k;
+  }
+  json["pre_tokenizer"] = ByteLevel(true);
+  EXPECT_EQ(KindOf(json), PreTokenizer::kGpt2);
+  const Json digits = {{"type", "Digits"}, {"individual_digits", true}};
+  json["pre_tokenizer"] = {{"type", "Sequence"}, {"pretokenizers", {digits, ByteLevel(true)}}};
+  EXPECT_EQ(KindOf(json), PreTokenizer::kGranite);
+  json["pre_tokenizer"]["pretokenizers"] = {ByteLevel(true), digits};
   EXPECT_FALSE(Compile(json).ok());
 }
 
@@ -170,6 +192,13 @@ TEST(TokenizerJsonTest, SentencePieceByNormalizersOrByMetaspace) {
   json["normalizer"] = nullptr;
   json["pre_tokenizer"] = {{"type", "Metaspace"}, {"replacement", "\u2581"}, {"prepend_scheme", "first"}, {"split", false}};
   EXPECT_EQ(Parsed(Compile(json), &tokenizer).Encode("ab é€"), expected);
+  // A text that begins with a space: Prepend puts another before it, Metaspace does not.
+  const std::vector<int32_t> one = {262, 261}, two = {259, 262, 261};
+  for (const char* text : {" ab", "\u2581ab"}) {
+    EXPECT_EQ(Parsed(Compile(json), &tokenizer).Encode(text), one);
+    EXPECT_EQ(Parsed(Compile(PieceJson()), &tokenizer).Encode(text), two);
+  }
+  EXPECT_TRUE(Parsed(Compile(json), &tokenizer).Encode("").empty());
   json["pre_tokenizer"]["split"] = true;
   EXPECT_FALSE(Compile(json).ok());
   json = PieceJson();
@@ -178,6 +207,26 @@ TEST(TokenizerJsonTest, SentencePieceByNormalizersOrByMetaspace) {
   json = PieceJson();
   json["model"]["vocab"].erase("<0x7F>");
   EXPECT_FALSE(Compile(json).ok());
+}
+
+std::string RefusalOf(const std::string& text) {
+  const auto blob = CompileTokenizerJson(AsBytes(text), {}, {}, 4096);
+  EXPECT_FALSE(blob.ok());
+  EXPECT_EQ(blob.status().code(), ErrorCode::kTokenizer);
+  return blob.status().message();
+}
+
+TEST(TokenizerJsonTest, RefusesDeepNestingAndKeysThatStandTwice) {
+  const size_t depth = 1 << 20;
+  const std::string deep =
+      RefusalOf(R"({"normalizer": )" + std::string(depth, '[') + std::string(depth, ']') + "}");
+  EXPECT_NE(deep.find("nested deeper than 64 levels"), std::string::npos) << deep;
+  std::string text = WrenJson().dump();
+  const size_t vocab = text.find(R"("vocab":{)");
+  ASSERT_NE(vocab, std::string::npos);
+  text.insert(vocab + 9, R"("!":7,)");
+  const std::string twice = RefusalOf(text);
+  EXPECT_NE(twice.find("key '!' stands twice"), std::string::npos) << twice;
 }
 
 // Every field that changes the tokens is refused by name unless it has the value that is implemented.

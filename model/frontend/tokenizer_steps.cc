@@ -25,14 +25,15 @@ Status ReadNormalizer(const Json& json, TokenizerData* data, bool* sentence_piec
     if (IsType(step, "NFC")) {
       data->normalizer = Normalizer::kNfc;
     } else if (IsType(step, "Prepend") && Member(step, "prepend") == kMark) {
-      data->space_prefix = true;
+      data->space_prefix = SpacePrefix::kAlways;
     } else if (IsReplace(step, " ", kMark)) {
       *sentence_piece = true;
     } else {
       return Unsupported(kNormalizerField, step);
     }
   }
-  const bool whole = !data->space_prefix || (*sentence_piece && data->normalizer == Normalizer::kNone);
+  const bool prefixed = data->space_prefix != SpacePrefix::kNone;
+  const bool whole = !prefixed || (*sentence_piece && data->normalizer == Normalizer::kNone);
   return whole ? Status::Ok() : Unsupported(kNormalizerField, json);
 }
 
@@ -93,7 +94,8 @@ Status ReadByteLevel(const std::vector<Json>& steps, const Json& whole, Tokenize
   return Status::Ok();
 }
 
-// Metaspace without cuts does what the normalizers Prepend and Replace do.
+// Metaspace without cuts does what the normalizers Prepend and Replace do, but puts no mark before one. "first" is the
+// first part of a text between special tokens, which is all of it: text never becomes a special token.
 Status ReadMetaspace(const Json& step, TokenizerData* data) {
   const Json& scheme = Member(step, "prepend_scheme");
   const bool first =
@@ -102,7 +104,7 @@ Status ReadMetaspace(const Json& step, TokenizerData* data) {
   if (Member(step, "replacement") != kMark || Member(step, "split") != false || (!first && !never)) {
     return Unsupported(kPreTokenizerField, step);
   }
-  data->space_prefix = first;
+  if (first) data->space_prefix = SpacePrefix::kUnlessThere;
   return Status::Ok();
 }
 
@@ -170,16 +172,6 @@ std::optional<uint8_t> ByteTokenValue(const std::string& text) {
     value = value * 16 + static_cast<uint32_t>(digit ? c - '0' : c - 'A' + 10);
   }
   return static_cast<uint8_t>(value);
-}
-
-std::string MarksToSpaces(const std::string& text) {
-  std::string out;
-  for (size_t at = 0; at < text.size();) {
-    const bool mark = text.compare(at, sizeof(kMark) - 1, kMark) == 0;
-    out.push_back(mark ? ' ' : text[at]);
-    at += mark ? sizeof(kMark) - 1 : 1;
-  }
-  return out;
 }
 
 }  // namespace moepack

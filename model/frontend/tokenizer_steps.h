@@ -12,6 +12,7 @@
 
 #include "base/bytes.h"
 #include "base/status.h"
+#include "model/frontend/json_text.h"
 #include "tokenizer/tokenizer.h"
 
 namespace moepack {
@@ -29,8 +30,9 @@ inline Status Unsupported(const std::string& field, const Json& value) {
 }
 
 inline Result<Json> ParseObject(ByteSpan bytes, const char* file) {
-  Json json = Json::parse(bytes.begin(), bytes.end(), nullptr, /*allow_exceptions=*/false);
-  if (!json.is_object()) return Refuse(file, "not a JSON object");
+  Result<Json> json = ParseJson(bytes, file);
+  if (!json.ok()) return Status(ErrorCode::kTokenizer, json.status().message());
+  if (!json->is_object()) return Refuse(file, "not a JSON object");
   return json;
 }
 
@@ -68,7 +70,5 @@ Status ReadPostProcessor(const Json& post, const std::function<std::optional<uin
 
 // The byte of "<0x0A>".
 std::optional<uint8_t> ByteTokenValue(const std::string& text);
-// Every U+2581 as a space.
-std::string MarksToSpaces(const std::string& text);
 
 }  // namespace moepack

@@ -247,7 +247,7 @@ for rule, name, edit, attack in (
         ("R-701", "magic", field(0, b"mtok"), LIES), ("R-701", "version", field(4, b"\2\0"), LIES),
         ("R-701", "cut_in_its_magic", tokenizer_bytes(lambda b: b[:3]), "truncation"),
         ("R-702", "pre_tokenizer_0", field(6, b"\0"), LIES), ("R-702", "pre_tokenizer_8", field(6, b"\x08"), LIES),
-        ("R-702", "flags_16", field(7, b"\x10"), LIES),
+        ("R-702", "flags_32", field(7, b"\x20"), LIES), ("R-702", "flags_18", field(7, b"\x12"), LIES),
         ("R-704", "beginning_that_is_not_there", field(7, b"\x08"), "truncation"),
         ("R-704", "byte_tokens_that_are_not_there", field(6, b"\x07"), "truncation"),
         ("R-703", "beginning_of_no_tokens", tokenizer_bytes(lambda b: b[:7] + b"\x08" + b[8:] + b"\0" * 4), LIES),

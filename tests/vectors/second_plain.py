@@ -194,7 +194,7 @@ def check_tokenizer(blob):
     must(blob[:6] == b"MTOK\x01\x00", "R-701", "magic or version")
     take(6)
     pre, flags = (take(2) + b"\0\0")[:2]
-    must(1 <= pre <= 7 and flags <= 15, "R-702", "pre-tokenizer or flags")
+    must(1 <= pre <= 7 and flags <= 31 and flags & 18 != 18, "R-702", "pre-tokenizer or flags")
     tokens, merges, special, ends = struct.unpack("<4I", take(16))
     must(256 <= tokens <= 2**20 and merges <= 2**22 and special <= tokens and ends <= tokens, "R-703", "counts")
     lengths = struct.unpack(f"<{tokens}H", take(2 * tokens))

@@ -273,12 +273,25 @@ TEST_F(FileTest, MapSeesTheBytes) {
   EXPECT_EQ(AsText((*mapped)->bytes()), "mapped");
 }
 
+TEST(PathTest, BaseName) {
+  EXPECT_EQ(BaseName("a"), "a");
+  EXPECT_EQ(BaseName("/b/a.json"), "a.json");
+  EXPECT_EQ(BaseName("b/"), "");
+}
+
 TEST(PathTest, DirectoryOf) {
   EXPECT_EQ(DirectoryOf("a"), ".");
   EXPECT_EQ(DirectoryOf("a/b"), "a");
   EXPECT_EQ(DirectoryOf("a/b/"), "a");
   EXPECT_EQ(DirectoryOf("/a"), "/");
   EXPECT_EQ(JoinPath("a/", "b"), "a/b");
+}
+
+TEST(ParseTokensTest, IdsAndRefusals) {
+  EXPECT_EQ(cli::ParseTokens("7").value(), std::vector<int32_t>{7});
+  EXPECT_EQ(cli::ParseTokens("1,2147483647,0").value(), (std::vector<int32_t>{1, 2147483647, 0}));
+  for (const char* bad : {"", ",", "1,", ",1", "1,,2", " 1", "1, 2", "+1", "-1", "1x", "2147483648", "1;2"})
+    EXPECT_EQ(cli::ParseTokens(bad).status().code(), ErrorCode::kUsage) << bad;
 }
 
 TEST(ParseSizeTest, UnitsAndRefusals) {

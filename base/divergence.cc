@@ -43,6 +43,15 @@ double LogSumExp(std::span<const float> logits) {
 
 }  // namespace
 
+Status CheckTargets(std::span<const int32_t> tokens, uint64_t vocabulary) {
+  for (const int32_t token : tokens) {
+    if (token >= 0 && static_cast<uint64_t>(token) < vocabulary) continue;
+    return Status(ErrorCode::kTokenizer, StrFormat("token %d of the text: the model has logits for %llu tokens", token,
+                                                   static_cast<unsigned long long>(vocabulary)));
+  }
+  return Status::Ok();
+}
+
 double NegativeLogLikelihood(std::span<const float> logits, int32_t target) {
   return LogSumExp(logits) - static_cast<double>(logits[static_cast<size_t>(target)]);
 }

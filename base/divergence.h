@@ -6,6 +6,8 @@
 #include <span>
 #include <vector>
 
+#include "base/status.h"
+
 namespace moepack {
 
 // Which rows are scored: position p of a chunk predicts token p + 1, for p from ctx / 2 to ctx - 2. Tokens after the last
@@ -25,7 +27,11 @@ struct EvalChunks {
 };
 inline constexpr uint64_t kMinEvalContext = 4;
 
-// -log softmax(logits)[target], in double.
+// Every token can be a target: it is one of the `vocabulary` that have a logit. kTokenizer names the first that is not (a
+// model may embed more tokens than it predicts).
+Status CheckTargets(std::span<const int32_t> tokens, uint64_t vocabulary);
+
+// -log softmax(logits)[target], in double. `target` is in the vocabulary.
 double NegativeLogLikelihood(std::span<const float> logits, int32_t target);
 
 struct DivergenceReport {

@@ -66,8 +66,9 @@ Env& PosixEnv();
 // Whole file in memory, refused with kLimit above max_bytes.
 Result<Bytes> ReadFile(Env& env, const std::string& path, uint64_t max_bytes);
 
-// Folder part of a path ("." when it has none) and joining of two parts.
+// Folder part of a path ("." when it has none), what stands after the last slash, and joining of two parts.
 std::string DirectoryOf(const std::string& path);
+std::string BaseName(const std::string& path);
 std::string JoinPath(const std::string& directory, const std::string& name);
 
 // A name beside `path` that nobody can foresee (64 random bits), so that nobody can wait there with a link, and that a file

@@ -16,7 +16,7 @@ constexpr uint64_t kMaxTextBytes = uint64_t{1} << 32;
 Result<CalibrationText> ReadText(const std::string& argument) {
   const size_t equals = argument.find('=');
   const std::string path = equals == std::string::npos ? argument : argument.substr(equals + 1);
-  const std::string base = path.substr(path.rfind('/') + 1);
+  const std::string base = BaseName(path);
   const std::string domain = equals == std::string::npos ? base.substr(0, base.find('.')) : argument.substr(0, equals);
   if (domain.empty()) return Status(ErrorCode::kUsage, "--data " + argument + ": no domain name; write NAME=FILE");
   MOEPACK_ASSIGN_OR_RETURN(const Bytes bytes, ReadFile(PosixEnv(), path, kMaxTextBytes));

@@ -206,7 +206,8 @@ void PinMatrixBlocking() {
   std::call_once(once, [] { Eigen::setCpuCacheSizes(32 << 10, 512 << 10, 4 << 20); });
 }
 
-TokenBatch ChunkBatch(std::span<const int32_t> tokens, const EvalChunks& chunks) {
+Result<TokenBatch> ChunkBatch(const Program& program, std::span<const int32_t> tokens, const EvalChunks& chunks) {
+  MOEPACK_RETURN_IF_ERROR(CheckTargets(tokens, program.values[program.output].width));
   TokenBatch batch;
   batch.tokens.assign(tokens.begin(), tokens.begin() + static_cast<std::ptrdiff_t>(chunks.chunks * chunks.ctx));
   for (uint64_t c = 0; c < chunks.chunks; ++c) batch.sequence_start.push_back(c * chunks.ctx);

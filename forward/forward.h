@@ -56,8 +56,9 @@ struct TokenBatch {
   uint64_t end(uint64_t s) const { return s + 1 < sequence_start.size() ? sequence_start[s + 1] : tokens.size(); }
 };
 
-// The first tokens of a text cut into sequences of chunks.ctx tokens each.
-TokenBatch ChunkBatch(std::span<const int32_t> tokens, const EvalChunks& chunks);
+// The first tokens of a text cut into sequences of chunks.ctx tokens each, to be scored: kTokenizer when the program has no
+// logit for one of them.
+Result<TokenBatch> ChunkBatch(const Program& program, std::span<const int32_t> tokens, const EvalChunks& chunks);
 
 // Values that live between blocks (the residual stream, mostly), over all tokens of a batch. [tokens, width]
 struct Stream {

@@ -47,6 +47,20 @@ Program EveryNode() {
   return p.program;
 }
 
+// A head that predicts fewer tokens than the model embeds: the others cannot be scored.
+TEST(ForwardTest, ATargetWithoutALogitIsRefused) {
+  ToyProgram p;
+  p.program.output = p.Linear(p.Embedding(37, 24), 30);
+  const std::vector<int32_t> tokens = {1, 2, 29, 3, 30, 4, 5, 6};
+  const Result<TokenBatch> batch = ChunkBatch(p.program, std::span(tokens).first(4), EvalChunks(4, 4));
+  ASSERT_TRUE(batch.ok()) << batch.status().message();
+  EXPECT_EQ(batch->size(), 4u);
+  const Result<TokenBatch> refused = ChunkBatch(p.program, tokens, EvalChunks(tokens.size(), 4));
+  ASSERT_FALSE(refused.ok());
+  EXPECT_EQ(refused.status().code(), ErrorCode::kTokenizer);
+  EXPECT_NE(refused.status().message().find("token 30"), std::string::npos) << refused.status().message();
+}
+
 TokenBatch Sequences(const std::vector<uint64_t>& lengths, int32_t vocabulary) {
   TokenBatch batch;
   uint64_t state = 99;

@@ -12,8 +12,6 @@
 namespace moepack {
 namespace {
 
-constexpr uint64_t kMaxTextBytes = uint64_t{1} << 32;
-
 // What is run and which rows of it are written.
 struct Job {
   TokenBatch batch;
@@ -24,22 +22,6 @@ struct Totals {
   uint64_t rows = 0;
   double nll = 0;
 };
-
-Result<TokenBatch> ParseTokens(const std::string& text) {
-  TokenBatch batch;
-  batch.sequence_start = {0};
-  const char* p = text.c_str();
-  for (;;) {
-    char* end = nullptr;
-    const long value = std::strtol(p, &end, 10);
-    if (end == p || value < 0 || value > INT32_MAX || (*end != ',' && *end != '\0')) {
-      return Status(ErrorCode::kUsage, "--tokens: expected token ids separated by commas, such as 1,2,3");
-    }
-    batch.tokens.push_back(static_cast<int32_t>(value));
-    if (*end == '\0') return batch;
-    p = end + 1;
-  }
-}
 
 Result<Job> TextJob(const Model& model, const std::string& path, int64_t ctx_option, int64_t most_chunks) {
   const uint64_t ctx = static_cast<uint64_t>(std::max<int64_t>(ctx_option, 0));
@@ -53,7 +35,7 @@ Result<Job> TextJob(const Model& model, const std::string& path, int64_t ctx_opt
     return Status(ErrorCode::kTokenizer, "the model has no tokenizer (tokenizer.json), which --data needs; use --tokens");
   }
   MOEPACK_ASSIGN_OR_RETURN(const auto tokenizer, Tokenizer::Parse(model.tokenizer));
-  MOEPACK_ASSIGN_OR_RETURN(const Bytes text, ReadFile(PosixEnv(), path, kMaxTextBytes));
+  MOEPACK_ASSIGN_OR_RETURN(const Bytes text, ReadFile(PosixEnv(), path, cli::kMaxTextBytes));
   const std::vector<int32_t> tokens = tokenizer->Encode(AsText(text));
   EvalChunks chunks(tokens.size(), ctx);
   chunks.chunks = std::min(chunks.chunks, static_cast<uint64_t>(most_chunks));
@@ -61,7 +43,8 @@ Result<Job> TextJob(const Model& model, const std::string& path, int64_t ctx_opt
     return Status(ErrorCode::kBadInput, StrFormat("%s: %zu tokens, fewer than one chunk of %llu (--ctx); give a longer text",
                                                   path.c_str(), tokens.size(), static_cast<unsigned long long>(ctx)));
   }
-  return Job{ChunkBatch(tokens, chunks), chunks};
+  MOEPACK_ASSIGN_OR_RETURN(TokenBatch batch, ChunkBatch(model.program, tokens, chunks));
+  return Job{std::move(batch), chunks};
 }
 
 Result<Job> MakeJob(const cli::Command& command, const Model& model) {
@@ -69,8 +52,8 @@ Result<Job> MakeJob(const cli::Command& command, const Model& model) {
     return TextJob(model, command.Get<std::string>("data"), command.Get<int64_t>("ctx"),
                    command.GetOr<int64_t>("chunks", INT64_MAX));
   }
-  MOEPACK_ASSIGN_OR_RETURN(TokenBatch batch, ParseTokens(command.Get<std::string>("tokens")));
-  return Job{std::move(batch), std::nullopt};
+  MOEPACK_ASSIGN_OR_RETURN(std::vector<int32_t> tokens, cli::ParseTokens(command.Get<std::string>("tokens")));
+  return Job{{std::move(tokens), {0}}, std::nullopt};
 }
 
 // Appends the scored rows of a run of logits, and adds up how well they predict.

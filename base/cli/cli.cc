@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <charconv>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
@@ -82,6 +83,22 @@ Status Command::Require(const std::string& name) const {
   for (const std::string& p : positional_names_) positional |= p == name;
   return Status(ErrorCode::kUsage, (positional ? "missing argument " : "missing option --") + name +
                                        "; usage: " + info_.name + " " + info_.usage);
+}
+
+Result<std::vector<int32_t>> ParseTokens(const std::string& text) {
+  std::vector<int32_t> tokens;
+  const char* at = text.data();
+  const char* end = at + text.size();
+  for (;;) {
+    int32_t token = 0;
+    const auto [next, error] = std::from_chars(at, end, token);
+    if (error != std::errc() || token < 0 || (next != end && *next != ',')) {
+      return Status(ErrorCode::kUsage, "--tokens: expected token ids separated by commas, such as 1,2,3");
+    }
+    tokens.push_back(token);
+    if (next == end) return tokens;
+    at = next + 1;
+  }
 }
 
 namespace {

@@ -55,6 +55,12 @@ class Command {
   bool help_shown_ = false;
 };
 
+// "1,2,3": token ids of at least 0. kUsage, naming --tokens, on anything else.
+Result<std::vector<int32_t>> ParseTokens(const std::string& text);
+
+// Largest text file that --data takes.
+inline constexpr uint64_t kMaxTextBytes = uint64_t{1} << 32;
+
 // Runs `body`, prints "NAME: message" for an error to standard error and returns the exit status; an exception that
 // reaches it is a fault of ours (1), std::bad_alloc is kNoMemory, also on another thread. Standard output that could not
 // be written is kNoSpace. Ignores SIGPIPE.

@@ -84,7 +84,7 @@ Status ExportOnnx(Env& env, const Model& model, const std::string& out_path, con
   OnnxGraphWriter writer(model.program, proto.mutable_graph());
   MOEPACK_RETURN_IF_ERROR(writer.Run());
   MOEPACK_ASSIGN_OR_RETURN(const std::vector<OnnxExtent> extents, PlaceOnnxBlobs(writer.blobs()));
-  const std::string location = out_path.substr(out_path.find_last_of('/') + 1) + ".data";
+  const std::string location = BaseName(out_path) + ".data";
   for (size_t i = 0; i < writer.blobs().size(); ++i)
     AddExternal(writer.blobs()[i], extents[i], location, proto.mutable_graph());
   std::string bytes;

@@ -128,7 +128,7 @@ Result<Model> OpenConfigOnly(Env& env, const std::string& path, const OpenOption
   Model model;
   model.source = ModelSource::kConfigOnly;
   MOEPACK_ASSIGN_OR_RETURN(CheckpointLayout layout, ReadConfig(env, path, &model.family));
-  std::vector<std::string> inputs = {path.substr(path.rfind('/') + 1)};
+  std::vector<std::string> inputs = {BaseName(path)};
   // A tokenizer beside it counts into the size of a bundle.
   const uint64_t vocab = layout.program.values[layout.program.output].width;
   MOEPACK_ASSIGN_OR_RETURN(model.tokenizer, CompileTokenizerOf(env, DirectoryOf(path), vocab, &inputs));

@@ -16,8 +16,6 @@ uint64_t VocabularySize(const Program& program) {
   return 0;
 }
 
-std::string BaseName(const std::string& path) { return path.substr(path.find_last_of('/') + 1); }
-
 }  // namespace
 
 Result<Model> OpenOnnx(Env& env, const std::string& path, const OpenOptions& options) {

@@ -17,8 +17,7 @@ Status AppendLogits(const Session& session, AtomicFile* out) {
 }
 
 // Every row of one sequence.
-Status WriteSequence(const cli::Command& command, Session& session, AtomicFile* out, uint64_t* rows) {
-  MOEPACK_ASSIGN_OR_RETURN(const std::vector<int32_t> tokens, ParseTokens(command.Get<std::string>("tokens")));
+Status WriteSequence(const std::vector<int32_t>& tokens, Session& session, AtomicFile* out, uint64_t* rows) {
   MOEPACK_RETURN_IF_ERROR(CheckLength(session, "--tokens", tokens.size()));
   const size_t tile = session.engine->tile_tokens();
   for (size_t at = 0; at < tokens.size(); at += tile) {
@@ -47,8 +46,6 @@ Status WriteScored(const cli::Command& command, Session& session, AtomicFile* ou
   return Status::Ok();
 }
 
-uint32_t CountIds(const std::string& ids) { return static_cast<uint32_t>(std::count(ids.begin(), ids.end(), ',') + 1); }
-
 }  // namespace
 
 Status Logits(int argc, char** argv) {
@@ -67,12 +64,16 @@ Status Logits(int argc, char** argv) {
   MOEPACK_RETURN_IF_ERROR(command.Require("output"));
   if (command.Has("tokens") == command.Has("data")) return Status(ErrorCode::kUsage, "give one of --tokens and --data");
   if (command.Has("data")) MOEPACK_RETURN_IF_ERROR(command.Require("ctx"));
+  std::vector<int32_t> sequence;
+  if (command.Has("tokens")) {
+    MOEPACK_ASSIGN_OR_RETURN(sequence, cli::ParseTokens(command.Get<std::string>("tokens")));
+  }
   // A sequence that is known whole is its own context: programs may rotate by its length.
-  const uint32_t length = command.Has("tokens") ? CountIds(command.Get<std::string>("tokens")) : 0;
+  const uint32_t length = static_cast<uint32_t>(sequence.size());  // an argument list is shorter than 2^32
   MOEPACK_ASSIGN_OR_RETURN(Session session, OpenSession(command, command.GetOr<uint32_t>("ctx", 0), true, length));
   MOEPACK_ASSIGN_OR_RETURN(const auto out, AtomicFile::Create(PosixEnv(), command.Get<std::string>("output")));
   uint64_t rows = 0;
-  MOEPACK_RETURN_IF_ERROR(command.Has("tokens") ? WriteSequence(command, session, out.get(), &rows)
+  MOEPACK_RETURN_IF_ERROR(command.Has("tokens") ? WriteSequence(sequence, session, out.get(), &rows)
                                                 : WriteScored(command, session, out.get(), &rows));
   MOEPACK_RETURN_IF_ERROR(out->Commit());
   if (command.json()) cli::PrintJson({{"rows", rows}, {"vocabulary", session.engine->vocab_size()}, {"verified", true}});

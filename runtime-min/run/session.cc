@@ -1,15 +1,11 @@
 #include "runtime-min/run/session.h"
 
-#include <charconv>
-
 #include "verify/trust_json.h"
 
 namespace moepack::run {
 namespace {
 
 namespace po = boost::program_options;
-
-constexpr uint64_t kMaxTextBytes = 1ull << 30;
 
 Result<kernels::Isa> ParseIsa(const std::string& name) {
   std::string known;
@@ -98,14 +94,9 @@ Status RequireTokenizer(const Session& session) {
 
 Result<std::vector<int32_t>> TokenizeFile(const Session& session, const std::string& path) {
   MOEPACK_RETURN_IF_ERROR(RequireTokenizer(session));
-  MOEPACK_ASSIGN_OR_RETURN(const Bytes text, ReadFile(PosixEnv(), path, kMaxTextBytes));
+  MOEPACK_ASSIGN_OR_RETURN(const Bytes text, ReadFile(PosixEnv(), path, cli::kMaxTextBytes));
   std::vector<int32_t> tokens = session.tokenizer->Encode(AsText(text));
-  const uint64_t vocabulary = session.engine->vocab_size();
-  for (int32_t token : tokens) {
-    if (static_cast<uint64_t>(token) < vocabulary) continue;
-    return Status(ErrorCode::kTokenizer, StrFormat("token %d of the bundle's tokenizer: the model has %llu tokens", token,
-                                                   static_cast<unsigned long long>(vocabulary)));
-  }
+  MOEPACK_RETURN_IF_ERROR(CheckTargets(tokens, session.engine->vocab_size()));
   return tokens;
 }
 
@@ -114,23 +105,6 @@ Status CheckLength(const Session& session, const char* what, size_t tokens) {
   return Status(ErrorCode::kLimit, StrFormat("%s: %zu tokens, a sequence holds at most %u (--ctx, or what the model takes); "
                                              "give fewer",
                                              what, tokens, session.engine->context()));
-}
-
-Result<std::vector<int32_t>> ParseTokens(const std::string& text) {
-  std::vector<int32_t> tokens;
-  const char* at = text.data();
-  const char* end = at + text.size();
-  for (;;) {
-    int32_t token = 0;
-    const auto [next, error] = std::from_chars(at, end, token);
-    if (error != std::errc() || token < 0) {
-      return Status(ErrorCode::kUsage, "--tokens: expected ids separated by commas, e.g. 1,2,3");
-    }
-    tokens.push_back(token);
-    if (next == end) return tokens;
-    if (*next != ',') return Status(ErrorCode::kUsage, "--tokens: expected ids separated by commas, e.g. 1,2,3");
-    at = next + 1;
-  }
 }
 
 void AddChunkOptions(cli::Command* command) {

@@ -45,8 +45,6 @@ Status RequireTokenizer(const Session& session);
 Result<std::vector<int32_t>> TokenizeFile(const Session& session, const std::string& path);
 // kLimit when `tokens` tokens of `what` are more than the context.
 Status CheckLength(const Session& session, const char* what, size_t tokens);
-// "1,2,3"
-Result<std::vector<int32_t>> ParseTokens(const std::string& text);
 
 // --ctx and --chunks.
 void AddChunkOptions(cli::Command* command);

@@ -88,8 +88,10 @@ void Route(const RoutingRecord& routing, const RoutingTables& tables, std::span<
   if (routing.score == ScoreFunction::kSparseMixer) {
     RouteBySparseMixer(routing, logits, ids, weights);
   } else if (plain) {
-    if (routing.score_before_topk) Score(routing.score, logits);
+    // Both score functions rise strictly with the logit, but their float32 values tie where logits do not.
     TopK(logits, ids, weights);
+    if (routing.score_before_topk) Score(routing.score, logits);
+    for (size_t i = 0; i < ids.size(); ++i) weights[i] = logits[ids[i]];
   } else {
     if (routing.score_before_topk) Score(routing.score, logits);
     std::copy(logits.begin(), logits.end(), selection.begin());

@@ -69,6 +69,12 @@ TEST(Routing, TakesTheLargestAndTheLowerIndexOfATie) {
   EXPECT_GT(r.weights[1], r.weights[2]);
 }
 
+// In float32 both sigmoids are 1.
+TEST(Routing, ALargerLogitWinsWhereScoresTie) {
+  EXPECT_EQ(RouteOne({.score = ScoreFunction::kSigmoid, .k = 1}, {18, 20}).ids[0], 1u);
+  EXPECT_EQ(RouteOne({.k = 2}, {-200, 0, -190}).ids, (std::vector<uint32_t>{1, 2})) << "a softmax below the least float";
+}
+
 TEST(Routing, WeightsFollowTheRecord) {
   const std::vector<float> logits = {0.3f, -1, 2, 0.5f};
   double all = 0;

@@ -45,23 +45,34 @@ int32_t Argmax(std::span<const float> logits) {
   return static_cast<int32_t>(best);
 }
 
-// Sorts what is kept, most likely first; ids break ties, so that the order is total.
-size_t Sampler::KeepTopK() {
-  const auto more_likely = [](const Candidate& a, const Candidate& b) {
-    return a.logit != b.logit ? a.logit > b.logit : a.id < b.id;
-  };
-  const size_t count = candidates_.size();
-  const size_t kept = options_.top_k == 0 ? count : std::min<size_t>(options_.top_k, count);
-  std::partial_sort(candidates_.begin(), candidates_.begin() + static_cast<ptrdiff_t>(kept), candidates_.end(), more_likely);
-  return kept;
+// Most likely first; ids break ties, so that the order is total.
+bool Sampler::MoreLikely(const Candidate& a, const Candidate& b) {
+  return a.logit != b.logit ? a.logit > b.logit : a.id < b.id;
 }
 
-// Of `count` candidates with unnormalised probabilities.
-size_t Sampler::KeepTopP(size_t count) const {
+// Sorts the first `count` candidates at least. Few are looked at, as a rule: what is sorted grows eightfold.
+void Sampler::SortFirst(size_t count) {
+  constexpr size_t kFirst = 64, kGrowth = 8;
+  if (count <= sorted_) return;
+  const size_t wanted = std::min(candidates_.size(), std::max({count, kFirst, sorted_ * kGrowth}));
+  const auto begin = candidates_.begin() + static_cast<ptrdiff_t>(sorted_);
+  const auto end = candidates_.begin() + static_cast<ptrdiff_t>(wanted);
+  if (end != candidates_.end()) std::nth_element(begin, end, candidates_.end(), MoreLikely);
+  std::sort(begin, end, MoreLikely);
+  sorted_ = wanted;
+}
+
+double Sampler::TotalOfFirst(size_t count) const {
   double total = 0;
   for (size_t i = 0; i < count; ++i) total += candidates_[i].probability;
+  return total;
+}
+
+// Of `count` candidates with unnormalised probabilities that sum to `total`.
+size_t Sampler::KeepTopP(size_t count, double total) {
   double sum = 0;
   for (size_t i = 0; i < count; ++i) {
+    SortFirst(i + 1);
     sum += candidates_[i].probability;
     if (sum >= options_.top_p * total) return i + 1;
   }
@@ -74,17 +85,23 @@ int32_t Sampler::Sample(std::span<const float> logits) {
   for (size_t i = 0; i < logits.size(); ++i) {
     candidates_[i] = {std::isnan(logits[i]) ? -INFINITY : logits[i], static_cast<int32_t>(i), 0};
   }
-  size_t kept = KeepTopK();
-  if (!std::isfinite(candidates_[0].logit)) return candidates_[0].id;
+  sorted_ = 0;
+  size_t kept = options_.top_k == 0 ? candidates_.size() : std::min<size_t>(options_.top_k, candidates_.size());
+  if (options_.top_k > 0) SortFirst(kept);
+  const Candidate first = *std::min_element(candidates_.begin(), candidates_.end(), MoreLikely);
+  if (!std::isfinite(first.logit)) return first.id;
   for (size_t i = 0; i < kept; ++i) {
-    const double scaled = (double{candidates_[i].logit} - candidates_[0].logit) / options_.temperature;
+    const double scaled = (double{candidates_[i].logit} - first.logit) / options_.temperature;
     candidates_[i].probability = std::exp(scaled);
   }
-  if (options_.top_p < 1) kept = KeepTopP(kept);
-  double total = 0;
-  for (size_t i = 0; i < kept; ++i) total += candidates_[i].probability;
+  double total = TotalOfFirst(kept);
+  if (options_.top_p < 1) {
+    kept = KeepTopP(kept, total);
+    total = TotalOfFirst(kept);
+  }
   double left = random_.NextDouble() * total;
-  for (size_t i = 0; i + 1 < kept; ++i) {
+  for (size_t i = 0; i < kept; ++i) {
+    SortFirst(i + 1);
     left -= candidates_[i].probability;
     if (left < 0) return candidates_[i].id;
   }

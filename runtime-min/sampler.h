@@ -47,12 +47,15 @@ class Sampler {
     int32_t id = 0;
     double probability = 0;
   };
-  size_t KeepTopK();
-  size_t KeepTopP(size_t count) const;
+  static bool MoreLikely(const Candidate& a, const Candidate& b);
+  void SortFirst(size_t count);
+  double TotalOfFirst(size_t count) const;
+  size_t KeepTopP(size_t count, double total);
 
   SamplerOptions options_;
   Random random_;
   std::vector<Candidate> candidates_;
+  size_t sorted_ = 0;  // candidates at the front that are in order, all others are less likely
 };
 
 }  // namespace moepack::runtime

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -98,6 +99,45 @@ TEST(Sampler, TheSameSeedGivesTheSameTokens) {
     differs |= token != c.Sample(logits);
   }
   EXPECT_TRUE(differs);
+}
+
+// Sorts everything, as the definition says.
+int32_t SampleByDefinition(const SamplerOptions& options, const std::vector<float>& logits, double random) {
+  std::vector<std::pair<double, int32_t>> sorted;
+  for (size_t i = 0; i < logits.size(); ++i) sorted.emplace_back(-double{logits[i]}, static_cast<int32_t>(i));
+  std::sort(sorted.begin(), sorted.end());
+  if (options.top_k > 0 && options.top_k < sorted.size()) sorted.resize(options.top_k);
+  const double largest = sorted[0].first;
+  double total = 0, sum = 0;
+  for (auto& [weight, id] : sorted) total += weight = std::exp((largest - weight) / double{options.temperature});
+  for (size_t i = 0; i < sorted.size(); ++i) {
+    sum += sorted[i].first;
+    if (sum >= options.top_p * total) sorted.resize(i + 1);
+  }
+  double left = random * sum;
+  for (const auto& [weight, id] : sorted) {
+    if ((left -= weight) < 0) return id;
+  }
+  return sorted.back().second;
+}
+
+// Flat and steep logits over more tokens than are sorted at first, with ties.
+TEST(Sampler, DrawsWhatTheFullOrderGives) {
+  for (const float spread : {0.0f, 0.3f, 4.0f}) {
+    std::vector<float> logits(3000);
+    for (size_t i = 0; i < logits.size(); ++i) logits[i] = spread * std::sin(static_cast<float>(i * i % 1999));
+    for (const uint32_t top_k : {0u, 1u, 50u, 2000u}) {
+      for (const float top_p : {0.05f, 0.5f, 0.95f, 1.0f}) {
+        const SamplerOptions options{.temperature = 0.8f, .top_k = top_k, .top_p = top_p, .seed = 5};
+        Sampler sampler(options);
+        Random random(options.seed);
+        for (int i = 0; i < 20; ++i) {
+          ASSERT_EQ(sampler.Sample(logits), SampleByDefinition(options, logits, random.NextDouble()))
+              << spread << " " << top_k << " " << top_p;
+        }
+      }
+    }
+  }
 }
 
 TEST(Sampler, RefusesOptionsThatCannotBe) {

@@ -7,6 +7,7 @@
 
 #include "base/checked.h"
 #include "runtime-min/parallel.h"
+#include "runtime-min/prepare.h"
 #include "runtime-min/vector_math.h"
 
 namespace moepack::runtime {
@@ -135,9 +136,8 @@ float* Executor::Row(ValueId value, Rows rows) {
 const kernels::Activations& Executor::Prepare(ValueId value, Rows rows) {
   if (prepared_ != value || prepared_rows_.begin != rows.begin || prepared_rows_.count != rows.count) {
     const size_t width = Width(value);
-    const float* x = Row(value, rows);
-    activations_.Reshape(options_.isa, rows.count, width);
-    ForEach(pool_, rows.count, width * 4, [&](size_t t) { activations_.Fill(x, width, t, t + 1); });
+    const RowsToPrepare job{Row(value, rows), rows.count, width, width, &activations_};
+    PrepareRows(pool_, options_.isa, {&job, 1});
     prepared_ = value;
     prepared_rows_ = rows;
   }
@@ -243,21 +243,24 @@ void Executor::RunSlice(const Node& node, Rows rows) {
   const uint64_t in_width = Width(node.inputs[0]), width = Width(node.output);
   const float* in = Row(node.inputs[0], rows) + node.slice.begin;
   float* out = Row(node.output, rows);
-  for (size_t i = 0; i < rows.count; ++i) std::memcpy(out + i * width, in + i * in_width, width * sizeof(float));
+  ForEach(pool_, rows.count, width, [&](size_t i) { std::memcpy(out + i * width, in + i * in_width, width * sizeof(float)); });
 }
 
 void Executor::RunConcat(const Node& node, Rows rows) {
   const uint64_t width = Width(node.output), heads = std::max<uint32_t>(node.concat.heads, 1);
   const size_t own = node.inputs.size() - node.concat.shared;
-  float* out = Row(node.output, rows);
-  for (uint64_t head = 0; head < heads; ++head) {
-    for (size_t n = 0; n < node.inputs.size(); ++n) {
-      const uint64_t in_width = Width(node.inputs[n]), part = n < own ? in_width / heads : in_width;
-      const float* in = Row(node.inputs[n], rows) + (n < own ? head * part : 0);
-      for (size_t i = 0; i < rows.count; ++i) std::memcpy(out + i * width, in + i * in_width, part * sizeof(float));
-      out += part;
+  float* first = Row(node.output, rows);
+  ForEach(pool_, rows.count, width, [&](size_t i) {
+    float* out = first + i * width;
+    for (uint64_t head = 0; head < heads; ++head) {
+      for (size_t n = 0; n < node.inputs.size(); ++n) {
+        const uint64_t in_width = Width(node.inputs[n]), part = n < own ? in_width / heads : in_width;
+        const float* in = Row(node.inputs[n], rows) + i * in_width + (n < own ? head * part : 0);
+        std::memcpy(out, in, part * sizeof(float));
+        out += part;
+      }
     }
-  }
+  });
 }
 
 // Inputs of every token are stored, also when the output of few or none is wanted.

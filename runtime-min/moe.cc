@@ -1,10 +1,12 @@
 #include "runtime-min/moe.h"
 
 #include <algorithm>
+#include <array>
 #include <numeric>
 
 #include "base/checked.h"
 #include "runtime-min/parallel.h"
+#include "runtime-min/prepare.h"
 #include "runtime-min/routing.h"
 #include "runtime-min/vector_math.h"
 
@@ -111,7 +113,8 @@ const kernels::Activations& MoeExecutor::WeightInputs(size_t rows, size_t hidden
     float* to = outputs_.data() + at * hidden;
     for (size_t c = 0; c < hidden; ++c) to[c] = from[c] * gates_[at];
   });
-  weighted_.Prepare(isa_, outputs_.data(), rows, hidden, hidden);
+  const RowsToPrepare job{outputs_.data(), rows, hidden, hidden, &weighted_};
+  PrepareRows(*pool_, isa_, {&job, 1});
   return weighted_;
 }
 
@@ -168,10 +171,11 @@ void MoeExecutor::Expand(const MoeNode& node, std::span<const Group> turn, const
   pool_->ParallelFor(items_.size(), 1, [&](size_t begin, size_t end) {
     for (size_t i = begin; i < end; ++i) ExpandItem(node, turn[items_[i].group], items_[i], x);
   });
-  const size_t rows = turn.back().offset + turn.back().rows();
-  ForEach(*pool_, turn.size(), rows / turn.size() * stride_ * 2, [&](size_t g) {
-    middles_[g].Prepare(isa_, middle_.data() + turn[g].offset * stride_, turn[g].rows(), turn[g].intermediate, stride_);
-  });
+  std::array<RowsToPrepare, kExpertsPerTurn> jobs;
+  for (size_t g = 0; g < turn.size(); ++g) {
+    jobs[g] = {middle_.data() + turn[g].offset * stride_, turn[g].rows(), turn[g].intermediate, stride_, &middles_[g]};
+  }
+  PrepareRows(*pool_, isa_, std::span(jobs).first(turn.size()));
 }
 
 void MoeExecutor::ExpandItem(const MoeNode& node, const Group& group, const Item& item, const kernels::Activations& x) {

@@ -54,7 +54,6 @@ class ConfigReader {
 
   bool Has(const char* key) const;  // there and not null
   const Status& status() const { return status_; }
-  const std::string& label() const { return label_; }
 
   // Refuses keys that were neither read nor are on one of the lists; then returns status().
   Status Finish(std::span<const char* const> inert, std::span<const char* const> more_inert = {});

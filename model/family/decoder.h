@@ -14,6 +14,9 @@
 
 namespace moepack {
 
+// Largest width of a hidden state or an expert that a configuration may have.
+inline constexpr uint64_t kMaxWidth = 1 << 18;
+
 // Of q and k; kUnweightedPerHead comes after the rotation and only where there is one.
 enum class QkNorm : uint8_t { kNone, kPerHead, kFullWidth, kUnweightedPerHead };
 
@@ -129,6 +132,9 @@ std::vector<std::string> ReadLayerTypes(ConfigReader& config, const DecoderSpec&
 // then (renormalise) divided by their sum.
 void ReadMoe(ConfigReader& config, const char* experts_key, const char* intermediate_key, bool renormalise,
              DecoderSpec* spec, const char* k_key = "num_experts_per_tok");
+
+// After ReadMoe: as many shared experts, side by side and without a gate, as the key says; none when it is absent.
+void ReadSharedExperts(ConfigReader& config, const char* count_key, DecoderSpec* spec);
 
 CheckpointLayout BuildDecoder(const DecoderSpec& spec);
 

@@ -8,7 +8,7 @@
 namespace moepack {
 namespace {
 
-constexpr uint64_t kMaxWidth = 1 << 18, kMaxTotalExperts = 1 << 18;
+constexpr uint64_t kMaxTotalExperts = 1 << 18, kMaxSharedExperts = 64;
 
 void ReadHeads(ConfigReader& config, DecoderSpec* spec) {
   spec->heads = static_cast<uint32_t>(config.Count("num_attention_heads", 1, 1024));
@@ -161,6 +161,13 @@ void ReadMoe(ConfigReader& config, const char* experts_key, const char* intermed
                 StrFormat("%llu experts over all layers, at most %llu are accepted", static_cast<unsigned long long>(total),
                           static_cast<unsigned long long>(kMaxTotalExperts)));
   }
+}
+
+void ReadSharedExperts(ConfigReader& config, const char* count_key, DecoderSpec* spec) {
+  MoeSpec& moe = spec->moe;
+  moe.shared = "shared_experts";
+  moe.shared_gate = false;
+  moe.shared_intermediate = moe.intermediate * config.CountOr(count_key, 0, 0, kMaxSharedExperts);
 }
 
 }  // namespace moepack

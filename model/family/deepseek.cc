@@ -62,9 +62,7 @@ CheckpointLayout Build(ConfigReader& config, bool v3) {
   ReadScores(config, v3 ? "sigmoid" : "softmax", v3 ? "noaux_tc" : "greedy", &spec);
   spec.moe.routing.eps = spec.moe.routing.renormalise ? 1e-20f : 0;
   spec.moe.routing.scale = static_cast<float>(config.OptionalPositive("routed_scaling_factor").value_or(v3 ? 2.5 : 1));
-  spec.moe.shared = "shared_experts";
-  spec.moe.shared_gate = false;
-  spec.moe.shared_intermediate = spec.moe.intermediate * config.CountOr("n_shared_experts", 0, 0, 64);
+  ReadSharedExperts(config, "n_shared_experts", &spec);
   return config.status().ok() ? BuildDecoder(spec) : CheckpointLayout();
 }
 

@@ -18,7 +18,7 @@ void ReadSparse(ConfigReader& config, DecoderSpec* spec) {
     const bool before_end = last < 0 || static_cast<double>(layer) <= last;
     spec->sparse[layer] = layer >= start && before_end && (layer + 1) % step == 0;
   }
-  spec->dense_intermediate = config.Count("intermediate_size", 1, 1 << 18);
+  spec->dense_intermediate = config.Count("intermediate_size", 1, kMaxWidth);
 }
 
 CheckpointLayout Build(ConfigReader& config) {
@@ -31,9 +31,7 @@ CheckpointLayout Build(ConfigReader& config) {
   ReadMoe(config, "moe_num_experts", "moe_intermediate_size", true, &spec, "moe_k");
   spec.moe.routing.eps = static_cast<float>(config.OptionalPositive("moe_norm_min").value_or(1e-12));
   if (config.FlagOr("moe_use_aux_free", true)) spec.moe.selection_bias = "moe_statics.e_score_correction_bias";
-  spec.moe.shared = "shared_experts";
-  spec.moe.shared_gate = false;
-  spec.moe.shared_intermediate = spec.moe.intermediate * config.CountOr("moe_num_shared_experts", 0, 0, 64);
+  ReadSharedExperts(config, "moe_num_shared_experts", &spec);
   return config.status().ok() ? BuildDecoder(spec) : CheckpointLayout();
 }
 

@@ -19,9 +19,7 @@ CheckpointLayout Build(ConfigReader& config) {
   spec.moe.routing.scale = static_cast<float>(config.OptionalPositive("routed_scaling_factor").value_or(1));
   ReadGroups(config, GroupRule::kTwoLargest, &spec);
   spec.moe.selection_bias = "gate.e_score_correction_bias";
-  spec.moe.shared = "shared_experts";
-  spec.moe.shared_gate = false;
-  spec.moe.shared_intermediate = spec.moe.intermediate * config.CountOr("n_shared_experts", 0, 0, 64);
+  ReadSharedExperts(config, "n_shared_experts", &spec);
   return config.status().ok() ? BuildDecoder(spec) : CheckpointLayout();
 }
 

@@ -13,7 +13,6 @@ CheckpointLayout Build(ConfigReader& config) {
   keys.tied_head = config.FlagOr("tie_embedding", true);
   DecoderSpec spec = ReadDecoder(config, keys);
   spec.qk_norm = QkNorm::kPerHead;
-  spec.names.attention = "self_attn";
   spec.names.output = "out_proj";
   spec.names.q_norm = "q_layernorm";
   spec.names.k_norm = "k_layernorm";
@@ -29,7 +28,7 @@ CheckpointLayout Build(ConfigReader& config) {
   spec.convolution.bias = config.FlagOr("conv_bias", false);
   const uint64_t dense = config.CountOr("num_dense_layers", 2, 0, kMaxLayers);
   for (uint64_t layer = 0; layer < spec.layers; ++layer) spec.sparse[layer] = layer >= dense;
-  spec.dense_intermediate = config.Count("intermediate_size", 1, 1 << 18);
+  spec.dense_intermediate = config.Count("intermediate_size", 1, kMaxWidth);
   ReadMoe(config, "num_experts", "moe_intermediate_size", config.FlagOr("norm_topk_prob", true), &spec);
   spec.moe.routing.score = ScoreFunction::kSigmoid;
   spec.moe.routing.eps = spec.moe.routing.renormalise ? 1e-6f : 0;

@@ -44,7 +44,7 @@ void ReadSparse(ConfigReader& config, DecoderSpec* spec) {
   for (const uint64_t layer : layers) {
     if (layer < spec->layers) spec->sparse[layer] = true;
   }
-  spec->dense_intermediate = config.Count("intermediate_size_mlp", 1, 1 << 18);
+  spec->dense_intermediate = config.Count("intermediate_size_mlp", 1, kMaxWidth);
 }
 
 CheckpointLayout BuildText(ConfigReader& config, const std::string& prefix) {

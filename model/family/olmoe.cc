@@ -11,8 +11,6 @@ CheckpointLayout Build(ConfigReader& config) {
   spec.qk_norm = QkNorm::kFullWidth;
   spec.qkv_bias = spec.output_bias = config.FlagOr("attention_bias", false);
   spec.clip_qkv = static_cast<float>(config.OptionalPositive("clip_qkv").value_or(0));
-  spec.moe.module = "mlp";
-  spec.moe.matrices = {"gate_proj", "up_proj", "down_proj"};
   ReadMoe(config, "num_experts", "intermediate_size", config.FlagOr("norm_topk_prob", false), &spec);
   return config.status().ok() ? BuildDecoder(spec) : CheckpointLayout();
 }

@@ -11,9 +11,7 @@ CheckpointLayout Build(ConfigReader& config) {
   spec.qkv_bias = config.FlagOr("qkv_bias", true);
   ReadSwitchedWindow(config, &spec);
   ReadSparseLayers(config, &spec);
-  spec.moe.module = "mlp";
-  spec.moe.matrices = {"gate_proj", "up_proj", "down_proj"};
-  spec.moe.shared_intermediate = config.Count("shared_expert_intermediate_size", 1, 1 << 18);
+  spec.moe.shared_intermediate = config.Count("shared_expert_intermediate_size", 1, kMaxWidth);
   ReadMoe(config, "num_experts", "moe_intermediate_size", config.FlagOr("norm_topk_prob", false), &spec);
   return config.status().ok() ? BuildDecoder(spec) : CheckpointLayout();
 }

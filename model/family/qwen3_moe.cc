@@ -12,8 +12,6 @@ CheckpointLayout Build(ConfigReader& config) {
   spec.qkv_bias = spec.output_bias = config.FlagOr("attention_bias", false);
   ReadSwitchedWindow(config, &spec);
   ReadSparseLayers(config, &spec);
-  spec.moe.module = "mlp";
-  spec.moe.matrices = {"gate_proj", "up_proj", "down_proj"};
   ReadMoe(config, "num_experts", "moe_intermediate_size", config.FlagOr("norm_topk_prob", false), &spec);
   return config.status().ok() ? BuildDecoder(spec) : CheckpointLayout();
 }

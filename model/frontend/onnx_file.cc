@@ -65,15 +65,6 @@ uint64_t ReadUnsigned(const uint8_t* p, size_t bytes) {
   return value;
 }
 
-float WidenElement(Dtype dtype, const uint8_t* p) {
-  if (dtype == Dtype::kF16) return F16ToF32(static_cast<uint16_t>(ReadUnsigned(p, 2)));
-  if (dtype == Dtype::kBf16) return Bf16ToF32(static_cast<uint16_t>(ReadUnsigned(p, 2)));
-  const uint32_t bits = static_cast<uint32_t>(ReadUnsigned(p, 4));
-  float value;
-  std::memcpy(&value, &bits, sizeof(value));
-  return value;
-}
-
 // Little-endian bytes of a repeated field.
 template <typename Stored, typename Field>
 Bytes Pack(const Field& field) {
@@ -281,12 +272,9 @@ Result<std::vector<float>> OnnxFile::ReadFloats(const OnnxTensor& tensor, uint64
   const uint64_t bytes = DtypeBytes(tensor.dtype);
   const ByteSpan data = tensor.data.subspan(first * bytes, count * bytes);
   std::vector<float> out(count);
-  for (uint64_t i = 0; i < count; ++i) {
-    out[i] = WidenElement(tensor.dtype, data.data() + i * bytes);
-    if (!std::isfinite(out[i])) {
-      return Bad(tensor.name, StrFormat("value %llu is not finite", static_cast<Unsigned>(first + i)),
-                 ErrorCode::kNotFinite);
-    }
+  WidenElements(tensor.dtype, data.data(), count, out.data());
+  if (const uint64_t bad = FirstNotFinite(out); bad < count) {
+    return Bad(tensor.name, StrFormat("value %llu is not finite", static_cast<Unsigned>(first + bad)), ErrorCode::kNotFinite);
   }
   if (tensor.mapping != nullptr) {
     tensor.mapping->Release(static_cast<uint64_t>(data.data() - tensor.mapping->bytes().data()), data.size());

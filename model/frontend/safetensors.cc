@@ -75,6 +75,11 @@ void WidenElements(Dtype dtype, const uint8_t* data, uint64_t count, float* out)
   }
 }
 
+uint64_t FirstNotFinite(std::span<const float> values) {
+  const auto bad = std::find_if_not(values.begin(), values.end(), [](float v) { return std::isfinite(v); });
+  return static_cast<uint64_t>(bad - values.begin());
+}
+
 const char* DtypeName(Dtype dtype) { return Row(dtype).name; }
 uint64_t DtypeBytes(Dtype dtype) { return Row(dtype).bytes; }
 
@@ -138,11 +143,10 @@ Result<std::vector<float>> SafetensorsFile::LoadFloats(const SafetensorsEntry& e
   std::vector<float> out(entry.elements());
   WidenElements(entry.dtype, data(entry).data(), out.size(), out.data());
   Release(entry);
-  const auto bad = std::find_if_not(out.begin(), out.end(), [](float v) { return std::isfinite(v); });
-  if (bad != out.end()) {
+  if (const uint64_t bad = FirstNotFinite(out); bad < out.size()) {
     return Status(ErrorCode::kNotFinite,
                   StrFormat("%s: tensor %s, value %llu is %s: the checkpoint is damaged", path_.c_str(), entry.name.c_str(),
-                            static_cast<Unsigned>(bad - out.begin()), std::isnan(*bad) ? "NaN" : "infinite"));
+                            static_cast<Unsigned>(bad), std::isnan(out[bad]) ? "NaN" : "infinite"));
   }
   return out;
 }

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -28,6 +29,8 @@ const char* DtypeName(Dtype dtype);
 uint64_t DtypeBytes(Dtype dtype);
 // `count` elements of F32, F16, BF16 or F8_E4M3 (OCP 8-bit floating point 1.0) as float32.
 void WidenElements(Dtype dtype, const uint8_t* data, uint64_t count, float* out);
+// Index of the first value that is NaN or infinite; values.size() when there is none.
+uint64_t FirstNotFinite(std::span<const float> values);
 // The codec of a float element type that weights may have: F32, F16, BF16. False for every other type.
 bool DtypeCodec(Dtype dtype, Codec* codec);
 

@@ -1,8 +1,10 @@
 #include "model/frontend/unit_tensors.h"
 
-#include <cmath>
+#include <algorithm>
 #include <map>
 #include <mutex>
+
+#include "model/frontend/safetensors.h"
 
 namespace moepack {
 namespace {
@@ -106,10 +108,10 @@ class UnitTensors final : public TensorSource {
 
   const Place& Expert(uint32_t table, uint32_t expert, ExpertMatrix matrix) const {
     const std::vector<Place>& places = experts_.at(table).at(expert);
-    for (const Place& place : places) {
-      if (place.tensor.tensor == static_cast<uint32_t>(matrix)) return place;
-    }
-    return places.at(static_cast<size_t>(matrix));
+    const auto place = std::find_if(places.begin(), places.end(), [matrix](const Place& p) {
+      return p.tensor.tensor == static_cast<uint32_t>(matrix);
+    });
+    return places.at(static_cast<size_t>(place - places.begin()));  // every unit has the matrices of its table
   }
 
   Result<std::vector<float>> LoadAt(const Place& place, const std::string& name) const {
@@ -120,11 +122,9 @@ class UnitTensors final : public TensorSource {
     if (Status status = DecodePlain(place.tensor.codec, place.tensor.shape, plain, out); !status.ok()) {
       return status.With(label_ + ": tensor " + name);
     }
-    for (size_t i = 0; i < out.size(); ++i) {
-      if (!std::isfinite(out[i])) {
-        return Status(ErrorCode::kNotFinite,
-                      StrFormat("%s: tensor %s, value %zu is not finite", label_.c_str(), name.c_str(), i));
-      }
+    if (const uint64_t bad = FirstNotFinite(out); bad < out.size()) {
+      return Status(ErrorCode::kNotFinite, StrFormat("%s: tensor %s, value %llu is not finite", label_.c_str(), name.c_str(),
+                                                     static_cast<unsigned long long>(bad)));
     }
     return out;
   }

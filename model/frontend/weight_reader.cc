@@ -142,13 +142,12 @@ Result<std::vector<float>> WeightReader::Load(const BoundWeight& weight) const {
   } else {
     LoadPlain(weight, &out);
   }
-  const auto bad = std::find_if_not(out.begin(), out.end(), [](float v) { return std::isfinite(v); });
-  if (bad != out.end()) {
+  if (const uint64_t bad = FirstNotFinite(out); bad < out.size()) {
     return Status(ErrorCode::kNotFinite,
                   StrFormat("%s, value %llu%s is %s: the checkpoint is damaged", Where(weight.values).c_str(),
-                            static_cast<Unsigned>(bad - out.begin()),
+                            static_cast<Unsigned>(bad),
                             weight.ref.stack > 0 ? StrFormat(" of entry %u", weight.ref.index).c_str() : "",
-                            std::isnan(*bad) ? "NaN" : "infinite"));
+                            std::isnan(out[bad]) ? "NaN" : "infinite"));
   }
   return out;
 }

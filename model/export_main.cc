@@ -34,6 +34,7 @@ Result<Model> Open(const cli::Command& command, const std::string& path) {
   }
   if (!bundle) return OpenModel(PosixEnv(), path);
   ThreadPool pool(command.threads());
+  MOEPACK_RETURN_IF_ERROR(pool.status());
   return OpenBundle(PosixEnv(), path, command.Get<std::string>("trust"), pool, command.progress());
 }
 

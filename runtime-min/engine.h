@@ -65,7 +65,7 @@ class Engine {
   const ExpertCache& experts() const { return *cache_; }
   void ResetStats() { cache_->ResetStats(); }
   uint64_t dense_bytes() const;  // resident weights outside of experts
-  uint64_t state_bytes() const;  // KV caches
+  uint64_t state_bytes() const;  // KV caches and the inputs that convolutions remember
   // Resident bytes that decoding one token reads: every matrix once, of experts the top k at their mean size.
   uint64_t weight_bytes_per_token() const;
 

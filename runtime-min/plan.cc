@@ -147,7 +147,9 @@ Result<Plan> MakePlan(const Program& program, uint32_t tile_tokens, uint32_t log
   Places places;
   for (size_t s = 0; s < plan.steps.size(); ++s) {
     const Step& step = plan.steps[s];
-    for (ValueId id : s > 0 ? ending[s - 1] : std::vector<ValueId>()) places.GiveBack(plan.values[id].offset, sizes[id]);
+    if (s > 0) {
+      for (ValueId id : ending[s - 1]) places.GiveBack(plan.values[id].offset, sizes[id]);
+    }
     for (uint32_t n : step.nodes) {
       const ValueId id = program.nodes[n].output;
       ValuePlace& place = plan.values[id];

@@ -30,8 +30,8 @@ void ConvolutionState::Convolve(uint32_t position, const float* weight, const fl
   }
   for (uint64_t back = std::min<uint64_t>(width_, uint64_t{position} + 1); back-- > 0;) {
     const float* x = inputs_.data() + (position - back) % places_ * channels_;
-    const float* w = weight + (width_ - 1 - back);
-    for (uint64_t c = 0; c < channels_; ++c) out[c] += w[c * width_] * x[c];
+    const float* w = weight + (width_ - 1 - back) * channels_;
+    for (uint64_t c = 0; c < channels_; ++c) out[c] += w[c] * x[c];
   }
 }
 

@@ -18,7 +18,7 @@ class ConvolutionState {
 
   // x: [channels]. Different positions may be stored from different threads.
   void Store(uint32_t position, const float* x);
-  // out[c] = bias[c] + sum over j of weight[c * width + j] * input of position - (width - 1) + j; bias may be null. The
+  // out[c] = bias[c] + sum over j of weight[j * channels + c] * input of position - (width - 1) + j; bias may be null. The
   // inputs up to `position` must be stored.
   void Convolve(uint32_t position, const float* weight, const float* bias, float* out) const;
   uint64_t width() const { return width_; }

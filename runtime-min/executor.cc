@@ -269,7 +269,7 @@ void Executor::RunConvolution(const Node& node, Rows rows, size_t tokens, uint32
   const uint64_t channels = Width(node.output);
   const float* in = Row(node.inputs[0], {0, tokens});
   ForEach(pool_, tokens, channels, [&](size_t t) { state.Store(position + static_cast<uint32_t>(t), in + t * channels); });
-  const float* weight = weights_.vector(node.convolution.weight);
+  const float* weight = weights_.convolution(node.convolution.weight);
   const float* bias = weights_.vector(node.convolution.bias);
   float* out = Row(node.output, rows);
   const uint32_t first = position + static_cast<uint32_t>(rows.begin);

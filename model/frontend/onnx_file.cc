@@ -1,6 +1,5 @@
 #include "model/frontend/onnx_file.h"
 
-#include <cmath>
 #include <filesystem>
 #include <set>
 

@@ -16,13 +16,6 @@ uint64_t SplitMix(uint64_t x) {
   return x ^ (x >> 31);
 }
 
-const Node* Producer(const Program& program, ValueId id) {
-  for (const Node& node : program.nodes) {
-    if (node.output == id) return &node;
-  }
-  return nullptr;
-}
-
 std::vector<const Node*> Readers(const Program& program, ValueId id) {
   std::vector<const Node*> readers;
   for (const Node& node : program.nodes) {
@@ -39,7 +32,7 @@ Status NotResidual(const Node& moe, const std::string& why) {
 
 Result<ResidualPlan> FindResidual(const Program& program, const Node& moe) {
   ResidualPlan plan;
-  const Node* before = Producer(program, moe.inputs[0]);
+  const Node* before = ProducerOf(program, moe.inputs[0]);
   plan.state = before != nullptr && before->kind == NodeKind::kNorm ? before->inputs[0] : moe.inputs[0];
   plan.leaving = moe.output;
   bool joined = false;  // the state has been added
@@ -98,7 +91,7 @@ Result<HeadEvaluator> HeadEvaluator::Make(const Program& program, const BlockWei
       return Status(ErrorCode::kUnsupported, "the last block is more than a norm and a head");
     }
     for (ValueId id : node.inputs) {
-      const Node* producer = Producer(program, id);
+      const Node* producer = ProducerOf(program, id);
       if (producer != nullptr && producer->block == block) continue;
       if (producer == nullptr || (head.import_ != kNone && head.import_ != id)) {
         return Status(ErrorCode::kUnsupported, "the last block reads more than the residual state");

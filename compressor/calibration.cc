@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "base/checked.h"
 
@@ -9,20 +10,6 @@ namespace moepack {
 namespace {
 
 constexpr uint64_t kHoldBackEvery = 8;
-constexpr uint64_t kTokensAtOnce = 1024;  // logits held at a time
-
-Result<Matrix> Logits(const LastBlock& model, const TokenBatch& batch, const TokenBatch& part,
-                      const std::vector<uint64_t>& sequences) {
-  Matrix out;
-  const Stream stream = SelectRows(*model.stream, batch, sequences);
-  const auto sink = [&](uint64_t first, const Matrix& logits) {
-    if (out.size() == 0) out.resize(static_cast<Eigen::Index>(part.size()), logits.cols());
-    out.middleRows(static_cast<Eigen::Index>(first), logits.rows()) = logits;
-    return Status::Ok();
-  };
-  MOEPACK_RETURN_IF_ERROR(model.forward->RunLastBlock(*model.weights, part, stream, sink));
-  return out;
-}
 
 }  // namespace
 
@@ -134,19 +121,43 @@ std::vector<double> RowKlds(const Matrix& base, const Matrix& other, ThreadPool&
   return out;
 }
 
+Result<Matrix> LastBlockLogits(const LastBlock& model, const TokenBatch& batch, const TokenBatch& part,
+                               const std::vector<uint64_t>& sequences) {
+  Matrix out;
+  const Stream stream = SelectRows(*model.stream, batch, sequences);
+  const auto sink = [&](uint64_t first, const Matrix& logits) {
+    if (out.size() == 0) out.resize(static_cast<Eigen::Index>(part.size()), logits.cols());
+    out.middleRows(static_cast<Eigen::Index>(first), logits.rows()) = logits;
+    return Status::Ok();
+  };
+  MOEPACK_RETURN_IF_ERROR(model.forward->RunLastBlock(*model.weights, part, stream, sink));
+  return out;
+}
+
+std::vector<std::vector<uint64_t>> CutIntoParts(const TokenBatch& batch, const std::vector<uint64_t>& sequences) {
+  std::vector<std::vector<uint64_t>> parts;
+  uint64_t tokens = 0;
+  for (uint64_t s : sequences) {
+    const uint64_t length = batch.end(s) - batch.begin(s);
+    if (parts.empty() || tokens + length > kTokensAtOnce) {
+      parts.emplace_back();
+      tokens = 0;
+    }
+    parts.back().push_back(s);
+    tokens += length;
+  }
+  return parts;
+}
+
 Result<double> MeanKld(const LastBlock& base, const LastBlock& other, const TokenBatch& batch, ThreadPool& pool) {
   double sum = 0;
   uint64_t rows = 0;
-  for (uint64_t s = 0; s < batch.sequences();) {
-    std::vector<uint64_t> sequences;
-    for (uint64_t tokens = 0;
-         s < batch.sequences() && (sequences.empty() || tokens + batch.end(s) - batch.begin(s) <= kTokensAtOnce); ++s) {
-      sequences.push_back(s);
-      tokens += batch.end(s) - batch.begin(s);
-    }
+  std::vector<uint64_t> all(batch.sequences());
+  std::iota(all.begin(), all.end(), 0u);
+  for (const std::vector<uint64_t>& sequences : CutIntoParts(batch, all)) {
     const TokenBatch part = SelectSequences(batch, sequences);
-    MOEPACK_ASSIGN_OR_RETURN(const Matrix expected, Logits(base, batch, part, sequences));
-    MOEPACK_ASSIGN_OR_RETURN(const Matrix actual, Logits(other, batch, part, sequences));
+    MOEPACK_ASSIGN_OR_RETURN(const Matrix expected, LastBlockLogits(base, batch, part, sequences));
+    MOEPACK_ASSIGN_OR_RETURN(const Matrix actual, LastBlockLogits(other, batch, part, sequences));
     const std::vector<double> klds = RowKlds(expected, actual, pool);
     for (uint64_t p = 0; p < part.sequences(); ++p) {
       const uint64_t length = part.end(p) - part.begin(p);

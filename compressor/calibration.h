@@ -49,6 +49,15 @@ struct LastBlock {
 };
 Result<double> MeanKld(const LastBlock& base, const LastBlock& other, const TokenBatch& batch, ThreadPool& pool);
 
+// Logits of the chosen sequences, one after another; `part` is SelectSequences of them.
+Result<Matrix> LastBlockLogits(const LastBlock& model, const TokenBatch& batch, const TokenBatch& part,
+                               const std::vector<uint64_t>& sequences);
+
+// Consecutive ones of `sequences` of at most kTokensAtOnce tokens together, but at least one: what goes through a model at a
+// time, so that logits of all tokens are never held.
+inline constexpr uint64_t kTokensAtOnce = 1024;
+std::vector<std::vector<uint64_t>> CutIntoParts(const TokenBatch& batch, const std::vector<uint64_t>& sequences);
+
 // Whether the distribution after this token of a sequence of `length` counts: the second half, but not the last token.
 inline bool Scored(uint64_t position, uint64_t length) { return position >= length / 2 && position + 1 < length; }
 

@@ -9,6 +9,9 @@
 namespace moepack {
 namespace {
 
+// Moments of one block that may be in memory at once; a block that needs more is run in several turns.
+constexpr uint64_t kMaxMomentBytes = uint64_t{1} << 30;
+
 // How many matrices lie between the block's inputs and each tensor: q 0, o 1, gate and up 2, down 3 in a usual decoder
 // layer. Two depths make a stage: attention is encoded first, and feed-forward matrices see inputs that it has rounded.
 // A stage for each depth costs two more runs of the block and changes the result by less than calibration noise.
@@ -134,17 +137,14 @@ class Replayer {
   Status RestoreBlock(int32_t block, BlockWeights* weights) {
     MOEPACK_ASSIGN_OR_RETURN(const std::vector<FolderUnit> units, in_.writer->ReadBlock(block));
     for (const FolderUnit& unit : units) {
-      size_t offset = 0;
-      for (const UnitTensor& tensor : unit.tensors) {
-        MOEPACK_ASSIGN_OR_RETURN(const uint64_t bytes, PlainBytes(tensor.codec, tensor.shape));
-        if (offset + bytes > unit.plain.size())
-          return Status(ErrorCode::kBadInput, "a unit of the interrupted run is too short");
-        Matrix& target = unit.key.expert
-                             ? weights->expert(unit.key.table, unit.key.physical, static_cast<ExpertMatrix>(tensor.tensor))
-                             : weights->dense(tensor.tensor);
-        MOEPACK_RETURN_IF_ERROR(DecodePlain(tensor.codec, tensor.shape, ByteSpan(unit.plain).subspan(offset, bytes),
+      MOEPACK_ASSIGN_OR_RETURN(const std::vector<TensorBytes> tensors, BytesOfTensors(unit));
+      for (const TensorBytes& tensor : tensors) {
+        const uint32_t id = tensor.info->tensor;
+        Matrix& target = unit.key.expert ? weights->expert(unit.key.table, unit.key.physical, static_cast<ExpertMatrix>(id))
+                                         : weights->dense(id);
+        MOEPACK_RETURN_IF_ERROR(DecodePlain(tensor.info->codec, tensor.info->shape,
+                                            ByteSpan(unit.plain).subspan(tensor.offset, tensor.bytes),
                                             {target.data(), static_cast<size_t>(target.size())}));
-        offset += bytes;
       }
     }
     return Status::Ok();
@@ -187,13 +187,10 @@ class Replayer {
     std::vector<std::vector<size_t>> turns;
     for (const auto& [stage, members] : by_stage) {
       std::vector<TensorRef> refs;
-      for (size_t i : members) {
-        refs.push_back(tensors_[i]);
-        if (refs.size() == 1 || HessianCollector::MomentBytes(*in_.program, refs) > in_.moment_bytes) {
-          turns.emplace_back();
-          refs = {tensors_[i]};
-        }
-        turns.back().push_back(i);
+      for (size_t i : members) refs.push_back(tensors_[i]);
+      for (const std::vector<size_t>& run : HessianCollector::CutByMoments(*in_.program, refs, kMaxMomentBytes)) {
+        turns.emplace_back();
+        for (size_t r : run) turns.back().push_back(members[r]);
       }
     }
     return turns;
@@ -213,7 +210,7 @@ class Replayer {
     for (size_t j = 0; j < turn.size(); ++j) {
       const TensorRef& tensor = tensors_[turn[j]];
       MOEPACK_RETURN_IF_ERROR(
-          PrepareJob(tensor, codec(turn[j]), *in_.recipe, WeightsOf(tensor, *weights), &moments, factors, &jobs[j]));
+          PrepareJob(tensor, codec(turn[j]), *in_.recipe, WeightsOf(tensor, *weights), &moments, factors, pool_, &jobs[j]));
       if (in_.calibration != nullptr)
         jobs[j].row_weights = RowWeights(tensor, in_.calibration->batch, in_.calibration->weights);
     }

@@ -24,8 +24,6 @@ struct ReplayInput {
   const Recipe* recipe = nullptr;
   const Calibration* calibration = nullptr;  // null: nothing is run, weights are rounded to nearest
   ModelFolderWriter* writer = nullptr;       // null: nothing is written (a trial for --max-kld)
-  // Moments of one block that may be in memory at once; a block that needs more is run in several turns.
-  uint64_t moment_bytes = uint64_t{1} << 30;
 };
 
 struct ReplayReport {

@@ -9,13 +9,6 @@ namespace {
 // Columns of an intermediate width stay a multiple of this, so that groups and vector kernels stay whole.
 constexpr uint64_t kChannelStep = 32;
 
-const Node* ProducerOf(const Program& program, ValueId value) {
-  for (const Node& node : program.nodes) {
-    if (node.output == value) return &node;
-  }
-  return nullptr;
-}
-
 // The MoE node of a table and the values between its router's linear node and itself, the linear's output included.
 struct RouterPath {
   const Node* moe = nullptr;

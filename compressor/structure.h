@@ -19,7 +19,6 @@ struct TableStructure {
 
 struct Structure {
   std::vector<TableStructure> tables;  // one a Program::expert_tables
-  bool changes() const { return changed; }
   bool changed = false;
 };
 

@@ -49,4 +49,17 @@ std::vector<TensorRef> ListTensors(const Program& program) {
   return out;
 }
 
+Result<std::vector<TensorBytes>> BytesOfTensors(const FolderUnit& unit) {
+  std::vector<TensorBytes> out;
+  uint64_t offset = 0;
+  for (const UnitTensor& tensor : unit.tensors) {
+    MOEPACK_ASSIGN_OR_RETURN(const uint64_t bytes, PlainBytes(tensor.codec, tensor.shape));
+    if (bytes > unit.plain.size() - offset)
+      return Status(ErrorCode::kBadInput, "a unit of the interrupted run is too short");
+    out.push_back({&tensor, offset, bytes});
+    offset += bytes;
+  }
+  return out;
+}
+
 }  // namespace moepack

@@ -29,4 +29,12 @@ struct TensorRef {
 // experts by table and index, each as gate, up, down. Tensors that no node uses are left out.
 std::vector<TensorRef> ListTensors(const Program& program);
 
+// Where a tensor's plain bytes lie in a unit's.
+struct TensorBytes {
+  const UnitTensor* info = nullptr;  // of the unit
+  uint64_t offset = 0, bytes = 0;
+};
+// kBadInput when the unit is too short for its tensors.
+Result<std::vector<TensorBytes>> BytesOfTensors(const FolderUnit& unit);
+
 }  // namespace moepack

@@ -74,12 +74,11 @@ uint64_t CountParameters(const Program& program) {
   return total;
 }
 
-int32_t BlockOfTensor(const Program& program, TensorId tensor) {
+const Node* ProducerOf(const Program& program, ValueId value) {
   for (const Node& node : program.nodes) {
-    const auto used = TensorsOfNode(node);
-    if (std::find(used.begin(), used.end(), tensor) != used.end()) return node.block;
+    if (node.output == value) return &node;
   }
-  return -1;
+  return nullptr;
 }
 
 std::vector<std::vector<TensorId>> TensorsByBlock(const Program& program) {

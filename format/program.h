@@ -295,8 +295,8 @@ uint64_t CountParameters(const Program& program);
 // table that is also a later linear weight (tied head), which belongs to the block of its first use. Each expert table is
 // used by exactly one MoE node. The three functions below are for validated programs.
 
-// Block of the first node that uses `tensor`, -1 when none does.
-int32_t BlockOfTensor(const Program& program, TensorId tensor);
+// The node that gives `value`; null for an input of the program.
+const Node* ProducerOf(const Program& program, ValueId value);
 // Tensors whose first use is in `block`, by increasing id: the dense unit of that block, in its load order.
 std::vector<TensorId> TensorsOfBlock(const Program& program, int32_t block);
 // Block of the MoE node that uses `table`, -1 when none does.

@@ -372,9 +372,8 @@ TEST(Blocks, TensorsBelongToTheBlockOfTheirFirstUse) {
   ASSERT_EQ(program.tensors.back().name, "norm");
   EXPECT_THAT(TensorsOfBlock(program, 2), ElementsAre(program.tensors.size() - 1));
   EXPECT_EQ(TensorsOfBlock(program, 1).size(), program.tensors.size() - 2);
-  EXPECT_EQ(BlockOfTensor(program, 0), 0);
-  EXPECT_EQ(BlockOfTensor(program, 1), 1);
-  EXPECT_EQ(BlockOfTensor(program, kNone - 1), -1);
+  EXPECT_EQ(ProducerOf(program, program.output)->output, program.output);
+  EXPECT_EQ(ProducerOf(program, program.inputs[0]), nullptr);
   EXPECT_EQ(BlockOfTable(program, 0), 1);
   EXPECT_EQ(BlockOfTable(program, 1), -1);
 }

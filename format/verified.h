@@ -1,5 +1,5 @@
 // Verified data as a chain of types. Only verify mints VerifiedBytes (digest checked against a signed table) and only the
-// runtime mints PlainChunk (decompressed, exact size) and ResidentTensor (packed for a kernel). Kernels take views of the
+// runtime mints PlainUnit (decompressed, exact size) and ResidentTensor (packed for a kernel). Kernels take views of the
 // last, so unverified bytes cannot reach them: the other way does not compile (tests/compile_fail).
 #pragma once
 

@@ -64,7 +64,7 @@ Result<PlacedBundle> PlaceOnce(const Manifest& base, const BundleParts& parts, u
   }
   if (!CheckedAlign(end, kBundleAlignment, &out.chunks_begin)) return too_large;
   if (!CheckedAdd(out.chunks_begin, parts.chunk_area_bytes, &out.file_bytes)) return too_large;
-  out.chunk_count = manifest.chunk_count = CountChunks(parts);
+  manifest.chunk_count = CountChunks(parts);
   manifest.file_bytes = out.file_bytes;
   out.manifest = SerializeManifest(manifest);
   return out;

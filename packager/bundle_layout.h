@@ -20,7 +20,7 @@ struct PlacedBundle {
   Bytes manifest;
   std::vector<Bytes> blobs;  // in the order of Manifest::blobs
   std::vector<uint64_t> blob_offsets;
-  uint64_t chunks_begin = 0, file_bytes = 0, chunk_count = 0;
+  uint64_t chunks_begin = 0, file_bytes = 0;
 };
 
 // `base`: product, version, epoch, counter, features; the rest of the manifest is filled in. kLimit when a size is over a

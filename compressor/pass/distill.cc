@@ -14,8 +14,6 @@
 namespace moepack {
 namespace {
 
-// Tokens of a step: enough that most experts of a wide table get some.
-constexpr uint64_t kStepTokens = 1024;
 constexpr double kWarmUpShare = 0.05;
 
 // Softmax of the student minus that of the teacher, times the row's weight, into `student`; the weighted KLD of each row.
@@ -56,7 +54,7 @@ class Distiller {
         pool_(pool),
         progress_(progress),
         full_forward_(*in.original, pool),
-        tape_(*in.program, 0, in.program->blocks() - 1, weights_, pool) {}
+        tape_(*in.program, weights_, pool) {}
 
   Result<double> Run() {
     MOEPACK_RETURN_IF_ERROR(ChooseWhatLearns());
@@ -135,22 +133,19 @@ class Distiller {
       units_.emplace_back();
       MOEPACK_ASSIGN_OR_RETURN(units_.back(), in_.encoded->ReadBlock(block));
       for (const FolderUnit& unit : units_.back()) {
-        size_t offset = 0;
-        for (const UnitTensor& tensor : unit.tensors) {
-          const TensorRef& ref =
-              unit.key.expert ? refs.at(unit.key).at(tensor.tensor) : dense.at(std::pair(block, TensorId{tensor.tensor}));
-          MOEPACK_RETURN_IF_ERROR(LoadTensor(ref, tensor, unit.plain, &offset));
+        MOEPACK_ASSIGN_OR_RETURN(const std::vector<TensorBytes> tensors, BytesOfTensors(unit));
+        for (const TensorBytes& tensor : tensors) {
+          const uint32_t id = tensor.info->tensor;
+          const TensorRef& ref = unit.key.expert ? refs.at(unit.key).at(id) : dense.at(std::pair(block, TensorId{id}));
+          MOEPACK_RETURN_IF_ERROR(LoadTensor(ref, *tensor.info, ByteSpan(unit.plain).subspan(tensor.offset, tensor.bytes)));
         }
       }
     }
     return Status::Ok();
   }
 
-  Status LoadTensor(const TensorRef& ref, const UnitTensor& tensor, ByteSpan plain, size_t* offset) {
-    MOEPACK_ASSIGN_OR_RETURN(const uint64_t bytes, PlainBytes(tensor.codec, tensor.shape));
-    if (*offset + bytes > plain.size()) return Status(ErrorCode::kBadInput, "a unit of the encoded model is too short");
-    MOEPACK_ASSIGN_OR_RETURN(QuantizedMatrix encoded, FromPlain(tensor.codec, tensor.shape, plain.subspan(*offset, bytes)));
-    *offset += bytes;
+  Status LoadTensor(const TensorRef& ref, const UnitTensor& tensor, ByteSpan plain) {
+    MOEPACK_ASSIGN_OR_RETURN(QuantizedMatrix encoded, FromPlain(tensor.codec, tensor.shape, plain));
     Matrix& weights = ref.is_expert() ? weights_[ref.block].expert(ref.table, ref.expert, ref.matrix)
                                       : weights_[ref.block].dense(ref.dense);
     int readers = 0;
@@ -186,40 +181,18 @@ class Distiller {
   // Runs both models over some sequences: the weighted KLD of each row, and its gradient by the student's logits.
   Result<std::vector<double>> RunBoth(const std::vector<uint64_t>& sequences, std::span<const float> weights,
                                       const TokenBatch& part, Matrix* gradient) {
-    Matrix expected;
-    const auto sink = [&](uint64_t first, const Matrix& logits) {
-      if (expected.size() == 0) expected.resize(static_cast<Eigen::Index>(part.size()), logits.cols());
-      expected.middleRows(static_cast<Eigen::Index>(first), logits.rows()) = logits;
-      return Status::Ok();
-    };
-    const Stream stream = SelectRows(teacher_, in_.calibration->batch, sequences);
-    MOEPACK_RETURN_IF_ERROR(full_forward_.RunLastBlock(*teacher_head_, part, stream, sink));
-    MOEPACK_RETURN_IF_ERROR(tape_.Forward(part, {}));
+    const LastBlock teacher = {&full_forward_, teacher_head_.get(), &teacher_};
+    MOEPACK_ASSIGN_OR_RETURN(const Matrix expected,
+                             LastBlockLogits(teacher, in_.calibration->batch, part, sequences));
+    MOEPACK_RETURN_IF_ERROR(tape_.Forward(part));
     *gradient = tape_.value(in_.program->output);
     return KldGradient(expected, weights, pool_, gradient);
-  }
-
-  // Consecutive sequences of at most kStepTokens tokens, but at least one.
-  std::vector<std::vector<uint64_t>> CutIntoSteps(const std::vector<uint64_t>& sequences) const {
-    const TokenBatch& batch = in_.calibration->batch;
-    std::vector<std::vector<uint64_t>> steps;
-    uint64_t tokens = 0;
-    for (uint64_t s : sequences) {
-      const uint64_t length = batch.end(s) - batch.begin(s);
-      if (steps.empty() || tokens + length > kStepTokens) {
-        steps.emplace_back();
-        tokens = 0;
-      }
-      steps.back().push_back(s);
-      tokens += length;
-    }
-    return steps;
   }
 
   Result<double> MeanKld(const std::vector<uint64_t>& sequences) {
     double sum = 0;
     uint64_t rows = 0;
-    for (const std::vector<uint64_t>& step : CutIntoSteps(sequences)) {
+    for (const std::vector<uint64_t>& step : CutIntoParts(in_.calibration->batch, sequences)) {
       const TokenBatch part = SelectSequences(in_.calibration->batch, step);
       std::vector<float> weights;
       for (uint64_t s = 0; s < part.sequences(); ++s) {
@@ -241,12 +214,13 @@ class Distiller {
     }
     const uint32_t epochs = in_.recipe->distill->epochs;
     uint64_t step = 0, tokens = 0;
-    const uint64_t steps = CutIntoSteps(sequences).size() * epochs;
+    // Steps of kTokensAtOnce tokens: enough that most experts of a wide table get some.
+    const uint64_t steps = CutIntoParts(in_.calibration->batch, sequences).size() * epochs;
     for (uint64_t s : sequences) tokens += in_.calibration->batch.end(s) - in_.calibration->batch.begin(s);
     progress_.Begin("distill", tokens * epochs, "tokens");
     for (uint32_t epoch = 0; epoch < epochs; ++epoch) {
       double loss = 0, weight = 0;
-      for (const std::vector<uint64_t>& part : CutIntoSteps(Shuffled(sequences, epoch))) {
+      for (const std::vector<uint64_t>& part : CutIntoParts(in_.calibration->batch, Shuffled(sequences, epoch))) {
         MOEPACK_RETURN_IF_ERROR(Step(part, SizeAt(++step, steps), &loss, &weight));
       }
       progress_.Note(StrFormat("epoch %u: mean KLD on calibration text %.6f", epoch + 1, loss / weight));
@@ -299,14 +273,12 @@ class Distiller {
     }
     for (int32_t block = 0; block < in_.program->blocks(); ++block) {
       for (FolderUnit& unit : units_[block]) {
-        size_t offset = 0;
-        for (const UnitTensor& tensor : unit.tensors) {
-          MOEPACK_ASSIGN_OR_RETURN(const uint64_t bytes, PlainBytes(tensor.codec, tensor.shape));
-          const auto learnt = plain.find({unit.key, tensor.tensor});
-          if (learnt != plain.end()) {
-            std::copy(learnt->second.begin(), learnt->second.end(), unit.plain.begin() + static_cast<ptrdiff_t>(offset));
-          }
-          offset += bytes;
+        MOEPACK_ASSIGN_OR_RETURN(const std::vector<TensorBytes> tensors, BytesOfTensors(unit));
+        for (const TensorBytes& tensor : tensors) {
+          const auto learnt = plain.find({unit.key, tensor.info->tensor});
+          if (learnt == plain.end()) continue;
+          std::copy(learnt->second.begin(), learnt->second.end(),
+                    unit.plain.begin() + static_cast<ptrdiff_t>(tensor.offset));
         }
       }
     }

@@ -67,7 +67,7 @@ void Learner::StepFloat(const Matrix& gradient, const StepSize& size) {
 // w = scale * (round(latent) - offset) + min: rounding passes gradients through to the latent code.
 void Learner::StepGroup(size_t row, size_t group, const Matrix& gradient, const StepSize& size) {
   const Codec& codec = encoded_.codec;
-  const size_t cols = encoded_.shape.cols, width = codec.group_size == 0 ? cols : codec.group_size;
+  const size_t cols = encoded_.shape.cols, width = GroupWidth(codec, cols);
   const size_t begin = row * cols + group * width, end = row * cols + std::min(cols, (group + 1) * width);
   const size_t g = row * GroupsPerRow(codec, cols) + group;
   const float offset = codec.has_min ? 0.0f : static_cast<float>(1 << (codec.bits - 1));

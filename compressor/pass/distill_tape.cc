@@ -15,33 +15,20 @@ void Gradients::SetZero() {
   for (auto& [key, gradient] : experts) gradient.setZero();
 }
 
-Tape::Tape(const Program& program, int32_t first, int32_t last, const std::vector<BlockWeights>& weights, ThreadPool& pool)
-    : program_(program), weights_(weights), pool_(pool), values_(program.values.size()), derivatives_(values_.size()) {
-  std::vector<bool> known(values_.size(), false);
-  for (const Node& node : program.nodes) {
-    if (node.block < first || node.block > last) continue;
-    nodes_.push_back(&node);
-    for (ValueId id : node.inputs) {
-      if (known[id] || program.values[id].kind == ValueKind::kTokens) continue;
-      known[id] = true;
-      imports_.push_back(id);
-    }
-    known[node.output] = true;
-  }
-}
+Tape::Tape(const Program& program, const std::vector<BlockWeights>& weights, ThreadPool& pool)
+    : program_(program), weights_(weights), pool_(pool), values_(program.values.size()), derivatives_(values_.size()) {}
 
-Status Tape::Forward(const TokenBatch& part, const Stream& imports) {
+Status Tape::Forward(const TokenBatch& part) {
   positions_.clear();
   sequences_.clear();
   for (uint64_t s = 0; s < part.sequences(); ++s) {
     sequences_.push_back({part.begin(s), part.end(s), part.end(s) - part.begin(s)});
     for (uint64_t t = part.begin(s); t < part.end(s); ++t) positions_.push_back(static_cast<uint32_t>(t - part.begin(s)));
   }
-  for (ValueId id : imports_) values_[id] = imports.values.at(id);
-  for (const Node* node : nodes_) {
-    if (const char* what = BeyondPlain(*node))
-      return Status(ErrorCode::kUnsupported, StrFormat("distillation: block %d has %s", node->block, what));
-    MOEPACK_RETURN_IF_ERROR(RunNode(*node, part));
+  for (const Node& node : program_.nodes) {
+    if (const char* what = BeyondPlain(node))
+      return Status(ErrorCode::kUnsupported, StrFormat("distillation: block %d has %s", node.block, what));
+    MOEPACK_RETURN_IF_ERROR(RunNode(node, part));
   }
   return Status::Ok();
 }
@@ -91,28 +78,28 @@ Status Tape::RunNode(const Node& node, const TokenBatch& part) {
 
 void Tape::FindLearning(const Gradients& gradients) {
   learning_.assign(values_.size(), false);
-  for (const Node* node : nodes_) {
+  for (const Node& node : program_.nodes) {
     bool learns = false;
-    for (ValueId id : node->inputs) learns = learns || learning_[id];
-    for (TensorId id : {node->linear.weight, node->linear.bias, node->norm.weight, node->norm.bias})
+    for (ValueId id : node.inputs) learns = learns || learning_[id];
+    for (TensorId id : {node.linear.weight, node.linear.bias, node.norm.weight, node.norm.bias})
       learns = learns || gradients.dense.contains(id);
     for (const auto& [key, gradient] : gradients.experts)
-      learns = learns || (node->kind == NodeKind::kMoe && node->moe.table == std::get<0>(key));
-    learning_[node->output] = learns;
+      learns = learns || (node.kind == NodeKind::kMoe && node.moe.table == std::get<0>(key));
+    learning_[node.output] = learns;
   }
 }
 
 void Tape::Backward(ValueId id, Matrix d_value, Gradients* gradients) {
   FindLearning(*gradients);
-  for (const Node* node : nodes_) {
-    if (learning_[node->output])
-      derivatives_[node->output].setZero(values_[node->output].rows(), values_[node->output].cols());
+  for (const Node& node : program_.nodes) {
+    if (learning_[node.output])
+      derivatives_[node.output].setZero(values_[node.output].rows(), values_[node.output].cols());
   }
   derivatives_[id] = std::move(d_value);
   bool reached = false;
-  for (auto node = nodes_.rbegin(); node != nodes_.rend(); ++node) {
-    reached = reached || (*node)->output == id;
-    if (reached && learning_[(*node)->output]) NodeBackward(**node, gradients);
+  for (auto node = program_.nodes.rbegin(); node != program_.nodes.rend(); ++node) {
+    reached = reached || node->output == id;
+    if (reached && learning_[node->output]) NodeBackward(*node, gradients);
   }
 }
 

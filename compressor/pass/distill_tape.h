@@ -1,5 +1,5 @@
-// A run of consecutive blocks of a program over one tile of tokens, forward with every value kept, then backward: gradients
-// of a loss by the weights that are being learnt.
+// A program over one tile of tokens, forward with every value kept, then backward: gradients of a loss by the weights that
+// are being learnt.
 #pragma once
 
 #include <map>
@@ -15,9 +15,6 @@ namespace moepack {
 struct Gradients {
   std::map<TensorId, Matrix> dense;
   std::map<std::tuple<uint32_t, uint32_t, ExpertMatrix>, Matrix> experts;
-  bool has(const TensorRef& t) const {
-    return t.is_expert() ? experts.contains({t.table, t.expert, t.matrix}) : dense.contains(t.dense);
-  }
   // Adds a zero matrix.
   Matrix& Add(const TensorRef& t);
   Matrix& Of(const TensorRef& t) { return t.is_expert() ? experts.at({t.table, t.expert, t.matrix}) : dense.at(t.dense); }
@@ -26,15 +23,12 @@ struct Gradients {
 
 class Tape {
  public:
-  // Runs blocks [first, last]; `weights` has one entry a block of the program, those of the run loaded. All arguments must
-  // outlive the tape; weights may change between runs.
-  Tape(const Program& program, int32_t first, int32_t last, const std::vector<BlockWeights>& weights, ThreadPool& pool);
+  // `weights` has one entry a block of the program, loaded before Forward. All arguments must outlive the tape; weights may
+  // change between runs.
+  Tape(const Program& program, const std::vector<BlockWeights>& weights, ThreadPool& pool);
 
-  // Values that earlier blocks produce.
-  const std::vector<ValueId>& imports() const { return imports_; }
-
-  // imports: rows of `part`, whole sequences. Errors: kBadInput for a token outside of the vocabulary.
-  Status Forward(const TokenBatch& part, const Stream& imports);
+  // `part`: whole sequences. Errors: kBadInput for a token outside of the vocabulary.
+  Status Forward(const TokenBatch& part);
   const Matrix& value(ValueId id) const { return values_[id]; }
 
   // d_value: derivative of the loss by value `id`, after Forward. Gradients of the tensors in `gradients` are added to;
@@ -55,8 +49,6 @@ class Tape {
   const Program& program_;
   const std::vector<BlockWeights>& weights_;
   ThreadPool& pool_;
-  std::vector<const Node*> nodes_;
-  std::vector<ValueId> imports_;
   std::vector<Matrix> values_, derivatives_;  // by ValueId
   std::vector<bool> learning_;                // by ValueId: depends on something learnt
   std::map<const Node*, MoeCapture> captures_;

@@ -55,7 +55,7 @@ class TapeTest : public ::testing::TestWithParam<const char*> {
 TEST_P(TapeTest, GradientsAreTheSlopesOfTheLoss) {
   const Program& program = model_.program;
   const TokenBatch batch = Tokens(program);
-  Tape tape(program, 0, program.blocks() - 1, weights_, pool_);
+  Tape tape(program, weights_, pool_);
   Gradients gradients;
   std::vector<TensorRef> tensors;
   for (const TensorRef& t : ListTensors(program)) {
@@ -63,11 +63,11 @@ TEST_P(TapeTest, GradientsAreTheSlopesOfTheLoss) {
     tensors.push_back(t);
     gradients.Add(t);
   }
-  ASSERT_TRUE(tape.Forward(batch, {}).ok());
+  ASSERT_TRUE(tape.Forward(batch).ok());
   const Matrix slopes = Slopes(tape.value(program.output).rows(), tape.value(program.output).cols());
   tape.Backward(program.output, slopes, &gradients);
   const auto loss = [&] {
-    EXPECT_TRUE(tape.Forward(batch, {}).ok());
+    EXPECT_TRUE(tape.Forward(batch).ok());
     return slopes.cast<double>().cwiseProduct(tape.value(program.output).cast<double>()).sum();
   };
   size_t checked = 0;

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 
 #include "compressor/pass/rated.h"
 
@@ -13,23 +12,13 @@ using MatrixD = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::Row
 using RowMap = Eigen::Map<Eigen::RowVectorXf>;
 using ConstRowMap = Eigen::Map<const Eigen::RowVectorXf>;
 
-std::vector<uint32_t> ProcessingOrder(const Matrix& hessian, ColumnOrder order) {
-  std::vector<uint32_t> columns(hessian.rows());
-  std::iota(columns.begin(), columns.end(), 0u);
-  if (order == ColumnOrder::kByDiagonal) {
-    std::stable_sort(columns.begin(), columns.end(), [&](uint32_t a, uint32_t b) { return hessian(a, a) > hessian(b, b); });
-  }
-  return columns;
-}
-
-// U = R^-1 where P H P^T = R R^T with R upper triangular: the Cholesky factor of the matrix with both axes reversed, so
+// U = R^-1 where H = R R^T with R upper triangular: the Cholesky factor of the matrix with both axes reversed, so
 // H is factored once and never inverted.
-bool InverseUpperFactor(const Matrix& hessian, const std::vector<uint32_t>& order, double ridge, Matrix* upper) {
+bool InverseUpperFactor(const Matrix& hessian, double ridge, Matrix* upper) {
   const Eigen::Index n = hessian.rows();
   MatrixD reversed(n, n);
   for (Eigen::Index i = 0; i < n; ++i) {
-    const uint32_t row = order[n - 1 - i];
-    for (Eigen::Index j = 0; j <= i; ++j) reversed(i, j) = hessian(row, order[n - 1 - j]);
+    for (Eigen::Index j = 0; j <= i; ++j) reversed(i, j) = hessian(n - 1 - i, n - 1 - j);
     reversed(i, i) += ridge;
   }
   const Eigen::LLT<Eigen::Ref<MatrixD>, Eigen::Lower> factor(reversed);
@@ -41,10 +30,6 @@ bool InverseUpperFactor(const Matrix& hessian, const std::vector<uint32_t>& orde
     for (Eigen::Index j = i; j < n; ++j) (*upper)(i, j) = static_cast<float>(inverse(n - 1 - i, n - 1 - j));
   }
   return upper->allFinite() && upper->diagonal().minCoeff() > 0;
-}
-
-size_t GroupWidth(const Codec& codec, size_t cols) {
-  return codec.element != Element::kGroupInt || codec.group_size == 0 ? cols : codec.group_size;
 }
 
 // Rows that go through the columns together, so that a row of the factor is read once for all of them.
@@ -67,28 +52,19 @@ class RowEncoder {
         search_(codec_.bits, codec_.has_min),
         grids_(rows_ * groups_),
         codes_(rows_ * cols_),
-        values_(rows_, cols_) {
-    steps_of_group_.resize(groups_);
-    for (uint32_t step = 0; step < cols_; ++step) steps_of_group_[factor.order[step] / width_].push_back(step);
-  }
+        values_(rows_, cols_) {}
 
   void Pass(const Matrix& weights) {
-    Matrix work(rows_, cols_);
-    for (size_t r = 0; r < rows_; ++r) {
-      for (size_t step = 0; step < cols_; ++step) work(r, step) = weights(begin_ + r, factor_.order[step]);
-    }
-    std::vector<bool> ready(groups_, false);
-    for (size_t step = 0; step < cols_; ++step) {
-      const size_t column = factor_.order[step], group = column / width_;
-      const float* upper = factor_.upper.data() + step * cols_;
-      if (is_int_ && steps_ == nullptr && !ready[group]) FindGrids(work, group);
-      ready[group] = true;
-      const Eigen::Index rest = cols_ - step - 1;
+    Matrix work = weights.middleRows(begin_, rows_);
+    for (size_t column = 0; column < cols_; ++column) {
+      const float* upper = factor_.upper.data() + column * cols_;
+      if (is_int_ && steps_ == nullptr && column % width_ == 0) FindGrids(work, column / width_);
+      const Eigen::Index rest = cols_ - column - 1;
       for (size_t r = 0; r < rows_; ++r) {
-        const float w = work(r, step), value = Encode(r, column, w, StepPlan::kPull);
-        const float error = (w - value) / upper[step];
+        const float w = work(r, column), value = Encode(r, column, w, StepPlan::kPull);
+        const float error = (w - value) / upper[column];
         if (error != 0 && rest > 0) {
-          RowMap(work.data() + r * cols_ + step + 1, rest).noalias() -= error * ConstRowMap(upper + step + 1, rest);
+          RowMap(work.data() + r * cols_ + column + 1, rest).noalias() -= error * ConstRowMap(upper + column + 1, rest);
         }
       }
     }
@@ -145,13 +121,12 @@ class RowEncoder {
 
   // Grids of a group for all rows, from the weights as the error of earlier columns has moved them.
   void FindGrids(const Matrix& work, size_t group) {
-    const std::vector<uint32_t>& steps = steps_of_group_[group];
-    std::vector<float> w(steps.size()), importance(steps.size());
+    const size_t from = group * width_, size = std::min(width_, cols_ - from);
+    std::vector<float> w(size), importance(size);
     for (size_t r = 0; r < rows_; ++r) {
-      for (size_t i = 0; i < steps.size(); ++i) {
-        const size_t column = factor_.order[steps[i]];
-        w[i] = work(r, steps[i]);
-        importance[i] = Masked(r, column) ? 0.0f : factor_.weight[column];
+      for (size_t i = 0; i < size; ++i) {
+        w[i] = work(r, from + i);
+        importance[i] = Masked(r, from + i) ? 0.0f : factor_.weight[from + i];
       }
       grids_[r * groups_ + group] = search_.Find(w, importance);
     }
@@ -225,27 +200,23 @@ class RowEncoder {
   std::vector<GroupGrid> grids_;  // [rows, groups]
   std::vector<uint8_t> codes_;    // [rows, cols]
   Matrix values_;                 // [rows, cols] what the codes stand for
-  std::vector<std::vector<uint32_t>> steps_of_group_;
 };
 
 }  // namespace
 
-Result<GptqFactor> FactorHessian(const Matrix& hessian, const GptqOptions& options) {
+Result<GptqFactor> FactorHessian(const Matrix& hessian) {
+  static constexpr double kLeastDamping = 0.01;
   const Eigen::Index n = hessian.rows();
   const double mean = hessian.diagonal().cast<double>().sum() / static_cast<double>(std::max<Eigen::Index>(n, 1));
-  if (!(mean > 0)) return FactorHessian(Matrix::Identity(n, n), options);
+  if (!(mean > 0)) return FactorHessian(Matrix::Identity(n, n));
   GptqFactor out;
-  out.order = ProcessingOrder(hessian, options.order);
-  for (double damping = options.damping; damping <= 1.0; damping = std::max(damping * 10, 1e-4)) {
+  for (double damping = kLeastDamping; damping <= 1.0; damping *= 10) {
     const double ridge = damping * mean;
-    if (!InverseUpperFactor(hessian, out.order, ridge, &out.upper)) continue;
-    out.damping = damping;
+    if (!InverseUpperFactor(hessian, ridge, &out.upper)) continue;
     out.hessian = hessian;
     out.hessian.diagonal().array() += static_cast<float>(ridge);
     out.weight.resize(n);
-    for (Eigen::Index step = 0; step < n; ++step) {
-      out.weight[out.order[step]] = 1.0f / (out.upper(step, step) * out.upper(step, step));
-    }
+    for (Eigen::Index c = 0; c < n; ++c) out.weight[c] = 1.0f / (out.upper(c, c) * out.upper(c, c));
     return out;
   }
   return Status(ErrorCode::kInternal,

@@ -10,26 +10,17 @@
 
 namespace moepack {
 
-enum class ColumnOrder : uint8_t { kNatural = 0, kByDiagonal = 1 };
-
-struct GptqOptions {
-  double damping = 0.01;  // of the mean diagonal, added to the diagonal; grows tenfold until the factorisation succeeds
-  ColumnOrder order = ColumnOrder::kNatural;
-  int sweeps = 3;  // rounds of scale refit and coordinate descent after the pass; 0: plain GPTQ
-};
-
 // What GPTQ needs of one Hessian H = sum_t w_t x_t x_t^T [cols, cols]. Shared by all matrices with that input; read-only
 // while in use.
 struct GptqFactor {
-  Matrix hessian;               // damped
-  Matrix upper;                 // U upper triangular with (P H P^T)^-1 = U^T U, in processing order
-  std::vector<uint32_t> order;  // column processed at each step
-  std::vector<float> weight;    // by column: 1 / U_jj^2, the loss that one unit of rounding error in it costs
-  double damping = 0;           // share of the mean diagonal that was needed
+  Matrix hessian;             // damped
+  Matrix upper;               // U upper triangular with H^-1 = U^T U
+  std::vector<float> weight;  // by column: 1 / U_jj^2, the loss that one unit of rounding error in it costs
 };
 
-// kInternal when no damping up to 100 % makes the Hessian positive definite. An all-zero Hessian counts as the identity.
-Result<GptqFactor> FactorHessian(const Matrix& hessian, const GptqOptions& options);
+// One percent of the mean diagonal is added to the diagonal, ten times as much until the factorisation succeeds. kInternal
+// when no damping up to 100 % makes the Hessian positive definite. An all-zero Hessian counts as the identity.
+Result<GptqFactor> FactorHessian(const Matrix& hessian);
 
 // H blended with a prior of the same trace: H * (1 - a) + prior * a, a = cols / (cols + tokens), since H has rank at most
 // `tokens`. `pooled`: the sum over all experts of a layer where columns mean the same in all of them, or empty: a multiple

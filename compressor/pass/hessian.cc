@@ -41,21 +41,30 @@ HessianCollector::HessianCollector(const Program& program, std::span<const Tenso
   }
 }
 
-uint64_t HessianCollector::MomentBytes(const Program& program, std::span<const TensorRef> wanted) {
-  std::set<std::tuple<bool, uint32_t, uint32_t, bool>> seen;
+std::vector<std::vector<size_t>> HessianCollector::CutByMoments(const Program& program, std::span<const TensorRef> wanted,
+                                                                uint64_t most_bytes) {
   std::map<TensorId, ValueId> inputs;
   for (const Node& node : program.nodes) {
     if (node.kind == NodeKind::kLinear) inputs.emplace(node.linear.weight, node.inputs[0]);
   }
+  std::vector<std::vector<size_t>> runs;
+  std::set<std::tuple<bool, uint32_t, uint32_t, bool>> seen;  // inputs of the run
   uint64_t bytes = 0;
-  for (const TensorRef& t : wanted) {
-    if (!t.is_expert() && !inputs.contains(t.dense)) continue;
-    const bool down = t.matrix == ExpertMatrix::kDown;
-    const bool fresh = t.is_expert() ? seen.insert({true, t.table, t.expert, down}).second
-                                     : seen.insert({false, inputs.at(t.dense), 0, false}).second;
-    if (fresh) bytes += t.shape.cols * t.shape.cols * sizeof(float);
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    const TensorRef& t = wanted[i];
+    const bool down = t.matrix == ExpertMatrix::kDown, collected = t.is_expert() || inputs.contains(t.dense);
+    const auto key = t.is_expert() ? std::tuple(true, t.table, t.expert, down)
+                                   : std::tuple(false, collected ? inputs.at(t.dense) : kNone, 0u, false);
+    const uint64_t own = collected ? t.shape.cols * t.shape.cols * sizeof(float) : 0;
+    if (runs.empty() || bytes + (seen.contains(key) ? 0 : own) > most_bytes) {
+      runs.emplace_back();
+      seen.clear();
+      bytes = 0;
+    }
+    runs.back().push_back(i);
+    if (seen.insert(key).second) bytes += own;
   }
-  return bytes;
+  return runs;
 }
 
 void HessianCollector::AddRows(const Matrix& input, std::span<const float> token_weight, std::span<const float> gates,

@@ -25,8 +25,9 @@ class HessianCollector : public Observer {
   // Collects for the matrices in `wanted` (all of one block). token_weights: one a token of the batch that is run.
   HessianCollector(const Program& program, std::span<const TensorRef> wanted, std::span<const float> token_weights,
                    ThreadPool& pool);
-  // Bytes of the moments of a set of tensors: what bounds how many are collected in one run.
-  static uint64_t MomentBytes(const Program& program, std::span<const TensorRef> wanted);
+  // Cuts `wanted` into consecutive runs, as indices, whose moments take at most `most_bytes`; a run has one tensor at least.
+  static std::vector<std::vector<size_t>> CutByMoments(const Program& program, std::span<const TensorRef> wanted,
+                                                       uint64_t most_bytes);
 
   void OnLinear(const Node& node, uint64_t first_token, const Matrix& input, const Matrix& output) override;
   void OnMoe(const MoeCapture& capture) override;

@@ -23,29 +23,6 @@ std::vector<Task> CutIntoTasks(std::span<const MatrixJob> jobs, const std::vecto
   return tasks;
 }
 
-// Weights that rows [begin, end) of a quantized matrix stand for.
-Matrix DequantizeRows(const QuantizedMatrix& q, size_t begin, size_t end) {
-  const size_t cols = q.shape.cols;
-  Matrix out(end - begin, cols);
-  const size_t groups = GroupsPerRow(q.codec, cols);
-  const size_t width = q.codec.group_size == 0 ? cols : q.codec.group_size;
-  for (size_t r = begin; r < end; ++r) {
-    for (size_t c = 0; c < cols; ++c) {
-      float& value = out(r - begin, c);
-      if (!q.mask.empty() && q.mask[r * cols + c] == 0) {
-        value = 0;
-      } else if (q.codec.element != Element::kGroupInt) {
-        value = q.values[r * cols + c];
-      } else {
-        const size_t g = r * groups + c / width;
-        const GroupGrid grid{F16ToF32(q.scales[g]), q.codec.has_min ? F16ToF32(q.mins[g]) : 0.0f};
-        value = GridValue(q.codec, grid, q.codes[r * cols + c]);
-      }
-    }
-  }
-  return out;
-}
-
 // Sum over the task's rows of x H x^T, each times its row weight.
 double QuadraticForm(const MatrixJob& job, const Task& task, const Matrix& rows) {
   Matrix product(rows.rows(), rows.cols());
@@ -198,8 +175,10 @@ class Runner {
         const Task& task = tasks[i];
         const MatrixJob& job = jobs_[task.job];
         const Matrix rows = job.weights->middleRows(task.begin, task.end - task.begin);
+        Matrix encoded(rows.rows(), rows.cols());
+        DequantizeRows(job.out, task.begin, task.end, {encoded.data(), static_cast<size_t>(encoded.size())});
         energies[i] = QuadraticForm(job, task, rows);
-        errors[i] = QuadraticForm(job, task, rows - DequantizeRows(job.out, task.begin, task.end));
+        errors[i] = QuadraticForm(job, task, rows - encoded);
       }
     });
     for (size_t i = 0; i < tasks.size(); ++i) {

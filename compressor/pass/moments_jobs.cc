@@ -27,7 +27,7 @@ Result<MomentFactors> FactorMoments(const std::vector<TensorRef>& wanted, bool g
   std::vector<Status> statuses(items.size());
   pool.ParallelFor(items.size(), 1, [&](size_t begin, size_t end) {
     for (size_t i = begin; i < end; ++i) {
-      auto factor = FactorHessian(ShrinkHessian(items[i].moments->hessian, items[i].moments->tokens, *items[i].pooled), {});
+      auto factor = FactorHessian(ShrinkHessian(items[i].moments->hessian, items[i].moments->tokens, *items[i].pooled));
       statuses[i] = factor.status();
       if (factor.ok()) factors.at(items[i].moments) = std::move(*factor);
     }
@@ -37,7 +37,7 @@ Result<MomentFactors> FactorMoments(const std::vector<TensorRef>& wanted, bool g
 }
 
 Status PrepareJob(const TensorRef& tensor, const RatedCodec& rated, const Recipe& recipe, const Matrix& weights,
-                  HessianCollector* moments, const MomentFactors& factors, MatrixJob* job) {
+                  HessianCollector* moments, const MomentFactors& factors, ThreadPool& pool, MatrixJob* job) {
   const Codec& codec = rated.codec;
   job->weights = &weights;
   job->codec = codec;
@@ -61,7 +61,8 @@ Status PrepareJob(const TensorRef& tensor, const RatedCodec& rated, const Recipe
   }
   const std::vector<double> none;
   const Matrix scores = PruneScores(method, weights, found != nullptr ? found->in_sq : none, job->importance);
-  job->mask = codec.sparsity == Sparsity::kNM ? MaskNM(scores, codec.n, codec.m) : MaskRows(scores, codec.kept_per_row);
+  job->mask = codec.sparsity == Sparsity::kNM ? MaskNM(scores, codec.n, codec.m, pool)
+                                              : MaskRows(scores, codec.kept_per_row, pool);
   return Status::Ok();
 }
 

@@ -28,6 +28,6 @@ Result<MomentFactors> FactorMoments(const std::vector<TensorRef>& wanted, bool g
 // filled in from the moments. moments: null when nothing was run. The job refers to all arguments. kUsage when the
 // recipe's pruning metric needs inputs that were not collected.
 Status PrepareJob(const TensorRef& tensor, const RatedCodec& codec, const Recipe& recipe, const Matrix& weights,
-                  HessianCollector* moments, const MomentFactors& factors, MatrixJob* job);
+                  HessianCollector* moments, const MomentFactors& factors, ThreadPool& pool, MatrixJob* job);
 
 }  // namespace moepack

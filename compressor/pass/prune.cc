@@ -18,6 +18,17 @@ std::vector<uint32_t> Largest(std::span<const T> scores, size_t kept) {
   return order;
 }
 
+// As Largest for a few scores: those that fewer than `kept` others come before.
+void MarkLargest(std::span<const float> scores, size_t kept, uint8_t* mask) {
+  for (size_t i = 0; i < scores.size(); ++i) {
+    size_t before = 0;
+    for (size_t j = 0; j < scores.size(); ++j) before += scores[j] > scores[i] || (scores[j] == scores[i] && j < i);
+    mask[i] = before < kept ? 1 : 0;
+  }
+}
+
+constexpr size_t kRowsPerTask = 16;
+
 }  // namespace
 
 Matrix PruneScores(PruneMethod method, const Matrix& weights, std::span<const double> in_sq,
@@ -30,22 +41,24 @@ Matrix PruneScores(PruneMethod method, const Matrix& weights, std::span<const do
   return weights.array().abs().rowwise() * norms.array();
 }
 
-std::vector<uint8_t> MaskRows(const Matrix& scores, uint32_t kept) {
+std::vector<uint8_t> MaskRows(const Matrix& scores, uint32_t kept, ThreadPool& pool) {
   const auto cols = static_cast<size_t>(scores.cols());
   std::vector<uint8_t> mask(static_cast<size_t>(scores.size()), 0);
-  for (Eigen::Index r = 0; r < scores.rows(); ++r) {
-    const std::span<const float> row(scores.data() + r * scores.cols(), cols);
-    for (uint32_t c : Largest(row, kept)) mask[static_cast<size_t>(r) * cols + c] = 1;
-  }
+  pool.ParallelFor(static_cast<size_t>(scores.rows()), kRowsPerTask, [&](size_t begin, size_t end) {
+    for (size_t r = begin; r < end; ++r) {
+      const std::span<const float> row(scores.data() + r * cols, cols);
+      for (uint32_t c : Largest(row, kept)) mask[r * cols + c] = 1;
+    }
+  });
   return mask;
 }
 
-std::vector<uint8_t> MaskNM(const Matrix& scores, uint8_t n, uint8_t m) {
+std::vector<uint8_t> MaskNM(const Matrix& scores, uint8_t n, uint8_t m, ThreadPool& pool) {
+  const auto cols = static_cast<size_t>(scores.cols());
   std::vector<uint8_t> mask(static_cast<size_t>(scores.size()), 0);
-  for (size_t i = 0; i + m <= mask.size(); i += m) {
-    const std::span<const float> group(scores.data() + i, m);
-    for (uint32_t c : Largest(group, n)) mask[i + c] = 1;
-  }
+  pool.ParallelFor(static_cast<size_t>(scores.rows()), kRowsPerTask, [&](size_t begin, size_t end) {
+    for (size_t i = begin * cols; i + m <= end * cols; i += m) MarkLargest({scores.data() + i, m}, n, mask.data() + i);
+  });
   return mask;
 }
 

@@ -22,9 +22,9 @@ enum class PruneMethod : uint8_t {
 Matrix PruneScores(PruneMethod method, const Matrix& weights, std::span<const double> in_sq, std::span<const float> gate_sq);
 
 // Mask [rows * cols] that keeps the `kept` highest scores of every row.
-std::vector<uint8_t> MaskRows(const Matrix& scores, uint32_t kept);
+std::vector<uint8_t> MaskRows(const Matrix& scores, uint32_t kept, ThreadPool& pool);
 // Mask that keeps the n highest scores of every m consecutive columns; cols is a multiple of m.
-std::vector<uint8_t> MaskNM(const Matrix& scores, uint8_t n, uint8_t m);
+std::vector<uint8_t> MaskNM(const Matrix& scores, uint8_t n, uint8_t m, ThreadPool& pool);
 
 // Experts of one table that stay when `drop` of them go: the lowest REAP saliency goes first (2510.13999). Increasing.
 std::vector<uint32_t> KeepExpertsByReap(const TableProfile& profile, uint32_t drop);

@@ -70,13 +70,18 @@ TEST(PruneScores, MetricsDisagreeWhereGatesMatter) {
 TEST(Mask, KeepsTheHighestOfEveryRow) {
   Matrix scores(2, 5);
   scores << 1, 5, 3, 4, 2, 7, 7, 7, 7, 7;
-  EXPECT_EQ(MaskRows(scores, 2), (std::vector<uint8_t>{0, 1, 0, 1, 0, 1, 1, 0, 0, 0}));
+  ThreadPool pool(2);
+  EXPECT_EQ(MaskRows(scores, 2, pool), (std::vector<uint8_t>{0, 1, 0, 1, 0, 1, 1, 0, 0, 0}));
 }
 
 TEST(Mask, KeepsNOfEveryM) {
   Matrix scores(1, 8);
   scores << 1, 2, 3, 4, 9, 8, 1, 8;
-  EXPECT_EQ(MaskNM(scores, 2, 4), (std::vector<uint8_t>{0, 0, 1, 1, 1, 1, 0, 0}));
+  ThreadPool pool(2);
+  EXPECT_EQ(MaskNM(scores, 2, 4, pool), (std::vector<uint8_t>{0, 0, 1, 1, 1, 1, 0, 0}));
+  // Ties go to the lower index, in every row.
+  EXPECT_EQ(MaskNM(Matrix::Ones(40, 8), 3, 4, pool), MaskNM(Matrix::Constant(40, 8, 7), 3, 4, pool));
+  EXPECT_EQ(MaskNM(Matrix::Ones(1, 8), 3, 4, pool), (std::vector<uint8_t>{1, 1, 1, 0, 1, 1, 1, 0}));
 }
 
 TEST(Reap, DropsTheLowestSaliency) {

@@ -178,7 +178,7 @@ void QuantizeRowToGrid(std::span<const float> row, std::span<const float> import
                        QuantizedMatrix* out) {
   const size_t cols = row.size();
   const size_t groups = GroupsPerRow(out->codec, cols);
-  const size_t width = out->codec.group_size == 0 ? cols : out->codec.group_size;
+  const size_t width = GroupWidth(out->codec, cols);
   for (size_t g = 0; g < groups; ++g) {
     const size_t begin = g * width, size = std::min(width, cols - begin);
     const GroupGrid grid = search->Find(row.subspan(begin, size), importance.subspan(begin, size));

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "format/codec/rans.h"
+#include "format/manifest/manifest.h"
 
 namespace moepack {
 namespace {
@@ -89,14 +90,13 @@ int StepPlan::Level(size_t row, size_t column, float w, float pull) const {
 }
 
 uint64_t CodedBytes(const QuantizedMatrix& matrix, uint64_t rows_of_whole) {
-  static constexpr uint64_t kChunk = uint64_t{1} << 20;  // kMaxChunkPlainBytes
   auto plain = ToPlain(matrix);
   if (!plain.ok()) return UINT64_MAX;
   if (rows_of_whole > matrix.shape.rows) {
     // A sample stands for the whole by repetition, as far as a chunk reaches.
     QuantizedMatrix tiled = matrix;
     const uint64_t copies =
-        std::max<uint64_t>(1, std::min(rows_of_whole / matrix.shape.rows, kChunk / std::max<uint64_t>(1, plain->size())));
+        std::max<uint64_t>(1, std::min(rows_of_whole / matrix.shape.rows, kMaxChunkPlainBytes / std::max<uint64_t>(1, plain->size())));
     for (uint64_t i = 1; i < copies; ++i) {
       tiled.codes.insert(tiled.codes.end(), matrix.codes.begin(), matrix.codes.end());
       tiled.scales.insert(tiled.scales.end(), matrix.scales.begin(), matrix.scales.end());
@@ -107,8 +107,8 @@ uint64_t CodedBytes(const QuantizedMatrix& matrix, uint64_t rows_of_whole) {
   std::vector<RansRun> runs;
   if (!AppendRansRuns(matrix.codec, matrix.shape, &runs).ok()) return UINT64_MAX;
   uint64_t bytes = 0;
-  for (uint64_t at = 0; at < plain->size(); at += kChunk) {
-    const uint64_t end = std::min<uint64_t>(at + kChunk, plain->size());
+  for (uint64_t at = 0; at < plain->size(); at += kMaxChunkPlainBytes) {
+    const uint64_t end = std::min<uint64_t>(at + kMaxChunkPlainBytes, plain->size());
     bytes += EncodeRans(ByteSpan(*plain).subspan(at, end - at), CutRansRuns(runs, at, end)).size();
   }
   return bytes;

@@ -28,7 +28,7 @@ Matrix Hessian(int cols) {
 
 double ErrorAt(const Matrix& w, const Matrix& h, const char* name, QuantizedMatrix* out = nullptr,
                uint64_t* limit = nullptr) {
-  const auto factor = FactorHessian(h, {});
+  const auto factor = FactorHessian(h);
   const auto codec = ParseRatedCodec(name);
   EXPECT_TRUE(factor.ok() && codec.ok()) << name;
   std::vector<MatrixJob> jobs(1);

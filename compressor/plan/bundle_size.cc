@@ -10,8 +10,6 @@
 namespace moepack {
 namespace {
 
-uint64_t AlignUp(uint64_t bytes) { return CeilDiv(bytes, kBundleAlignment) * kBundleAlignment; }
-
 struct Tables {
   DenseTable dense;
   std::vector<ExpertTable> experts;
@@ -48,8 +46,8 @@ void PlaceChunks(uint64_t first_offset, Tables* tables) {
   const auto place = [&](std::vector<Unit>& units) {
     for (Unit& unit : units) {
       for (ChunkRef& chunk : unit.chunks) {
-        chunk.offset = first_offset + AlignUp(end);
-        end = AlignUp(end) + chunk.stored_bytes;
+        chunk.offset = first_offset + WholePages(end);
+        end = WholePages(end) + chunk.stored_bytes;
         chunk.stored_bytes = chunk.plain_bytes;  // no length in the tables is longer
         ++tables->chunk_count;
       }
@@ -117,13 +115,15 @@ uint64_t ManifestBytes(const std::vector<Blob>& blobs, uint64_t first_offset, co
 
 }  // namespace
 
+uint64_t WholePages(uint64_t bytes) { return CeilDiv(bytes, kBundleAlignment) * kBundleAlignment; }
+
 uint64_t StoredUnitBytes(uint64_t stored_bytes, uint64_t plain_bytes) {
-  if (stored_bytes == plain_bytes) return AlignUp(plain_bytes);
+  if (stored_bytes == plain_bytes) return WholePages(plain_bytes);
   // Where the rate of a tensor is held, each further chunk may need a page more and tables of its own.
   static constexpr uint64_t kChunkTables = 2048;
   const uint64_t chunks = CeilDiv(plain_bytes, kMaxChunkPlainBytes);
-  return std::min(AlignUp(plain_bytes),
-                  AlignUp(stored_bytes + (chunks - 1) * kChunkTables) + (chunks - 1) * kBundleAlignment);
+  return std::min(WholePages(plain_bytes),
+                  WholePages(stored_bytes + (chunks - 1) * kChunkTables) + (chunks - 1) * kBundleAlignment);
 }
 
 Result<uint64_t> BundleBytes(const Program& program, std::span<const TensorRef> tensors, std::span<const RatedCodec> codecs,
@@ -134,8 +134,8 @@ Result<uint64_t> BundleBytes(const Program& program, std::span<const TensorRef> 
   for (int round = 0; round < kMaxRounds; ++round) {
     MOEPACK_ASSIGN_OR_RETURN(const Tables tables, MakeTables(program, tensors, codecs, first_offset));
     const std::vector<Blob> blobs = ListBlobs(program, tables, extras);
-    uint64_t end = AlignUp(kEnvelopeBytes + ManifestBytes(blobs, first_offset, tables));
-    for (const Blob& blob : blobs) end += AlignUp(blob.bytes);
+    uint64_t end = WholePages(kEnvelopeBytes + ManifestBytes(blobs, first_offset, tables));
+    for (const Blob& blob : blobs) end += WholePages(blob.bytes);
     if (end == first_offset) return first_offset + tables.chunk_area_bytes;
     first_offset = end;
   }

@@ -17,6 +17,9 @@ struct BundleExtras {
   HotList hot_list;
 };
 
+// Up to the end of the last page.
+uint64_t WholePages(uint64_t bytes);
+
 // Bytes that a unit takes in the chunk area at most, padding included: tensors of `stored_bytes` together, in as many chunks
 // as its plain bytes fill.
 uint64_t StoredUnitBytes(uint64_t stored_bytes, uint64_t plain_bytes);

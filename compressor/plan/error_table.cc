@@ -15,6 +15,8 @@ namespace {
 // Weights that all probes together may go through, with a group for each kind of matrix and with one for each role.
 constexpr double kMaxKindProbes = 1e9, kMaxRoleProbes = 5e10;
 constexpr uint64_t kMaxBaseLogits = uint64_t{1} << 26;
+constexpr uint64_t kProbeTokens = 1024;
+constexpr size_t kSampleRows = 64;  // rows of every matrix that are encoded to measure an error
 // The codec that probes disturb a group with: errors small enough that KLD grows in proportion to them.
 Codec ProbeCodec() {
   Codec codec;
@@ -65,8 +67,8 @@ std::vector<bool> MeasuredCandidates(const std::vector<RatedCodec>& candidates) 
 }
 
 // Errors of the candidates in between.
-void FillRates(const std::vector<RatedCodec>& candidates, std::map<std::string, double>* errors) {
-  const std::vector<bool> measured = MeasuredCandidates(candidates);
+void FillRates(const std::vector<RatedCodec>& candidates, const std::vector<bool>& measured,
+               std::map<std::string, double>* errors) {
   for (size_t c = 0; c < candidates.size(); ++c) {
     if (measured[c]) continue;
     const RatedCodec *below = nullptr, *above = nullptr;
@@ -98,7 +100,7 @@ class Measurer {
     }
     // The full model's logits of half of the probe tokens stay in memory.
     const uint64_t vocabulary = in_.program->values[in_.program->output].width;
-    const uint64_t probe_tokens = std::min(in_.probe_tokens, std::max<uint64_t>(1, kMaxBaseLogits / vocabulary * 2));
+    const uint64_t probe_tokens = std::min(kProbeTokens, std::max<uint64_t>(1, kMaxBaseLogits / vocabulary * 2));
     probe_batch_ = SelectSequences(in_.calibration->batch, SpreadSequences(*in_.calibration, probe_tokens));
     ChooseGroups();
     if (table_.measured_by == "probes") MOEPACK_RETURN_IF_ERROR(KeepBaseLogits());
@@ -185,7 +187,7 @@ class Measurer {
       // Rows that matter very differently need a larger sample.
       static constexpr size_t kMoreRows = 8;
       const auto rows = static_cast<size_t>(all.rows());
-      const size_t count = std::min(counts.empty() ? in_.sample_rows : in_.sample_rows * kMoreRows, rows);
+      const size_t count = std::min(counts.empty() ? kSampleRows : kSampleRows * kMoreRows, rows);
       samples.emplace_back(count, all.cols());
       row_weights.emplace_back(count, static_cast<float>(rows) / static_cast<float>(count));
       for (size_t r = 0; r < count; ++r) {
@@ -196,17 +198,21 @@ class Measurer {
     }
     std::vector<double> energy(open.size(), 0);
     size_t most = 0;
-    for (size_t i : open) most = std::max(most, in_.choices[i].candidates.size());
+    std::vector<std::vector<bool>> measured;
+    for (size_t i : open) {
+      most = std::max(most, in_.choices[i].candidates.size());
+      measured.push_back(MeasuredCandidates(in_.choices[i].candidates));
+    }
     for (size_t c = 0; c < most; ++c) {
       std::vector<MatrixJob> jobs;
       std::vector<size_t> owners;
       for (size_t p = 0; p < open.size(); ++p) {
         const std::vector<RatedCodec>& candidates = in_.choices[open[p]].candidates;
-        if (c >= candidates.size() || !MeasuredCandidates(candidates)[c]) continue;
+        if (c >= candidates.size() || !measured[p][c]) continue;
         jobs.emplace_back();
         owners.push_back(p);
         MOEPACK_RETURN_IF_ERROR(
-            PrepareJob(in_.tensors[open[p]], candidates[c], *in_.recipe, samples[p], moments, factors, &jobs.back()));
+            PrepareJob(in_.tensors[open[p]], candidates[c], *in_.recipe, samples[p], moments, factors, pool_, &jobs.back()));
         jobs.back().row_weights = row_weights[p];
       }
       RunJobs(jobs, kSweeps, pool_);
@@ -222,7 +228,7 @@ class Measurer {
       const double whole = energies.at(KindOf(in_.tensors[open[p]]));
       TensorErrors& entry = EntryOf(open, p);
       for (auto& [codec, error] : entry.errors) error = whole > 0 ? error / whole : 0;
-      FillRates(in_.choices[open[p]].candidates, &entry.errors);
+      FillRates(in_.choices[open[p]].candidates, measured[p], &entry.errors);
     }
     return energies;
   }
@@ -246,7 +252,7 @@ class Measurer {
     for (size_t j = 0; j < members.size(); ++j) {
       const TensorRef& tensor = in_.tensors[members[j]];
       MOEPACK_RETURN_IF_ERROR(
-          PrepareJob(tensor, ProbeCodec(), *in_.recipe, WeightsOf(tensor, weights), moments, {}, &jobs[j]));
+          PrepareJob(tensor, ProbeCodec(), *in_.recipe, WeightsOf(tensor, weights), moments, {}, pool_, &jobs[j]));
       jobs[j].row_weights = RowWeights(tensor, batch_, token_weights_);
     }
     RunJobs(jobs, 0, pool_);

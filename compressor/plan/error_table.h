@@ -39,8 +39,6 @@ struct ErrorTableInput {
   const Calibration* calibration = nullptr;
   std::vector<TensorRef> tensors;  // ListTensors of the program
   std::vector<Choice> choices;     // one a tensor
-  uint64_t probe_tokens = 1024;
-  size_t sample_rows = 64;  // rows of every matrix that are encoded to measure an error
 };
 
 // Measures by one pass of the full model over the calibration tokens, one block in memory. Sensitivities: each group is

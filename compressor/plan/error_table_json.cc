@@ -7,7 +7,10 @@ namespace {
 
 std::string Quoted(const std::string& text) { return nlohmann::json(text).dump(); }
 
-bool IsText(const nlohmann::json& object, const char* key) {
+// Keeps the order of the file.
+using Json = nlohmann::ordered_json;
+
+bool IsText(const Json& object, const char* key) {
   const auto found = object.find(key);
   return found != object.end() && found->is_string();
 }
@@ -38,26 +41,24 @@ std::string SerializeErrorTable(const ErrorTable& table) {
 
 Result<ErrorTable> ParseErrorTable(ByteSpan json, const std::string& file_name) {
   const auto refuse = [&](const std::string& what) { return Status(ErrorCode::kBadInput, file_name + ": " + what); };
-  const nlohmann::ordered_json root = nlohmann::ordered_json::parse(AsText(json), nullptr, false);
-  const nlohmann::json plain = root;
-  if (!plain.is_object() || !plain.contains("version") || plain["version"] != 1)
+  const Json root = Json::parse(AsText(json), nullptr, false);
+  if (!root.is_object() || !root.contains("version") || root["version"] != 1)
     return refuse("not an error table of version 1");
-  if (!IsText(plain, "made_from") || !IsText(plain, "measured_by"))
+  if (!IsText(root, "made_from") || !IsText(root, "measured_by"))
     return refuse("'made_from' and 'measured_by' must be texts");
-  if (!plain.contains("tensors") || !plain["tensors"].is_object() || !plain.contains("sensitivity") ||
-      !plain["sensitivity"].is_object()) {
+  if (!root.contains("tensors") || !root["tensors"].is_object() || !root.contains("sensitivity") ||
+      !root["sensitivity"].is_object()) {
     return refuse("'tensors' and 'sensitivity' must be objects");
   }
   ErrorTable out;
-  out.made_from = plain["made_from"];
-  out.measured_by = plain["measured_by"];
-  for (const auto& [group, value] : plain["sensitivity"].items()) {
+  out.made_from = root["made_from"];
+  out.measured_by = root["measured_by"];
+  for (const auto& [group, value] : root["sensitivity"].items()) {
     if (!value.is_number() || value.get<double>() < 0)
       return refuse("sensitivity of '" + group + "' must be a number, not negative");
     out.sensitivity[group] = value;
   }
-  for (const auto& [name, entry] : root["tensors"].items()) {
-    const nlohmann::json tensor = entry;
+  for (const auto& [name, tensor] : root["tensors"].items()) {
     if (!tensor.is_object() || !IsText(tensor, "group") || !tensor.contains("errors") || !tensor["errors"].is_object()) {
       return refuse("tensor '" + name + "' needs group and errors");
     }

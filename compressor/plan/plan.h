@@ -27,7 +27,7 @@ struct Plan {
   uint64_t plain_bytes = 0, resident_bytes = 0;  // sums over tensors
   double predicted_kld = 0;
   double gap = 0;           // predicted_kld is within this share of the best possible plan's
-  std::string measured_by;  // "none", "hessian" or "probes": what the predictions rest on
+  std::string measured_by;  // "none", "energy" or "probes": what the predictions rest on
 };
 
 // Deterministic JSON text.

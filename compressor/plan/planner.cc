@@ -14,9 +14,6 @@ constexpr uint64_t kBlendedBudget = uint64_t{1} << 48;
 
 unsigned long long Print(uint64_t value) { return value; }
 
-// Plans are made of whole pages; only the last page of a file is not padded, so what a plan really takes is checked after.
-uint64_t WholePages(uint64_t bytes) { return CeilDiv(bytes, kBundleAlignment) * kBundleAlignment; }
-
 }  // namespace
 
 Result<Planner> Planner::Create(const PlannerInput& input) {

@@ -68,6 +68,8 @@ Result<uint64_t> ResidentBytes(const Codec& codec, const MatrixShape& shape);
 
 // Groups in a row (1 when group_size is 0); 0 for float elements.
 uint64_t GroupsPerRow(const Codec& codec, uint64_t cols);
+// Columns of a group, the last of a row aside: all `cols` when group_size is 0, as for float elements.
+inline uint64_t GroupWidth(const Codec& codec, uint64_t cols) { return codec.group_size == 0 ? cols : codec.group_size; }
 // Kept weights in a row: cols for a dense matrix.
 uint64_t KeptPerRow(const Codec& codec, uint64_t cols);
 
@@ -90,6 +92,8 @@ Result<QuantizedMatrix> FromPlain(const Codec& codec, const MatrixShape& shape, 
 Status DecodePlain(const Codec& codec, const MatrixShape& shape, ByteSpan plain, std::span<float> out);
 // Weights of a quantized matrix, as DecodePlain gives them.
 void Dequantize(const QuantizedMatrix& matrix, std::span<float> out);
+// Those of rows [begin, end) alone: out[(end - begin) * cols].
+void DequantizeRows(const QuantizedMatrix& matrix, uint64_t begin, uint64_t end, std::span<float> out);
 
 // Round-to-nearest-even conversions (format/codec/float16.cc).
 uint16_t F32ToF16(float value);

@@ -301,20 +301,21 @@ Status DecodePlain(const Codec& codec, const MatrixShape& shape, ByteSpan plain,
   return Status::Ok();
 }
 
-void Dequantize(const QuantizedMatrix& m, std::span<float> out) {
+void Dequantize(const QuantizedMatrix& m, std::span<float> out) { DequantizeRows(m, 0, m.shape.rows, out); }
+
+void DequantizeRows(const QuantizedMatrix& m, uint64_t begin, uint64_t end, std::span<float> out) {
   const Codec& codec = m.codec;
-  const uint64_t cols = m.shape.cols, groups = GroupsPerRow(codec, cols);
-  const uint64_t group_size = codec.group_size == 0 ? cols : codec.group_size;
+  const uint64_t cols = m.shape.cols, groups = GroupsPerRow(codec, cols), width = GroupWidth(codec, cols);
   const int offset = codec.has_min || codec.bits == 0 ? 0 : 1 << (codec.bits - 1);
-  for (uint64_t i = 0; i < m.shape.rows * cols; ++i) {
+  for (uint64_t i = begin * cols, o = 0; i < end * cols; ++i, ++o) {
     if (!m.mask.empty() && m.mask[i] == 0) {
-      out[i] = 0.0f;
+      out[o] = 0.0f;
     } else if (codec.element != Element::kGroupInt) {
-      out[i] = RoundTo(codec.element, m.values[i]);
+      out[o] = RoundTo(codec.element, m.values[i]);
     } else {
-      const uint64_t g = i / cols * groups + i % cols / group_size;
+      const uint64_t g = i / cols * groups + i % cols / width;
       const float product = F16ToF32(m.scales[g]) * static_cast<float>(m.codes[i] - offset);
-      out[i] = codec.has_min ? product + F16ToF32(m.mins[g]) : product;
+      out[o] = codec.has_min ? product + F16ToF32(m.mins[g]) : product;
     }
   }
 }

@@ -53,7 +53,7 @@ class ModelFolderWriter {
   Status WriteFile(const std::string& name, ByteSpan bytes);
   Result<Bytes> ReadFileIfPresent(const std::string& name) const;  // empty when absent
   // Expert indirection (one entry a Program::expert_tables; only `experts` is used, units come from the blocks).
-  Status SetExperts(const std::vector<std::vector<ExpertEntry>>& experts);
+  void SetExperts(const std::vector<std::vector<ExpertEntry>>& experts);
   // Checks completeness against the program, writes program.pb and `complete`, renames .partial to `directory`
   // (replacing what CheckOutput allows only). After a kill the earlier folder or the new one is there, whole.
   Status Finish(const Program& program);

@@ -239,10 +239,7 @@ Result<Bytes> ModelFolderWriter::ReadFileIfPresent(const std::string& name) cons
   return ReadFile(state_->env, state_->PathOf(name), kMaxFolderFileBytes);
 }
 
-Status ModelFolderWriter::SetExperts(const std::vector<std::vector<ExpertEntry>>& experts) {
-  state_->experts = experts;
-  return Status::Ok();
-}
+void ModelFolderWriter::SetExperts(const std::vector<std::vector<ExpertEntry>>& experts) { state_->experts = experts; }
 
 Status ModelFolderWriter::Finish(const Program& program) {
   MOEPACK_RETURN_IF_ERROR(ValidateProgram(program));

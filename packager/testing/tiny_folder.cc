@@ -59,7 +59,7 @@ Status WriteTinyFolder(Env& env, const std::string& directory, bool provenance) 
   MOEPACK_RETURN_IF_ERROR(writer->WriteFile("tokenizer.bin", Bytes{1, 2, 3}));
   if (provenance) MOEPACK_RETURN_IF_ERROR(writer->WriteFile("provenance.json", AsBytes("{\"family\": \"tiny\"}")));
   MOEPACK_RETURN_IF_ERROR(writer->WriteFile("hot.pb", SerializeHotList({{{0, 3}, {0, 0}}})));
-  MOEPACK_RETURN_IF_ERROR(writer->SetExperts({{{{{0}}}, {{{0}}}, {{{1}}}, {{{2}}}}}));
+  writer->SetExperts({{{{{0}}}, {{{0}}}, {{{1}}}, {{{2}}}}});
   return writer->Finish(program);
 }
 

@@ -28,7 +28,7 @@ inline QuantizedMatrix RoundToCodec(const Codec& codec, const MatrixShape& shape
     q.values = values;
     return q;
   }
-  const uint64_t groups = GroupsPerRow(codec, shape.cols), width = codec.group_size == 0 ? shape.cols : codec.group_size;
+  const uint64_t groups = GroupsPerRow(codec, shape.cols), width = GroupWidth(codec, shape.cols);
   const float top = static_cast<float>((1 << codec.bits) - 1), middle = static_cast<float>(1 << (codec.bits - 1));
   q.codes.resize(values.size());
   for (uint64_t r = 0; r < shape.rows; ++r) {

@@ -158,7 +158,7 @@ class Bench {
       if (gptq && hessian == nullptr) continue;
       std::vector<MatrixJob> jobs(codecs_.size());
       for (size_t i = 0; i < codecs_.size(); ++i) {
-        MOEPACK_RETURN_IF_ERROR(PrepareJob(tensor, codecs_[i], {}, w, moments, gptq ? factors : kNone, &jobs[i]));
+        MOEPACK_RETURN_IF_ERROR(PrepareJob(tensor, codecs_[i], {}, w, moments, gptq ? factors : kNone, pool_, &jobs[i]));
       }
       RunJobs(jobs, kSweeps, pool_);
       for (const MatrixJob& job : jobs) {

@@ -204,7 +204,37 @@ Status Device::Store(const verify::VerifiedBundle& bundle, const RandomAccessFil
                              SerializeRecord(chunks, bundle.manifest().file_bytes, head));
 }
 
-Result<InstallReport> Device::Install(std::unique_ptr<RandomAccessFile> file, ThreadPool& pool, Progress& progress) {
+Status Device::Accept(const Offer& offer, const verify::VerifiedBundle& bundle) {
+  MOEPACK_ASSIGN_OR_RETURN(verify::RollbackState state, store_.Read());
+  MOEPACK_ASSIGN_OR_RETURN(const ChannelHead head, verify::OpenChannelHead(anchor_, state, offer.view, offer.head));
+  MOEPACK_RETURN_IF_ERROR(verify::CheckAgainstHead(head, bundle));
+  if (!verify::InRollout(head, offer.view.device_id)) {
+    return Status(ErrorCode::kPolicy, StrFormat("the head offers the bundle to %u devices of %u, and this is none of them; "
+                                                "wait for a head with a larger share",
+                                                head.rollout_permille, kFullRollout));
+  }
+  state.head_version = head.head_version;
+  return store_.Commit(state);
+}
+
+Status Device::Rotate(ByteSpan successor) {
+  const std::string path = JoinPath(root_, kAnchorFile);
+  MOEPACK_ASSIGN_OR_RETURN(const TrustAnchor given, verify::OpenAnchor(successor));
+  if (given == anchor_) {
+    MOEPACK_RETURN_IF_ERROR(env_.SyncDirectory(root_));
+  } else {
+    MOEPACK_ASSIGN_OR_RETURN(const TrustAnchor next, verify::RotateAnchor(anchor_, successor));
+    MOEPACK_RETURN_IF_ERROR(WriteFileAtomically(env_, path, successor));
+    anchor_ = next;
+  }
+  // Behind the anchor: the other way round a power cut between them would leave a device that refuses its own anchor.
+  MOEPACK_ASSIGN_OR_RETURN(verify::RollbackState state, store_.Read());
+  state.root_version = std::max(state.root_version, anchor_.root_version);
+  return store_.Commit(state);
+}
+
+Result<InstallReport> Device::Install(std::unique_ptr<RandomAccessFile> file, const std::optional<Offer>& offer,
+                                      ThreadPool& pool, Progress& progress) {
   const Result<std::optional<Active>> found = ReadActive();
   if (!found.ok() && found.status().code() != ErrorCode::kTrustRecord) return found.status();
   const std::optional<Active> active = found.ok() ? *found : std::nullopt;  // the floors hold without it
@@ -218,6 +248,7 @@ Result<InstallReport> Device::Install(std::unique_ptr<RandomAccessFile> file, Th
   if (active.has_value() && active->on_trial && !report.in_use_already) {
     return Status(ErrorCode::kPolicy, "a bundle is on trial; confirm it or roll it back first");
   }
+  if (offer.has_value()) MOEPACK_RETURN_IF_ERROR(Accept(*offer, *bundle));
   MOEPACK_RETURN_IF_ERROR(Store(*bundle, source, &report));
   MOEPACK_ASSIGN_OR_RETURN(const auto installed, OpenInstalled(report.manifest_digest));
   MOEPACK_RETURN_IF_ERROR(installed->VerifyAll(pool, progress));

@@ -35,6 +35,12 @@ struct Active {
   bool operator==(const Active&) const = default;
 };
 
+// What a channel offers, and what the device knows when it looks.
+struct Offer {
+  Bytes head;  // file of the signed channel head
+  verify::ChannelView view;
+};
+
 struct InstallReport {
   DigestBytes manifest_digest{};
   uint64_t chunks = 0, chunks_written = 0;  // distinct chunks of the bundle; those that were not in the store
@@ -62,8 +68,15 @@ class Device {
   // down to its last byte, and puts it on trial. The bundle in use is repaired by that, and stays on trial or confirmed as
   // it was. A damaged `active` counts as none. Finishes a Confirm that was cut off before it raised the floors, unless the
   // bundle in use is too damaged to be opened. kPolicy while another one is on trial; codes of verification; kMalformed for
-  // a chunk without its identity; kNoSpace, kAccess: the bundle in use stays.
-  Result<InstallReport> Install(std::unique_ptr<RandomAccessFile> bundle, ThreadPool& pool, Progress& progress);
+  // a chunk without its identity; kNoSpace, kAccess: the bundle in use stays. With an offer the bundle must be the
+  // one that the head names, the device in its share (kPolicy), and older heads are refused from then on; codes of
+  // OpenChannelHead.
+  Result<InstallReport> Install(std::unique_ptr<RandomAccessFile> bundle, const std::optional<Offer>& offer,
+                                ThreadPool& pool, Progress& progress);
+  // Puts the successor of the anchor in its place; the one before is refused from then on. A bundle in use that the
+  // successor does not accept is refused too, until one that it accepts is installed. The anchor that is there already is
+  // fine: a repeat after an interruption. Codes of RotateAnchor.
+  Status Rotate(ByteSpan successor);
   // The bundle on trial is good: it stays, and the floors rise to it. Fine when nothing is on trial; then it finishes what
   // may be left of the last Confirm after a power cut (the next Install does so too). kPolicy when nothing is installed.
   Status Confirm();
@@ -92,6 +105,8 @@ class Device {
   // `state` with the floors that confirming `bundle` gives.
   verify::RollbackState Raised(verify::RollbackState state, const verify::VerifiedBundle& bundle) const;
   Status FinishConfirm(const DigestBytes& manifest);
+  // Refuses a bundle that the offer does not name; remembers the head's version.
+  Status Accept(const Offer& offer, const verify::VerifiedBundle& bundle);
   // Chunks and record of `bundle`, whose file is `source`.
   Status Store(const verify::VerifiedBundle& bundle, const RandomAccessFile& source, InstallReport* report);
   Status WriteUnit(const verify::VerifiedBundle& bundle, const Unit& unit, std::vector<InstalledChunk>* chunks,

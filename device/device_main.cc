@@ -6,6 +6,8 @@
 
 #include <cerrno>
 #include <cstdio>
+#include <ctime>
+#include <optional>
 
 #include "base/cli/cli.h"
 #include "base/outputs.h"
@@ -16,7 +18,6 @@ namespace moepack {
 namespace {
 
 namespace po = boost::program_options;
-
 
 // Holds the folder for one process that changes it, until the process ends or the object goes.
 class FolderLock {
@@ -72,13 +73,28 @@ Status Provision(const cli::Command& command, const std::string& root, FolderLoc
   return Status::Ok();
 }
 
+// Nothing without --head.
+Result<std::optional<device::Offer>> ReadOffer(const cli::Command& command) {
+  if (!command.Has("head")) return std::optional<device::Offer>();
+  for (const char* name : {"channel", "device-id"}) MOEPACK_RETURN_IF_ERROR(command.Require(name));
+  device::Offer offer;
+  MOEPACK_ASSIGN_OR_RETURN(offer.head, ReadFile(PosixEnv(), command.Get<std::string>("head"), kMaxTrustRecordBytes));
+  offer.view.channel = command.Get<std::string>("channel");
+  offer.view.device_id = command.Get<std::string>("device-id");
+  const std::time_t now = std::time(nullptr);
+  if (now < 0) return Status(ErrorCode::kAccess, "the system's clock cannot be read");
+  offer.view.now = static_cast<uint64_t>(now);
+  return std::optional<device::Offer>(std::move(offer));
+}
+
 Status Install(const cli::Command& command, const std::string& root) {
   MOEPACK_RETURN_IF_ERROR(command.Require("BUNDLE"));
+  MOEPACK_ASSIGN_OR_RETURN(const std::optional<device::Offer> offer, ReadOffer(command));
   MOEPACK_ASSIGN_OR_RETURN(const Opened opened, OpenDevice(root));
   MOEPACK_ASSIGN_OR_RETURN(auto file, PosixEnv().OpenRead(command.Get<std::string>("BUNDLE")));
   ThreadPool pool(command.threads());
   MOEPACK_ASSIGN_OR_RETURN(const device::InstallReport report,
-                           opened.device->Install(std::move(file), pool, command.progress()));
+                           opened.device->Install(std::move(file), offer, pool, command.progress()));
   const std::string manifest = ToHex(ByteSpan(report.manifest_digest));
   if (command.json()) {
     cli::PrintJson({{"manifest_sha256", manifest},
@@ -101,6 +117,7 @@ Status ShowStatus(const cli::Command& command, const std::string& root) {
                         {"root_version", opened.device->anchor().root_version},
                         {"key_epoch_floor", state.key_epoch},
                         {"security_counter_floor", state.security_counter},
+                        {"head_version", state.head_version},
                         {"manifest_sha256", nullptr},
                         {"version", nullptr},
                         {"on_trial", false},
@@ -120,6 +137,19 @@ Status ShowStatus(const cli::Command& command, const std::string& root) {
     std::printf("%s: version %s, %s\n", active->on_trial ? "on trial" : "confirmed",
                 out["version"].get<std::string>().c_str(), out["manifest_sha256"].get<std::string>().c_str());
   }
+  return Status::Ok();
+}
+
+Status Rotate(const cli::Command& command, const std::string& root) {
+  MOEPACK_RETURN_IF_ERROR(command.Require("trust"));
+  MOEPACK_ASSIGN_OR_RETURN(const Bytes successor,
+                           ReadFile(PosixEnv(), command.Get<std::string>("trust"), kMaxTrustRecordBytes));
+  MOEPACK_ASSIGN_OR_RETURN(const Opened opened, OpenDevice(root));
+  MOEPACK_RETURN_IF_ERROR(opened.device->Rotate(successor));
+  const uint64_t version = opened.device->anchor().root_version;
+  if (command.json()) cli::PrintJson({{"product", opened.device->anchor().product}, {"root_version", version}});
+  if (!command.json())
+    std::printf("%s: trust anchor of version %llu\n", root.c_str(), static_cast<unsigned long long>(version));
   return Status::Ok();
 }
 
@@ -154,14 +184,19 @@ Status Run(int argc, char** argv) {
       {"moepack device",
        "Installs verified bundles in a content store: a bundle is on trial until it is confirmed, and a power cut\n"
        "leaves the old or the new one. Installing the bundle in use again repairs it. One command at a time changes ROOT.\n"
-       "Verbs: provision, install, status, verify, confirm, rollback, gc.",
-       "VERB ROOT [BUNDLE] [--trust A.trust] [--json]",
+       "Verbs: provision, rotate, install, status, verify, confirm, rollback, gc.",
+       "VERB ROOT [BUNDLE] [--trust A.trust] [--head H.head --channel NAME --device-id ID] [--json]",
        {"moepack device provision /var/lib/moepack --trust wren.trust", "moepack device install /var/lib/moepack wren.moeb",
+        "moepack device install /var/lib/moepack wren.moeb --head stable.head --channel stable --device-id 0042",
         "moepack device confirm /var/lib/moepack"}});
   command.Positional("VERB");
   command.Positional("ROOT");
   command.Positional("BUNDLE");
-  command.options().add_options()("trust", po::value<std::string>(), "trust anchor of a new device (moepack pack anchor)");
+  command.options().add_options()("trust", po::value<std::string>(),
+                                  "provision: trust anchor of a new device; rotate: its successor (moepack pack anchor)")(
+      "head", po::value<std::string>(), "install only what this channel head offers (moepack pack head)")(
+      "channel", po::value<std::string>(), "the channel that the device follows")(
+      "device-id", po::value<std::string>(), "what tells this device from others: decides its place in a rollout");
   MOEPACK_RETURN_IF_ERROR(command.Parse(argc, argv));
   if (command.help_shown()) return Status::Ok();
   for (const char* name : {"VERB", "ROOT"}) MOEPACK_RETURN_IF_ERROR(command.Require(name));
@@ -169,16 +204,18 @@ Status Run(int argc, char** argv) {
   FolderLock lock;
   if (verb == "provision") return Provision(command, root, lock);
   // Those that only read meet whole files, and must not stand in the way of the others.
-  if (verb == "install" || verb == "confirm" || verb == "rollback" || verb == "gc") {
+  if (verb == "rotate" || verb == "install" || verb == "confirm" || verb == "rollback" || verb == "gc") {
     MOEPACK_RETURN_IF_ERROR(lock.Take(root));
   }
+  if (verb == "rotate") return Rotate(command, root);
   if (verb == "install") return Install(command, root);
   if (verb == "status") return ShowStatus(command, root);
   if (verb == "confirm") return Change(command, root, &device::Device::Confirm);
   if (verb == "rollback") return Change(command, root, &device::Device::Rollback);
   if (verb == "gc") return Collect(command, root);
   if (verb == "verify") return VerifyCurrent(command, root);
-  return Status(ErrorCode::kUsage, "'" + verb + "': expected provision, install, status, verify, confirm, rollback or gc");
+  return Status(ErrorCode::kUsage,
+                "'" + verb + "': expected provision, rotate, install, status, verify, confirm, rollback or gc");
 }
 
 }  // namespace

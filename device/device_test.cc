@@ -46,6 +46,39 @@ TEST(Device, BundlesShareChunksAndGarbageGoes) {
   EXPECT_EQ(Handle(*disk).Counter().value(), 9u);
 }
 
+TEST(Device, TakesASuccessorOfItsAnchorAndNoEarlierOneAgain) {
+  auto disk = DiskInUse();
+  EXPECT_EQ(Handle(*disk).Rotate(Anchor(3)).code(), ErrorCode::kUntrusted);  // not by root key 11
+  ASSERT_TRUE(Handle(*disk).Rotate(Anchor(2)).ok());
+  EXPECT_EQ(Handle(*disk).Counter().value(), 8u);
+  EXPECT_EQ(Handle(*disk)->anchor().root_version, 2u);
+  EXPECT_TRUE(Handle(*disk).Rotate(Anchor(2)).ok());  // again, as after an interruption
+  EXPECT_EQ(Handle(*disk).Rotate(Anchor(1)).code(), ErrorCode::kUntrusted);
+  ASSERT_TRUE(WriteFileAtomically(*disk, "/device/anchor.trust", Anchor(1)).ok());
+  EXPECT_EQ(Handle(*disk).status().code(), ErrorCode::kRollback);
+}
+
+TEST(Device, ABundleThatTheSuccessorDoesNotTrustIsRefused) {
+  auto disk = DiskInUse();
+  ASSERT_TRUE(Handle(*disk).Rotate(Anchor(2, 2)).ok());
+  EXPECT_EQ(Handle(*disk).Counter().status().code(), ErrorCode::kUntrusted);
+  EXPECT_EQ(Handle(*disk).Install(Bundle(9)).code(), ErrorCode::kUntrusted);
+}
+
+TEST(Device, InstallsWhatTheHeadOffersOnly) {
+  auto disk = DiskInUse();
+  EXPECT_EQ(Handle(*disk).Install(Bundle(9), OfferOf(Bundle(10))).code(), ErrorCode::kPolicy);
+  const auto none = [](ChannelHead& head) { head.rollout_permille = 0; };
+  EXPECT_EQ(Handle(*disk).Install(Bundle(9), OfferOf(Bundle(9), none)).code(), ErrorCode::kPolicy);
+  EXPECT_EQ(Handle(*disk).store().Read()->head_version, 0u);
+  ASSERT_TRUE(Handle(*disk).Install(Bundle(9), OfferOf(Bundle(9))).ok());
+  ASSERT_TRUE(Handle(*disk).Confirm().ok());
+  EXPECT_EQ(Handle(*disk).store().Read()->head_version, 5u);
+  const auto older = [](ChannelHead& head) { head.head_version = 4; };
+  EXPECT_EQ(Handle(*disk).Install(Bundle(10), OfferOf(Bundle(10), older)).code(), ErrorCode::kRollback);
+  EXPECT_TRUE(Handle(*disk).Install(Bundle(10), OfferOf(Bundle(10))).ok());
+}
+
 TEST(Device, DamagedChunkInTheStoreIsNotShared) {
   auto disk = DiskInUse();
   const std::vector<std::string> names = disk->List("/device/chunks").value();

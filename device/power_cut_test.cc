@@ -30,6 +30,8 @@ const Scenario kScenarios[] = {
     {"confirm", DiskOnTrial, [](Handle& h) { return h.Confirm(); }, 9, 9},
     {"rollback", DiskOnTrial, [](Handle& h) { return h.Rollback(); }, 9, 8},
     {"gc", DiskWithGarbage, [](Handle& h) { return h.CollectGarbage(); }, 9, 9},
+    {"install by a head", DiskInUse, [](Handle& h) { return h.Install(Bundle(9), OfferOf(Bundle(9))); }, 8, 9},
+    {"rotate", DiskInUse, [](Handle& h) { return h.Rotate(Anchor(2)); }, 8, 8},
 };
 
 // Every combination of fates of the last `bound` effects, the earlier ones all lost or all done.
@@ -118,10 +120,11 @@ TEST(PowerCut, WhatAKilledProcessLeftIsNotBuiltOn) {
   static constexpr auto kConfirm = [](Handle& h) { return h.Confirm(); };
   static constexpr auto kRollback = [](Handle& h) { return h.Rollback(); };
   static constexpr auto kCollect = [](Handle& h) { return h.CollectGarbage(); };
-  const Sequence sequences[] = {{"install twice", DiskInUse, kInstall, kInstall, {9}},
-                                {"confirm twice", DiskOnTrial, kConfirm, kConfirm, {9}},
-                                {"rollback, gc", DiskOnTrial, kRollback, kCollect, {8, 9}},
-                                {"confirm, gc", DiskOnTrial, kConfirm, kCollect, {9}}};
+  static constexpr auto kRotate = [](Handle& h) { return h.Rotate(Anchor(2)); };
+  const Sequence sequences[] = {
+      {"install twice", DiskInUse, kInstall, kInstall, {9}},      {"confirm twice", DiskOnTrial, kConfirm, kConfirm, {9}},
+      {"rollback, gc", DiskOnTrial, kRollback, kCollect, {8, 9}}, {"confirm, gc", DiskOnTrial, kConfirm, kCollect, {9}},
+      {"rotate twice", DiskInUse, kRotate, kRotate, {8}},         {"rotate, confirm", DiskOnTrial, kRotate, kConfirm, {9}}};
   for (const Sequence& sequence : sequences) {
     const std::unique_ptr<SimDisk> start = sequence.before();
     uint64_t stops = 0, states = 0;

@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <functional>
 #include <memory>
 #include <optional>
 
@@ -22,19 +24,30 @@ using moepack::testing::TinyContents;
 
 inline constexpr char kRoot[] = "/device";
 
-inline Bytes Anchor(uint64_t root_version = 1) {
+// A record that the keys have signed, `keys` by rising public key.
+inline Bytes SignRecord(const Magic& magic, KeyRole role, const Bytes& body, std::vector<moepack::testing::TestKey> keys) {
+  std::ranges::sort(keys, {}, &moepack::testing::TestKey::public_key);
+  Envelope envelope;
+  envelope.manifest_bytes = body.size();
+  for (const auto& key : keys) envelope.signatures.push_back(moepack::testing::SignWith(key, SignedMessage(role, body)));
+  Bytes out = SerializeEnvelope(envelope, magic);
+  out.insert(out.end(), body.begin(), body.end());
+  return out;
+}
+
+// Root key 11 up to version 1, root key 12 from then on; signed by both from version 2, as the successor of version 1 is.
+inline Bytes Anchor(uint64_t root_version = 1, uint8_t release_key = 1) {
   TrustAnchor anchor;
   anchor.root_version = root_version;
   anchor.product = "tiny";
   anchor.key_epoch = 3;
-  anchor.roles = {{KeyRole::kRelease, 1, {MakeTestKey(1).public_key}}, {KeyRole::kRoot, 1, {MakeTestKey(11).public_key}}};
-  const Bytes body = SerializeTrustAnchor(anchor);
-  Envelope envelope;
-  envelope.manifest_bytes = body.size();
-  envelope.signatures = {moepack::testing::SignWith(MakeTestKey(11), SignedMessage(KeyRole::kRoot, body))};
-  Bytes out = SerializeEnvelope(envelope, kAnchorMagic);
-  out.insert(out.end(), body.begin(), body.end());
-  return out;
+  const uint8_t root_key = root_version == 1 ? 11 : 12;
+  anchor.roles = {{KeyRole::kRelease, 1, {MakeTestKey(release_key).public_key}},
+                  {KeyRole::kRoot, 1, {MakeTestKey(root_key).public_key}},
+                  {KeyRole::kChannel, 1, {MakeTestKey(21).public_key}}};
+  std::vector<moepack::testing::TestKey> keys = {MakeTestKey(root_key)};
+  if (root_version == 2) keys.push_back(MakeTestKey(11));
+  return SignRecord(kAnchorMagic, KeyRole::kRoot, SerializeTrustAnchor(anchor), keys);
 }
 
 // Bundles of rising counters; odd ones change one expert, so that they share all other chunks.
@@ -48,14 +61,33 @@ inline Bytes Bundle(uint64_t counter) {
   }});
 }
 
+// The head of version 5 that offers the bundle, as the device sees it in the last second of its life.
+inline Offer OfferOf(const Bytes& bundle, const std::function<void(ChannelHead&)>& edit = {}) {
+  const auto opened =
+      moepack::testing::OpenBytes(bundle, verify::PolicyOf(verify::OpenAnchor(Anchor()).value(), {})).value();
+  ChannelHead head;
+  head.product = "tiny";
+  head.channel = "stable";
+  head.head_version = 5;
+  head.expires = 1700000000;
+  head.key_epoch = opened->manifest().key_epoch;
+  head.security_counter = opened->manifest().security_counter;
+  head.manifest_digest = opened->manifest_digest();
+  head.file_bytes = bundle.size();
+  if (edit) edit(head);
+  return {SignRecord(kChannelMagic, KeyRole::kChannel, SerializeChannelHead(head), {MakeTestKey(21)}),
+          {"stable", head.expires, "device"}};
+}
+
 // A device on a disk, opened anew for each call, as programs do.
 class Handle {
  public:
   explicit Handle(Env& env) : status_(Open(env)) {}
-  Status Install(const Bytes& bundle) {
+  Status Install(const Bytes& bundle, const std::optional<Offer>& offer = std::nullopt) {
     if (device_ == nullptr) return status_;
-    return device_->Install(std::make_unique<MemoryFile>(bundle), pool_, NoProgress()).status();
+    return device_->Install(std::make_unique<MemoryFile>(bundle), offer, pool_, NoProgress()).status();
   }
+  Status Rotate(const Bytes& successor) { return device_ == nullptr ? status_ : device_->Rotate(successor); }
   Status Confirm() { return device_ == nullptr ? status_ : device_->Confirm(); }
   Status Rollback() { return device_ == nullptr ? status_ : device_->Rollback(); }
   Status CollectGarbage() { return device_ == nullptr ? status_ : device_->CollectGarbage().status(); }

@@ -46,6 +46,40 @@ class Install(Case):
         self.device("install", old, expect=5)
         self.device("rollback", expect=5)
 
+    def test_channel_and_rotation(self):
+        run("pack", "keygen", "-o", self.dir / "channel.pem")
+        public = run("pack", "keygen", "-o", self.dir / "channel.pem", "--force", "--json").json()["public_key"]
+        first, second = self.dir / "first.trust", self.dir / "second.trust"
+        run("pack", "anchor", TRUST, "--root", self.dir / "root.pem", "--channel-key", public, "-o", first)
+        root = self.dir / "channel-device"
+        run("device", "provision", root, "--trust", first)
+        bundle, digest = self.pack("dir-i4g64", 8)
+        other, _ = self.pack("dir-i4g64", 9)
+
+        def head(version, expires):
+            path = self.dir / f"{version}.head"
+            run("pack", "head", bundle, "--key", self.dir / "channel.pem", "--channel", "stable", "--head-version", version, "--expires",
+                expires, "-o", path)
+            return ("--head", path, "--channel", "stable", "--device-id", "0042", "--json", "--quiet")
+
+        future = int(time.time()) + 3600
+        self.assertIn("expired", run("device", "install", root, bundle, *head(3, 1000), expect=5).err)
+        self.assertIn("--device-id", run("device", "install", root, bundle, *head(3, future)[:4], expect=2).err)
+        run("device", "install", root, other, *head(3, future), expect=5)
+        run("device", "install", root, bundle, *head(3, future))
+        run("device", "confirm", root)
+        state = run("device", "status", root, "--json").json()
+        self.assertEqual((state["manifest_sha256"], state["head_version"], state["root_version"]), (digest, 3, 1))
+        run("device", "install", root, bundle, *head(2, future), expect=5)
+        run("pack", "keygen", "-o", self.dir / "root2.pem")
+        run("pack", "anchor", TRUST, "--root", self.dir / "root2.pem", "--previous", first, "--previous-root", self.dir / "root.pem",
+            "-o", second)
+        run("device", "rotate", root, "--trust", self.dir / "a.trust", expect=5)
+        self.assertEqual(run("device", "rotate", root, "--trust", second, "--json").json()["root_version"], 2)
+        self.assertEqual(run("device", "verify", root, "--json").json()["manifest_sha256"], digest)
+        shutil.copy(first, root / "anchor.trust")
+        run("device", "status", root, expect=5)
+
     def test_key_is_private_and_half_a_provisioning_is_done_again(self):
         half = self.dir / "half"
         (half / "state").mkdir(parents=True)

@@ -11,7 +11,8 @@
 // between rename and sync leaves a file that everybody sees and a power cut takes away: who builds on a file that it did not
 // write syncs the folder first. The anchor is written last of a provisioning, `active` last of an installation, so that
 // their renames are what counts. The floors of the rollback store rise when a bundle is confirmed, not before,
-// so that the way back stays open while it is on trial.
+// so that the way back stays open while it is on trial. A process that runs a bundle reads its chunks as it needs them:
+// start it again before garbage is collected.
 #pragma once
 
 #include <functional>

@@ -23,7 +23,7 @@ std::string Usage() {
   std::string text =
       "Runs a verified bundle: every byte is checked against the signed manifest before it is used.\n\nUsage: moepack run "
       "VERB "
-      "BUNDLE --trust T.json ...\n\n";
+      "(BUNDLE --trust T.json | --device ROOT) ...\n\n";
   for (const Verb& verb : kVerbs) text += StrFormat("  %-10s %s\n", verb.name, verb.summary);
   return text +
          "\nmoepack run VERB --help tells more. Example:\n  moepack run generate wren.moeb --trust trust.json --prompt 'In "

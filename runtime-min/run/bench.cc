@@ -97,7 +97,7 @@ Status Bench(int argc, char** argv) {
   cli::Command command(
       {"moepack run bench",
        "Measures prefill and decoding of a verified bundle.",
-       "BUNDLE --trust T.json [--prompt-tokens P] [-n N] [--data FILE] [--repeats R] [--expert-ram SIZE]",
+       "(BUNDLE --trust T.json | --device ROOT) [--prompt-tokens P] [-n N] [--data FILE] [--repeats R] [--expert-ram SIZE]",
        {"moepack run bench wren.moeb --trust trust.json --json",
         "moepack run bench wren.moeb --trust trust.json --data novel.eval.txt --prompt-tokens 256 -n 128"}});
   AddSessionOptions(&command);

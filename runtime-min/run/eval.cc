@@ -131,7 +131,8 @@ Status Eval(int argc, char** argv) {
   cli::Command command(
       {"moepack run eval",
        "Compares a verified bundle with the full model's logits on held-out text: the second half of every chunk.",
-       "BUNDLE --trust T.json --base L.f32 --data FILE --ctx N [--chunks C] [--max-kld K] [--min-top1 SHARE]",
+       "(BUNDLE --trust T.json | --device ROOT) --base L.f32 --data FILE --ctx N [--chunks C] [--max-kld K] [--min-top1 "
+       "SHARE]",
        {"moepack logits examples/wren/model --data mixed.eval.txt --ctx 256 -o base.f32",
         "moepack run eval wren.moeb --trust trust.json --base base.f32 --data mixed.eval.txt --ctx 256 --max-kld 0.01"}});
   AddSessionOptions(&command);

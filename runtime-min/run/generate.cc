@@ -104,7 +104,8 @@ Status Generate(int argc, char** argv) {
   cli::Command command(
       {"moepack run generate",
        "Generates text from a verified bundle and streams it to standard output.",
-       "BUNDLE --trust T.json (--prompt TEXT | --prompt-file FILE) [-n N] [--temperature T] [--expert-ram SIZE]",
+       "(BUNDLE --trust T.json | --device ROOT) (--prompt TEXT | --prompt-file FILE) [-n N] [--temperature T] [--expert-ram "
+       "SIZE]",
        {"moepack run generate wren.moeb --trust trust.json --prompt 'In the beginning' -n 64",
         "moepack run generate wren.moeb --trust trust.json --prompt 'def ' --temperature 0.8 --top-p 0.95 --seed 7 "
         "--expert-ram 4MiB --json"}});

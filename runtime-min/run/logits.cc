@@ -49,11 +49,12 @@ Status WriteScored(const cli::Command& command, Session& session, AtomicFile* ou
 }  // namespace
 
 Status Logits(int argc, char** argv) {
-  cli::Command command({"moepack run logits",
-                        "Writes logits of a verified bundle as little-endian float32 rows.",
-                        "BUNDLE --trust T.json (--tokens 1,2,3 | --data FILE --ctx N [--chunks C]) -o L.f32",
-                        {"moepack run logits wren.moeb --trust trust.json --tokens 785,264,2997 -o logits.f32",
-                         "moepack run logits wren.moeb --trust trust.json --data mixed.eval.txt --ctx 256 -o logits.f32"}});
+  cli::Command command(
+      {"moepack run logits",
+       "Writes logits of a verified bundle as little-endian float32 rows.",
+       "(BUNDLE --trust T.json | --device ROOT) (--tokens 1,2,3 | --data FILE --ctx N [--chunks C]) -o L.f32",
+       {"moepack run logits wren.moeb --trust trust.json --tokens 785,264,2997 -o logits.f32",
+        "moepack run logits wren.moeb --trust trust.json --data mixed.eval.txt --ctx 256 -o logits.f32"}});
   AddSessionOptions(&command);
   command.options().add_options()("tokens", po::value<std::string>(), "ids of one sequence: a row for each")(
       "data", po::value<std::string>(), "text file, cut into chunks; the second half of each chunk is written")(

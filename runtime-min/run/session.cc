@@ -1,5 +1,7 @@
 #include "runtime-min/run/session.h"
 
+#include "device/device.h"
+#include "device/file_store.h"
 #include "verify/trust_json.h"
 
 namespace moepack::run {
@@ -52,28 +54,42 @@ std::string Number(const std::optional<double>& value, int decimals, const char*
   return value.has_value() ? StrFormat("%.*f%s", decimals, *value * factor, unit) : "-";
 }
 
+Result<std::unique_ptr<verify::VerifiedBundle>> OpenBundle(const cli::Command& command) {
+  if (command.Has("device")) {
+    for (const char* name : {"BUNDLE", "trust"}) {
+      if (command.Has(name)) return Status(ErrorCode::kUsage, "give --device, or BUNDLE and --trust");
+    }
+    const std::string root = command.Get<std::string>("device");
+    MOEPACK_ASSIGN_OR_RETURN(verify::FileRollbackStore store, device::OpenFileStore(PosixEnv(), root));
+    MOEPACK_ASSIGN_OR_RETURN(const auto opened, device::Device::Open(PosixEnv(), root, store));
+    return opened->OpenCurrent();
+  }
+  for (const char* name : {"BUNDLE", "trust"}) MOEPACK_RETURN_IF_ERROR(command.Require(name));
+  MOEPACK_ASSIGN_OR_RETURN(const verify::TrustPolicy policy,
+                           verify::ReadTrust(PosixEnv(), command.Get<std::string>("trust")));
+  MOEPACK_ASSIGN_OR_RETURN(auto file, PosixEnv().OpenRead(command.Get<std::string>("BUNDLE")));
+  return verify::VerifiedBundle::Open(std::move(file), policy);
+}
+
 }  // namespace
 
 void AddSessionOptions(cli::Command* command) {
   command->Positional("BUNDLE");
   command->options().add_options()("trust", po::value<std::string>(), "trust file (T.json) or trust anchor")(
+      "device", po::value<std::string>(),
+      "run the bundle in use of this folder (moepack device), without BUNDLE and --trust")(
       "expert-ram", po::value<std::string>(), "most memory for experts, e.g. 8MiB (default: all of them)")(
       "tile", po::value<uint32_t>(), "tokens computed at once in prefill (default 256, 128 where all logits are wanted)")(
       "isa", po::value<std::string>(), "kernels to use instead of the best: scalar, avx2, avx512-vnni, neon-dot");
 }
 
 Result<Session> OpenSession(const cli::Command& command, uint32_t context, bool all_logits, uint32_t expected_tokens) {
-  MOEPACK_RETURN_IF_ERROR(command.Require("BUNDLE"));
-  MOEPACK_RETURN_IF_ERROR(command.Require("trust"));
   MOEPACK_ASSIGN_OR_RETURN(runtime::EngineOptions options, EngineOptionsOf(command, all_logits));
   options.context = context;
   options.expected_tokens = expected_tokens;
   if (all_logits) options.logit_rows = options.tile_tokens;
   const double start = runtime::MonotonicMs();
-  MOEPACK_ASSIGN_OR_RETURN(const verify::TrustPolicy policy,
-                           verify::ReadTrust(PosixEnv(), command.Get<std::string>("trust")));
-  MOEPACK_ASSIGN_OR_RETURN(auto file, PosixEnv().OpenRead(command.Get<std::string>("BUNDLE")));
-  MOEPACK_ASSIGN_OR_RETURN(auto bundle, verify::VerifiedBundle::Open(std::move(file), policy));
+  MOEPACK_ASSIGN_OR_RETURN(auto bundle, OpenBundle(command));
   Session session;
   session.pool = std::make_unique<ThreadPool>(command.threads());
   MOEPACK_RETURN_IF_ERROR(session.pool->status());

@@ -46,6 +46,22 @@ class Install(Case):
         self.device("install", old, expect=5)
         self.device("rollback", expect=5)
 
+    def test_the_bundle_in_use_runs(self):
+        bundle, _ = self.pack("dir-i4g64", 8)
+        prompt = ("--prompt", "In the beginning", "-n", 12, "--json", "--quiet")
+        nothing = run("run", "generate", "--device", self.root, *prompt, expect=5)
+        self.assertIn("no bundle is installed", nothing.err)
+        self.device("install", bundle)
+        tokens = run("run", "generate", bundle, "--trust", TRUST, *prompt).json()["tokens"]
+        for ram in ((), ("--expert-ram", "1MiB")):
+            self.assertEqual(run("run", "generate", "--device", self.root, *prompt, *ram).json()["tokens"], tokens)
+        run("run", "generate", bundle, "--device", self.root, *prompt, expect=2)
+        for chunk in (self.root / "chunks").iterdir():
+            data = bytearray(chunk.read_bytes())
+            data[len(data) // 2] ^= 1
+            chunk.write_bytes(data)
+        self.assertEqual(run("run", "generate", "--device", self.root, *prompt, expect=4).out, "")
+
     def test_channel_and_rotation(self):
         run("pack", "keygen", "-o", self.dir / "channel.pem")
         public = run("pack", "keygen", "-o", self.dir / "channel.pem", "--force", "--json").json()["public_key"]

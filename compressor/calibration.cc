@@ -72,6 +72,7 @@ Result<Calibration> MakeCalibration(const Profile& profile, uint64_t max_tokens,
     const uint64_t s = sequences[i];
     const bool is_held = std::binary_search(held.begin(), held.end(), s);
     if (is_held) out.held_back.push_back(i);
+    out.domain.push_back(profile.sequence_domain[s]);
     const auto weight = domain_weights.find(profile.domains[profile.sequence_domain[s]]);
     const double value = is_held ? 0 : weight == domain_weights.end() ? 1 : weight->second;
     out.weights.insert(out.weights.end(), all.end(s) - all.begin(s), static_cast<float>(value));
@@ -149,11 +150,11 @@ std::vector<std::vector<uint64_t>> CutIntoParts(const TokenBatch& batch, const s
   return parts;
 }
 
-Result<double> MeanKld(const LastBlock& base, const LastBlock& other, const TokenBatch& batch, ThreadPool& pool) {
-  double sum = 0;
-  uint64_t rows = 0;
+Result<std::vector<KldSum>> SequenceKlds(const LastBlock& base, const LastBlock& other, const TokenBatch& batch,
+                                         ThreadPool& pool) {
   std::vector<uint64_t> all(batch.sequences());
   std::iota(all.begin(), all.end(), 0u);
+  std::vector<KldSum> out;
   for (const std::vector<uint64_t>& sequences : CutIntoParts(batch, all)) {
     const TokenBatch part = SelectSequences(batch, sequences);
     MOEPACK_ASSIGN_OR_RETURN(const Matrix expected, LastBlockLogits(base, batch, part, sequences));
@@ -161,14 +162,13 @@ Result<double> MeanKld(const LastBlock& base, const LastBlock& other, const Toke
     const std::vector<double> klds = RowKlds(expected, actual, pool);
     for (uint64_t p = 0; p < part.sequences(); ++p) {
       const uint64_t length = part.end(p) - part.begin(p);
+      KldSum& sum = out.emplace_back();
       for (uint64_t t = 0; t < length; ++t) {
-        if (!Scored(t, length)) continue;
-        sum += klds[part.begin(p) + t];
-        ++rows;
+        if (Scored(t, length)) sum.Add({klds[part.begin(p) + t], 1});
       }
     }
   }
-  return rows > 0 ? sum / static_cast<double>(rows) : 0.0;
+  return out;
 }
 
 }  // namespace moepack

@@ -15,6 +15,7 @@ struct Calibration {
   TokenBatch batch;                 // sequences of the profile, in its order
   std::vector<float> weights;       // one a token: weight of its domain; 0 in held-back sequences
   std::vector<uint64_t> held_back;  // indices of sequences that no statistic uses, increasing
+  std::vector<uint32_t> domain;     // one a sequence: index into the profile's domains
 };
 
 // Tokens after which second moments hardly change: sixteen for each input dimension of the widest expert or dense matrix,
@@ -40,14 +41,21 @@ std::vector<uint64_t> SpreadEvenly(const TokenBatch& batch, const std::vector<ui
 TokenBatch SelectSequences(const TokenBatch& batch, const std::vector<uint64_t>& sequences);
 Stream SelectRows(const Stream& stream, const TokenBatch& batch, const std::vector<uint64_t>& sequences);
 
-// Mean KLD of two models' next-token distributions over the second half of every sequence, from their streams before the
-// last block. Both run a few sequences at a time, so logits of all tokens are never held.
+// KLD of two models' next-token distributions, summed over the second half of each sequence, from their streams before the
+// last block; one a sequence of `batch`. Both run a few sequences at a time, so logits of all tokens are never held.
 struct LastBlock {
   Forward* forward = nullptr;
   const BlockWeights* weights = nullptr;
   const Stream* stream = nullptr;
 };
-Result<double> MeanKld(const LastBlock& base, const LastBlock& other, const TokenBatch& batch, ThreadPool& pool);
+struct KldSum {
+  double sum = 0;
+  uint64_t rows = 0;
+  void Add(const KldSum& other) { sum += other.sum, rows += other.rows; }
+  double mean() const { return rows > 0 ? sum / static_cast<double>(rows) : 0; }
+};
+Result<std::vector<KldSum>> SequenceKlds(const LastBlock& base, const LastBlock& other, const TokenBatch& batch,
+                                         ThreadPool& pool);
 
 // Logits of the chosen sequences, one after another; `part` is SelectSequences of them.
 Result<Matrix> LastBlockLogits(const LastBlock& model, const TokenBatch& batch, const TokenBatch& part,

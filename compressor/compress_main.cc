@@ -82,6 +82,10 @@ nlohmann::json Summary(const CompressReport& report) {
   json["predicted_kld"] = plan.measured_by == "none" ? nlohmann::json(nullptr) : nlohmann::json(plan.predicted_kld);
   json["gap"] = plan.measured_by == "none" ? nlohmann::json(nullptr) : nlohmann::json(plan.gap);
   json["kld_held_back"] = report.kld ? nlohmann::json(*report.kld) : nlohmann::json(nullptr);
+  json["kld_by_domain"] = nlohmann::json::object();
+  for (const auto& [domain, kld] : report.domain_kld) {
+    json["kld_by_domain"][domain] = kld ? nlohmann::json(*kld) : nlohmann::json(nullptr);
+  }
   json["tensors"] = nlohmann::json::object();
   std::map<std::string, uint64_t> codecs;
   for (const PlanTensor& tensor : plan.tensors) {

@@ -31,8 +31,9 @@ class Compressor {
     report.plan = plan_;
     report.original_parameters = program_.original_parameters;
     if (request_.dry_run) return report;
-    MOEPACK_ASSIGN_OR_RETURN(const double kld, Write());
-    if (kld >= 0) report.kld = kld;
+    MOEPACK_ASSIGN_OR_RETURN(const ReplayReport replay, Write());
+    if (replay.kld >= 0) report.kld = replay.kld;
+    if (!replay.domain_kld.empty()) report.domain_kld = JudgeDomains(replay);
     return report;
   }
 
@@ -198,17 +199,39 @@ class Compressor {
     return path.empty() ? Status::Ok() : WriteFileAtomically(env_, path, AsBytes(SerializeErrorTable(*errors_)));
   }
 
-  Result<double> Write() {
-    MOEPACK_ASSIGN_OR_RETURN(const auto writer, ModelFolderWriter::Create(env_, request_.output, request_.resume));
-    Result<double> kld = WriteWith(writer.get());
-    // A kill leaves the finished blocks for --resume; an error leaves nothing, unless the user works with --resume.
-    if (!kld.ok() && !request_.resume) (void)env_.RemoveTree(request_.output + ".partial");
-    if (kld.ok() ? recipe_.distill && OwnsEncoded() : encoded_began_ && !request_.resume)
-      (void)env_.RemoveTree(EncodedPath() + ".partial");
-    return kld;
+  // KLD by domain; says which domains the bundle does not serve as well as the others.
+  std::map<std::string, std::optional<double>> JudgeDomains(const ReplayReport& replay) {
+    static constexpr double kMuchWorse = 2;
+    std::map<std::string, std::optional<double>> out;
+    for (uint32_t d = 0; d < profile_->domains.size(); ++d) {
+      const auto found = replay.domain_kld.find(d);
+      const std::string& name = profile_->domains[d];
+      out[name] = found == replay.domain_kld.end() ? std::nullopt : std::optional<double>(found->second);
+      if (!out[name]) {
+        progress_.Note("domain '" + name +
+                       "': none of its text was held back, so how well it is kept is not known; calibrate on "
+                       "more of it");
+      } else if (*out[name] > kMuchWorse * replay.kld) {
+        progress_.Note(
+            StrFormat("domain '%s' is not covered as the others are: mean KLD %.6f on its held-back text, %.6f on all; "
+                      "calibrate on more of it, or give it weight in the recipe's domains",
+                      name.c_str(), *out[name], replay.kld));
+      }
+    }
+    return out;
   }
 
-  Result<double> WriteWith(ModelFolderWriter* writer) {
+  Result<ReplayReport> Write() {
+    MOEPACK_ASSIGN_OR_RETURN(const auto writer, ModelFolderWriter::Create(env_, request_.output, request_.resume));
+    Result<ReplayReport> report = WriteWith(writer.get());
+    // A kill leaves the finished blocks for --resume; an error leaves nothing, unless the user works with --resume.
+    if (!report.ok() && !request_.resume) (void)env_.RemoveTree(request_.output + ".partial");
+    if (report.ok() ? recipe_.distill && OwnsEncoded() : encoded_began_ && !request_.resume)
+      (void)env_.RemoveTree(EncodedPath() + ".partial");
+    return report;
+  }
+
+  Result<ReplayReport> WriteWith(ModelFolderWriter* writer) {
     const std::string plan_text = SerializePlan(plan_);
     MOEPACK_ASSIGN_OR_RETURN(const std::string provenance, Provenance(plan_text));
     if (request_.resume) MOEPACK_RETURN_IF_ERROR(CheckResumed(*writer, provenance));
@@ -217,15 +240,15 @@ class Compressor {
     if (!model_.tokenizer.empty()) MOEPACK_RETURN_IF_ERROR(writer->WriteFile("tokenizer.bin", model_.tokenizer));
     MOEPACK_RETURN_IF_ERROR(writer->WriteFile("hot.pb", SerializeHotList(MakeHotList())));
     writer->SetExperts(MakeExperts());
-    MOEPACK_ASSIGN_OR_RETURN(const ReplayReport report, recipe_.distill ? EncodeAndDistill(writer, provenance)
-                                                                        : Replay(ReplayOf(writer), pool_, progress_));
+    MOEPACK_ASSIGN_OR_RETURN(ReplayReport report, recipe_.distill ? EncodeAndDistill(writer, provenance)
+                                                                  : Replay(ReplayOf(writer), pool_, progress_));
     MOEPACK_RETURN_IF_ERROR(writer->WriteFile("errors.json", AsBytes(SerializeErrors(plan_, report.relative_errors))));
     if (recipe_.budget.max_kld && report.kld > *recipe_.budget.max_kld) {
       return Status(ErrorCode::kGate,
                     StrFormat("mean KLD %.6g on held-back text exceeds %g", report.kld, *recipe_.budget.max_kld));
     }
     MOEPACK_RETURN_IF_ERROR(writer->Finish(program_));
-    return report.kld;
+    return report;
   }
 
   // Blocks are encoded into a folder of their own and learn from there, so that a kill at any time can be resumed: an
@@ -244,6 +267,7 @@ class Compressor {
     // Gradient steps go on learning from tokens that second moments no longer need.
     MOEPACK_ASSIGN_OR_RETURN(const Calibration all, MakeCalibration(*profile_, profile_->tokens.size(), recipe_.domains));
     MOEPACK_ASSIGN_OR_RETURN(report.kld, Distill(DistillOf(all, *encoded, writer), pool_, progress_));
+    report.domain_kld.clear();  // was measured before
     return report;
   }
 

@@ -1,6 +1,7 @@
 // compressor: a checkpoint and what calibration saw of it -> a compressed model folder (format/manifest/model_folder.h).
 #pragma once
 
+#include <map>
 #include <optional>
 #include <string>
 
@@ -31,6 +32,8 @@ struct CompressReport {
   Plan plan;
   uint64_t original_parameters = 0;
   std::optional<double> kld;  // mean on held-back calibration tokens, when the model was run
+  // The same of each domain of the profile, nothing for one without held-back text; empty after distillation.
+  std::map<std::string, std::optional<double>> domain_kld;
 };
 
 // Errors: kUsage (budget without a profile), kRecipe, kGate (target cannot be met; the message has the smallest size that

@@ -459,6 +459,10 @@ TEST_F(CompressTest, ATiedHeadIsStoredOnceAndReadRounded) {
     }
   }
   EXPECT_NEAR(report.kld.value_or(-1), sum / static_cast<double>(rows), 1e-6);
+  // Sequences 7 and 15 were held back, both of the second domain.
+  ASSERT_EQ(report.domain_kld.size(), 2u);
+  EXPECT_EQ(report.domain_kld.at("novel"), std::nullopt);
+  EXPECT_NEAR(report.domain_kld.at("python").value_or(-1), *report.kld, 1e-12);
 }
 
 TEST_F(CompressTest, AProfileOfAnotherModelIsRefused) {

@@ -99,7 +99,9 @@ const char* MethodName(PruneMethod method) {
 std::string Budget::Check(const Names& names) const {
   static constexpr double kLeastBpw = 1e-3, kMostBpw = 64, kLeastKld = 1e-12, kMostKld = 100;
   // Written so that a NaN is refused.
-  const auto outside = [](const std::optional<double>& v, double low, double high) { return v && !(*v >= low && *v <= high); };
+  const auto outside = [](const std::optional<double>& v, double low, double high) {
+    return v && !(*v >= low && *v <= high);
+  };
   if (outside(target_bpw, kLeastBpw, kMostBpw))
     return StrFormat("%s: expected a number from %g to %g", names.target_bpw, kLeastBpw, kMostBpw);
   if (outside(max_kld, kLeastKld, kMostKld))

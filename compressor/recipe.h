@@ -62,9 +62,9 @@ struct DistillRecipe {
 
 // Sources of the size gate: at most one of the first three is set; the last alone or with a target of the file.
 struct Budget {
-  std::optional<uint64_t> target_bytes;     // of the bundle file
-  std::optional<double> target_bpw;         // bundle bytes * 8 / parameters of the original model
-  std::optional<double> max_kld;            // mean KLD on held-back calibration tokens
+  std::optional<uint64_t> target_bytes;  // of the bundle file
+  std::optional<double> target_bpw;      // bundle bytes * 8 / parameters of the original model
+  std::optional<double> max_kld;         // mean KLD on held-back calibration tokens
   // Bytes of all weight buffers once loaded, with scales and packing. Absent beside a target of the file: the same bytes.
   std::optional<uint64_t> target_resident;
   static constexpr uint64_t kUnlimited = UINT64_MAX;

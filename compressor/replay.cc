@@ -121,7 +121,16 @@ class Replayer {
     if (!full) return Status::Ok();
     const Stream stream = SelectRows(stream_, in_.calibration->batch, in_.calibration->held_back);
     MOEPACK_ASSIGN_OR_RETURN(
-        report_.kld, MeanKld({&full_forward_, &*full, &full_stream_}, {&forward_, &weights, &stream}, held_back_, pool_));
+        const std::vector<KldSum> klds,
+        SequenceKlds({&full_forward_, &*full, &full_stream_}, {&forward_, &weights, &stream}, held_back_, pool_));
+    KldSum all;
+    std::map<uint32_t, KldSum> of_domain;
+    for (size_t s = 0; s < klds.size(); ++s) {
+      all.Add(klds[s]);
+      of_domain[in_.calibration->domain[in_.calibration->held_back[s]]].Add(klds[s]);
+    }
+    report_.kld = all.mean();
+    for (const auto& [domain, sum] : of_domain) report_.domain_kld[domain] = sum.mean();
     return Status::Ok();
   }
 

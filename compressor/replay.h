@@ -2,6 +2,7 @@
 // blocks already encoded, written, and then run again with its encoded weights.
 #pragma once
 
+#include <map>
 #include <vector>
 
 #include "base/progress.h"
@@ -27,8 +28,9 @@ struct ReplayInput {
 };
 
 struct ReplayReport {
-  std::vector<double> relative_errors;  // one a tensor of the plan: sqrt of output error energy over output energy
-  double kld = -1;                      // mean on held-back sequences; -1 when there are none
+  std::vector<double> relative_errors;    // one a tensor of the plan: sqrt of output error energy over output energy
+  double kld = -1;                        // mean on held-back sequences; -1 when there are none
+  std::map<uint32_t, double> domain_kld;  // the same of each domain that held-back sequences are of
 };
 
 // Blocks that `writer` already has are not encoded again, only run. Results do not depend on the number of threads.

@@ -49,9 +49,8 @@ TEST(Structure, AnOnlyExpertKeepsItsRouterRowAndDownBias) {
   const auto original = std::make_shared<ToySource>(program);
   const auto source = CutSource(program, structure, original);
   ExpectShapesFit(*cut, *source);
-  const MoeNode& moe = std::find_if(program.nodes.begin(), program.nodes.end(), [](const Node& n) {
-                         return n.kind == NodeKind::kMoe;
-                       })->moe;
+  const MoeNode& moe =
+      std::find_if(program.nodes.begin(), program.nodes.end(), [](const Node& n) { return n.kind == NodeKind::kMoe; })->moe;
   EXPECT_EQ(*source->Load(moe.down_bias), *original->Load(moe.down_bias));
   EXPECT_EQ(*source->Load(moe.selection_bias), *original->Load(moe.selection_bias));
 }
@@ -64,9 +63,8 @@ TEST(Structure, WhatIsKeptOfAnExpertIsItsOwn) {
   const auto original = std::make_shared<ToySource>(program);
   const auto source = CutSource(program, structure, original);
   ExpectShapesFit(*cut, *source);
-  const MoeNode& moe = std::find_if(program.nodes.begin(), program.nodes.end(), [](const Node& n) {
-                         return n.kind == NodeKind::kMoe;
-                       })->moe;
+  const MoeNode& moe =
+      std::find_if(program.nodes.begin(), program.nodes.end(), [](const Node& n) { return n.kind == NodeKind::kMoe; })->moe;
   const std::vector<float> before = *original->Load(moe.down_bias), after = *source->Load(moe.down_bias);
   EXPECT_TRUE(std::equal(after.begin() + 8, after.end(), before.begin() + 16));
   EXPECT_EQ((*source->Load(moe.selection_bias))[1], (*original->Load(moe.selection_bias))[2]);

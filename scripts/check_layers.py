@@ -8,9 +8,9 @@ import re
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-FOLDERS = {  # longest prefix first
+FOLDERS = {  # or a file without its ending; the longest that fits counts
     "base/digest": "digest", "base/cli": "cli", "base/testing": "base", "base": "base", "format/manifest": "manifest", "format/codec": "format",
-    "format/proto": "manifest", "format": "format", "tokenizer": "tokenizer", "verify": "verify", "runtime-min/kernels": "kernels",
+    "format/proto": "manifest", "format": "format", "tokenizer": "tokenizer", "verify/trust_json": "trust_json", "verify": "verify", "runtime-min/kernels": "kernels",
     "runtime-min": "runtime", "model": "model", "forward": "forward", "calibrate": "calibrate", "compressor": "compressor",
     "packager": "packager", "device": "device"}
 
@@ -19,7 +19,7 @@ PROGRAMS = ("runtime-min/run/", "packager/inspect/", "packager/commands/", "mode
 
 def library_of(path):
     for folder in sorted(FOLDERS, key=len, reverse=True):
-        if path.startswith(folder + "/"):
+        if path.startswith((folder + "/", folder + ".")):
             return FOLDERS[folder]
     return None
 

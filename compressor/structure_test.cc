@@ -35,39 +35,40 @@ Structure Halved(const Program& program, const std::vector<uint32_t>& kept) {
   return out;
 }
 
-// All weights of the program that ApplyStructure makes have its shapes.
-void ExpectShapesFit(const Program& cut, const TensorSource& source) {
-  for (TensorId id = 0; id < cut.tensors.size(); ++id)
-    EXPECT_EQ(source.Load(id)->size(), cut.tensors[id].rows * cut.tensors[id].cols) << cut.tensors[id].name;
-}
+// A program, its weights, and both as ApplyStructure and CutSource make them.
+struct Cut {
+  Cut(const Program& whole, const std::vector<uint32_t>& experts)
+      : program(whole), structure(Halved(program, experts)), original(std::make_shared<ToySource>(program)) {
+    const auto cut = ApplyStructure(program, structure);
+    source = CutSource(program, structure, original);
+    EXPECT_TRUE(cut.ok()) << cut.status().message();
+    for (TensorId id = 0; cut.ok() && id < cut->tensors.size(); ++id) {
+      EXPECT_EQ(source->Load(id)->size(), cut->tensors[id].rows * cut->tensors[id].cols) << cut->tensors[id].name;
+    }
+  }
+  const MoeNode& moe() const {
+    return std::find_if(program.nodes.begin(), program.nodes.end(), [](const Node& n) { return n.kind == NodeKind::kMoe; })
+        ->moe;
+  }
+  const Program program;
+  const Structure structure;
+  const std::shared_ptr<ToySource> original;
+  std::shared_ptr<const TensorSource> source;
+};
 
 TEST(Structure, AnOnlyExpertKeepsItsRouterRowAndDownBias) {
-  const Program program = WithExperts({8});
-  const Structure structure = Halved(program, {0});
-  const auto cut = ApplyStructure(program, structure);
-  ASSERT_TRUE(cut.ok()) << cut.status().message();
-  const auto original = std::make_shared<ToySource>(program);
-  const auto source = CutSource(program, structure, original);
-  ExpectShapesFit(*cut, *source);
-  const MoeNode& moe =
-      std::find_if(program.nodes.begin(), program.nodes.end(), [](const Node& n) { return n.kind == NodeKind::kMoe; })->moe;
-  EXPECT_EQ(*source->Load(moe.down_bias), *original->Load(moe.down_bias));
-  EXPECT_EQ(*source->Load(moe.selection_bias), *original->Load(moe.selection_bias));
+  const Cut cut(WithExperts({8}), {0});
+  const MoeNode& moe = cut.moe();
+  EXPECT_EQ(*cut.source->Load(moe.down_bias), *cut.original->Load(moe.down_bias));
+  EXPECT_EQ(*cut.source->Load(moe.selection_bias), *cut.original->Load(moe.selection_bias));
 }
 
 TEST(Structure, WhatIsKeptOfAnExpertIsItsOwn) {
-  const Program program = WithExperts({8, 4, 8});
-  const Structure structure = Halved(program, {0, 2});
-  const auto cut = ApplyStructure(program, structure);
-  ASSERT_TRUE(cut.ok()) << cut.status().message();
-  const auto original = std::make_shared<ToySource>(program);
-  const auto source = CutSource(program, structure, original);
-  ExpectShapesFit(*cut, *source);
-  const MoeNode& moe =
-      std::find_if(program.nodes.begin(), program.nodes.end(), [](const Node& n) { return n.kind == NodeKind::kMoe; })->moe;
-  const std::vector<float> before = *original->Load(moe.down_bias), after = *source->Load(moe.down_bias);
+  const Cut cut(WithExperts({8, 4, 8}), {0, 2});
+  const MoeNode& moe = cut.moe();
+  const std::vector<float> before = *cut.original->Load(moe.down_bias), after = *cut.source->Load(moe.down_bias);
   EXPECT_TRUE(std::equal(after.begin() + 8, after.end(), before.begin() + 16));
-  EXPECT_EQ((*source->Load(moe.selection_bias))[1], (*original->Load(moe.selection_bias))[2]);
+  EXPECT_EQ((*cut.source->Load(moe.selection_bias))[1], (*cut.original->Load(moe.selection_bias))[2]);
 }
 
 }  // namespace

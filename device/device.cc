@@ -12,14 +12,15 @@ namespace {
 constexpr char kAnchorFile[] = "anchor.trust", kActiveFile[] = "active";
 constexpr std::array<uint8_t, 8> kActiveMagic = {'M', 'O', 'E', 'A', 'C', 'T', 'V', '\n'};
 constexpr uint32_t kActiveVersion = 1;
-constexpr uint32_t kOnTrial = 1, kHasPrevious = 2;
+constexpr uint32_t kOnTrial = 1, kHasPrevious = 2, kTrialsShift = 8, kMaxTrials = 255;  // trials: bits 8 to 15
 constexpr uint64_t kActiveBytes = 8 + 4 + 4 + 32 + 32 + 32;  // magic, version, flags, current, previous, SHA-256 of these
 
 Bytes SerializeActive(const Active& active) {
   ByteWriter writer;
   writer.Append(kActiveMagic);
   writer.U32(kActiveVersion);
-  writer.U32((active.on_trial ? kOnTrial : 0) | (active.previous.has_value() ? kHasPrevious : 0));
+  writer.U32((active.on_trial ? kOnTrial : 0) | (active.previous.has_value() ? kHasPrevious : 0) |
+             std::min(active.trials, kMaxTrials) << kTrialsShift);
   writer.Append(active.current);
   writer.Append(active.previous.value_or(DigestBytes{}));
   writer.Append(Sha256(writer.bytes()));
@@ -39,9 +40,10 @@ Result<Active> ParseActive(const std::string& path, ByteSpan bytes) {
   const ByteSpan magic = reader.Take(kActiveMagic.size());
   const bool known = std::equal(magic.begin(), magic.end(), kActiveMagic.begin()) && reader.U32() == kActiveVersion;
   const uint32_t flags = reader.U32();
-  if (!known || flags > (kOnTrial | kHasPrevious) || !std::equal(digest.begin(), digest.end(), bytes.end() - 32))
-    return damaged;
+  constexpr uint32_t kKnownFlags = kOnTrial | kHasPrevious | kMaxTrials << kTrialsShift;
+  if (!known || (flags & ~kKnownFlags) != 0 || !std::equal(digest.begin(), digest.end(), bytes.end() - 32)) return damaged;
   Active active;
+  active.trials = flags >> kTrialsShift;
   active.on_trial = (flags & kOnTrial) != 0;
   std::ranges::copy(reader.Take(32), active.current.begin());
   if ((flags & kHasPrevious) != 0) std::ranges::copy(reader.Take(32), active.previous.emplace().begin());

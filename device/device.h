@@ -24,6 +24,7 @@
 #include "base/progress.h"
 #include "base/thread_pool.h"
 #include "device/installed_file.h"
+#include "runtime-min/golden.h"
 #include "verify/rollback_store.h"
 #include "verify/trust_anchor.h"
 
@@ -33,7 +34,23 @@ struct Active {
   DigestBytes current{};                // digest of a manifest
   std::optional<DigestBytes> previous;  // while on trial: what Rollback returns to
   bool on_trial = false;
+  uint32_t trials = 0;  // while on trial: runs of golden prompts that began and did not end
   bool operator==(const Active&) const = default;
+};
+
+// Runs of golden prompts that may be cut off, by a crash or a power cut, before the bundle on trial counts as one that does
+// not work.
+inline constexpr uint32_t kMaxTrialRuns = 3;
+
+struct TrialOptions {
+  uint64_t expert_ram_bytes = runtime::kAllExperts;  // what the device gives to experts in use
+  bool untested = false;                             // also confirm a bundle without golden prompts, which is not run then
+};
+
+struct TrialReport {
+  bool on_trial = true;          // false: nothing was, and nothing was run
+  Status verdict;                // why the bundle was rolled back; ok when it is confirmed
+  runtime::GoldenReport golden;  // as far as it came
 };
 
 // What a channel offers, and what the device knows when it looks.
@@ -81,6 +98,11 @@ class Device {
   // The bundle on trial is good: it stays, and the floors rise to it. Fine when nothing is on trial; then it finishes what
   // may be left of the last Confirm after a power cut (the next Install does so too). kPolicy when nothing is installed.
   Status Confirm();
+  // Runs the golden prompts of the bundle on trial, every byte of it verified before, then confirms it when all agree and
+  // rolls it back when one differs or anything fails: a damaged chunk, memory, too small a budget, kMaxTrialRuns runs that
+  // did not end. Nothing on trial: as Confirm. An error means that nothing was decided: kPolicy without golden prompts
+  // (unless options.untested), or that the way back failed, and then says why the bundle was to go.
+  Result<TrialReport> Trial(const TrialOptions& options, ThreadPool& pool, Progress& progress);
   // Back from the bundle on trial to the one before it, or to none. kRollback when nothing is on trial.
   Status Rollback();
   // Removes what neither the bundle in use nor the one to return to needs, and temporary files that a killed process left

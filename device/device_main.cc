@@ -153,6 +153,49 @@ Status Rotate(const cli::Command& command, const std::string& root) {
   return Status::Ok();
 }
 
+void PrintTrial(const cli::Command& command, const device::TrialReport& report,
+                const std::optional<device::Active>& in_use) {
+  const bool back = !report.verdict.ok();
+  const bool tested = report.golden.agreed > 0;
+  const char* outcome = !report.on_trial ? "nothing_on_trial" : back ? "rolled_back" : "confirmed";
+  const std::string manifest = in_use.has_value() ? ToHex(ByteSpan(in_use->current)) : "";
+  if (command.json()) {
+    cli::PrintJson({{"outcome", outcome},
+                    {"manifest_sha256", in_use.has_value() ? nlohmann::json(manifest) : nlohmann::json()},
+                    {"reason", back ? nlohmann::json(report.verdict.message()) : nlohmann::json()},
+                    {"steps_agreed", report.golden.agreed},
+                    {"steps_differed", report.golden.differed},
+                    {"largest_difference", tested ? nlohmann::json(report.golden.largest_difference) : nlohmann::json()}});
+  } else if (!report.on_trial) {
+    std::printf("nothing is on trial; in use: %s\n", manifest.c_str());
+  } else if (back) {
+    std::printf("rolled back; in use: %s\n", in_use.has_value() ? manifest.c_str() : "no bundle");
+  } else if (!tested) {
+    std::printf("confirmed without golden prompts: %s\n", manifest.c_str());
+  } else {
+    std::printf("confirmed: %s, %llu of %llu golden steps agree, logits within %g\n", manifest.c_str(),
+                static_cast<unsigned long long>(report.golden.agreed),
+                static_cast<unsigned long long>(report.golden.agreed + report.golden.differed),
+                double{report.golden.largest_difference});
+  }
+}
+
+// Prints what was decided, also when it ends with an error: a machine has to know which bundle is in use.
+Status Trial(const cli::Command& command, const std::string& root) {
+  device::TrialOptions options;
+  options.untested = command.Has("untested");
+  if (command.Has("expert-ram")) {
+    MOEPACK_ASSIGN_OR_RETURN(options.expert_ram_bytes, ParseSize(command.Get<std::string>("expert-ram")));
+  }
+  ThreadPool pool(command.threads());
+  MOEPACK_RETURN_IF_ERROR(pool.status());
+  MOEPACK_ASSIGN_OR_RETURN(const Opened opened, OpenDevice(root));
+  MOEPACK_ASSIGN_OR_RETURN(const device::TrialReport report, opened.device->Trial(options, pool, command.progress()));
+  MOEPACK_ASSIGN_OR_RETURN(const std::optional<device::Active> in_use, opened.device->ReadActive());
+  PrintTrial(command, report, in_use);
+  return report.verdict.ok() ? Status::Ok() : report.verdict.With("the bundle on trial was rolled back");
+}
+
 Status VerifyCurrent(const cli::Command& command, const std::string& root) {
   MOEPACK_ASSIGN_OR_RETURN(const Opened opened, OpenDevice(root));
   MOEPACK_ASSIGN_OR_RETURN(const auto bundle, opened.device->OpenCurrent());
@@ -184,11 +227,12 @@ Status Run(int argc, char** argv) {
       {"moepack device",
        "Installs verified bundles in a content store: a bundle is on trial until it is confirmed, and a power cut\n"
        "leaves the old or the new one. Installing the bundle in use again repairs it. One command at a time changes ROOT.\n"
-       "Verbs: provision, rotate, install, status, verify, confirm, rollback, gc.",
-       "VERB ROOT [BUNDLE] [--trust A.trust] [--head H.head --channel NAME --device-id ID] [--json]",
+       "'trial' runs the golden prompts of the bundle on trial, then confirms it or rolls it back by itself.\n"
+       "Verbs: provision, rotate, install, trial, status, verify, confirm, rollback, gc.",
+       "VERB ROOT [BUNDLE] [--trust A.trust] [--head H.head --channel NAME --device-id ID] [--expert-ram SIZE] [--json]",
        {"moepack device provision /var/lib/moepack --trust wren.trust", "moepack device install /var/lib/moepack wren.moeb",
         "moepack device install /var/lib/moepack wren.moeb --head stable.head --channel stable --device-id 0042",
-        "moepack device confirm /var/lib/moepack"}});
+        "moepack device trial /var/lib/moepack --expert-ram 64MiB", "moepack device confirm /var/lib/moepack"}});
   command.Positional("VERB");
   command.Positional("ROOT");
   command.Positional("BUNDLE");
@@ -196,7 +240,9 @@ Status Run(int argc, char** argv) {
                                   "provision: trust anchor of a new device; rotate: its successor (moepack pack anchor)")(
       "head", po::value<std::string>(), "install only what this channel head offers (moepack pack head)")(
       "channel", po::value<std::string>(), "the channel that the device follows")(
-      "device-id", po::value<std::string>(), "what tells this device from others: decides its place in a rollout");
+      "device-id", po::value<std::string>(), "what tells this device from others: decides its place in a rollout")(
+      "expert-ram", po::value<std::string>(), "trial: most memory for experts, as given to 'moepack run' (default: all)")(
+      "untested", "trial: also confirm a bundle that has no golden prompts");
   MOEPACK_RETURN_IF_ERROR(command.Parse(argc, argv));
   if (command.help_shown()) return Status::Ok();
   for (const char* name : {"VERB", "ROOT"}) MOEPACK_RETURN_IF_ERROR(command.Require(name));
@@ -204,18 +250,19 @@ Status Run(int argc, char** argv) {
   FolderLock lock;
   if (verb == "provision") return Provision(command, root, lock);
   // Those that only read meet whole files, and must not stand in the way of the others.
-  if (verb == "rotate" || verb == "install" || verb == "confirm" || verb == "rollback" || verb == "gc") {
+  if (verb == "rotate" || verb == "install" || verb == "trial" || verb == "confirm" || verb == "rollback" || verb == "gc") {
     MOEPACK_RETURN_IF_ERROR(lock.Take(root));
   }
   if (verb == "rotate") return Rotate(command, root);
   if (verb == "install") return Install(command, root);
+  if (verb == "trial") return Trial(command, root);
   if (verb == "status") return ShowStatus(command, root);
   if (verb == "confirm") return Change(command, root, &device::Device::Confirm);
   if (verb == "rollback") return Change(command, root, &device::Device::Rollback);
   if (verb == "gc") return Collect(command, root);
   if (verb == "verify") return VerifyCurrent(command, root);
   return Status(ErrorCode::kUsage,
-                "'" + verb + "': expected provision, rotate, install, status, verify, confirm, rollback or gc");
+                "'" + verb + "': expected provision, rotate, install, trial, status, verify, confirm, rollback or gc");
 }
 
 }  // namespace

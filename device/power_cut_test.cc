@@ -7,6 +7,7 @@
 
 #include "device/device.h"
 #include "device/testing/device_handle.h"
+#include "device/testing/golden_bundle.h"
 
 namespace moepack::device {
 namespace {
@@ -31,6 +32,8 @@ const Scenario kScenarios[] = {
     {"rollback", DiskOnTrial, [](Handle& h) { return h.Rollback(); }, 9, 8},
     {"gc", DiskWithGarbage, [](Handle& h) { return h.CollectGarbage(); }, 9, 9},
     {"install by a head", DiskInUse, [](Handle& h) { return h.Install(Bundle(9), OfferOf(Bundle(9))); }, 8, 9},
+    {"trial that confirms", DiskWithGoodTrial, [](Handle& h) { return h.Trial().status(); }, 9, 9},
+    {"trial that rolls back", DiskWithBadTrial, [](Handle& h) { return h.Trial().status(); }, 9, 8},
     {"rotate", DiskInUse, [](Handle& h) { return h.Rotate(Anchor(2)); }, 8, 8},
 };
 
@@ -120,11 +123,16 @@ TEST(PowerCut, WhatAKilledProcessLeftIsNotBuiltOn) {
   static constexpr auto kConfirm = [](Handle& h) { return h.Confirm(); };
   static constexpr auto kRollback = [](Handle& h) { return h.Rollback(); };
   static constexpr auto kCollect = [](Handle& h) { return h.CollectGarbage(); };
+  static constexpr auto kTrial = [](Handle& h) { return h.Trial().status(); };
   static constexpr auto kRotate = [](Handle& h) { return h.Rotate(Anchor(2)); };
-  const Sequence sequences[] = {
-      {"install twice", DiskInUse, kInstall, kInstall, {9}},      {"confirm twice", DiskOnTrial, kConfirm, kConfirm, {9}},
-      {"rollback, gc", DiskOnTrial, kRollback, kCollect, {8, 9}}, {"confirm, gc", DiskOnTrial, kConfirm, kCollect, {9}},
-      {"rotate twice", DiskInUse, kRotate, kRotate, {8}},         {"rotate, confirm", DiskOnTrial, kRotate, kConfirm, {9}}};
+  const Sequence sequences[] = {{"install twice", DiskInUse, kInstall, kInstall, {9}},
+                                {"confirm twice", DiskOnTrial, kConfirm, kConfirm, {9}},
+                                {"rollback, gc", DiskOnTrial, kRollback, kCollect, {8, 9}},
+                                {"confirm, gc", DiskOnTrial, kConfirm, kCollect, {9}},
+                                {"rotate twice", DiskInUse, kRotate, kRotate, {8}},
+                                {"rotate, confirm", DiskOnTrial, kRotate, kConfirm, {9}},
+                                {"good trial twice", DiskWithGoodTrial, kTrial, kTrial, {9}},
+                                {"bad trial twice", DiskWithBadTrial, kTrial, kTrial, {8}}};
   for (const Sequence& sequence : sequences) {
     const std::unique_ptr<SimDisk> start = sequence.before();
     uint64_t stops = 0, states = 0;

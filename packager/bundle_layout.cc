@@ -32,6 +32,7 @@ std::vector<NamedBlob> SerializeBlobs(const BundleParts& parts, uint64_t chunks_
   }
   blobs.push_back({BlobKind::kHotList, 0, SerializeHotList(parts.hot_list)});
   if (!parts.provenance.empty()) blobs.push_back({BlobKind::kProvenance, 0, parts.provenance});
+  if (!parts.golden.empty()) blobs.push_back({BlobKind::kGolden, 0, parts.golden});
   return blobs;
 }
 

@@ -9,7 +9,7 @@ namespace moepack {
 
 // Contents of a bundle with chunk offsets counted from the start of the chunk area.
 struct BundleParts {
-  Bytes program, tokenizer, provenance;  // tokenizer and provenance may be empty: then they are left out
+  Bytes program, tokenizer, provenance, golden;  // but for the program they may be empty: then they are left out
   DenseTable dense;
   std::vector<ExpertTable> experts;
   HotList hot_list;

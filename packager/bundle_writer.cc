@@ -26,6 +26,18 @@ Status SignInto(const SecretKey& key, ByteSpan manifest_bytes, Envelope* envelop
   return Status::Ok();
 }
 
+Bytes SerializeHead(const Envelope& envelope, const PlacedBundle& placed) {
+  Bytes head = SerializeEnvelope(envelope);
+  head.reserve(placed.chunks_begin);
+  head.insert(head.end(), placed.manifest.begin(), placed.manifest.end());
+  for (size_t i = 0; i < placed.blobs.size(); ++i) {
+    head.resize(placed.blob_offsets[i], 0);
+    head.insert(head.end(), placed.blobs[i].begin(), placed.blobs[i].end());
+  }
+  head.resize(placed.chunks_begin, 0);
+  return head;
+}
+
 Status CheckWritten(const AtomicFile& file, ThreadPool& pool, Progress& progress) {
   MOEPACK_ASSIGN_OR_RETURN(auto written, file.OpenWritten());
   MOEPACK_ASSIGN_OR_RETURN(const uint64_t size, written->Size());

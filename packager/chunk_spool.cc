@@ -27,9 +27,8 @@ Result<uint64_t> ChunkSpool::Append(ByteSpan stored) {
   return offset;
 }
 
-Status ChunkSpool::CopyTo(AtomicFile& out) {
-  MOEPACK_RETURN_IF_ERROR(file_->Close());
-  MOEPACK_ASSIGN_OR_RETURN(const auto in, env_.OpenRead(path_));
+Status ChunkSpool::CopyTo(AtomicFile& out) const {
+  MOEPACK_ASSIGN_OR_RETURN(const auto in, Open());
   return CopyRange(*in, 0, size_bytes_, out);
 }
 

@@ -21,8 +21,12 @@ class ChunkSpool {
   // Appends at the next aligned offset; returns that offset, counted from the start of the area.
   Result<uint64_t> Append(ByteSpan stored);
   uint64_t size_bytes() const { return size_bytes_; }
-  // Appends the whole area to `out`. No Append after it.
-  Status CopyTo(AtomicFile& out);
+  // Ends the area: no Append after it, and once.
+  Status Finish() { return file_->Close(); }
+  // The finished area; the spool must outlive what is read from it.
+  Result<std::unique_ptr<RandomAccessFile>> Open() const { return env_.OpenRead(path_); }
+  // Appends the whole finished area to `out`.
+  Status CopyTo(AtomicFile& out) const;
 
  private:
   ChunkSpool(Env& env, std::string path, std::unique_ptr<WritableFile> file)

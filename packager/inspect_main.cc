@@ -130,6 +130,8 @@ const char* BlobName(BlobKind kind) {
       return "hot_list";
     case BlobKind::kProvenance:
       return "provenance";
+    case BlobKind::kGolden:
+      return "golden_prompts";
   }
   return "unknown";
 }
@@ -177,6 +179,15 @@ Json SignaturesJson(const Envelope& envelope, const verify::TrustPolicy* trust) 
   return out;
 }
 
+// What a device on trial will ask; null when the bundle has no golden prompts.
+Json GoldenJson(const GoldenPrompts& golden) {
+  if (golden.prompts.empty()) return nullptr;
+  return {{"prompts", golden.prompts.size()},
+          {"steps", golden.steps()},
+          {"steps_allowed_to_differ", golden.allowed},
+          {"tolerance", golden.tolerance}};
+}
+
 Status DescribeBundle(const verify::VerifiedBundle& bundle, Inspection* out) {
   const Manifest& manifest = bundle.manifest();
   ChunkSums chunks;
@@ -199,6 +210,7 @@ Status DescribeBundle(const verify::VerifiedBundle& bundle, Inspection* out) {
   extra["chunks_begin"] = chunks.begin == UINT64_MAX ? manifest.file_bytes : chunks.begin;
   extra["chunks"] = chunks.ToJson();
   extra["blobs"] = BlobsJson(manifest);
+  extra["golden"] = GoldenJson(bundle.golden());
   extra["provenance"] = ParsedOrNull(bundle.provenance_blob());
   extra["family"] = FamilyOf(extra["provenance"]);
   return Status::Ok();

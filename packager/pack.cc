@@ -10,6 +10,7 @@
 #include "packager/bundle_writer.h"
 #include "packager/chunk_encoder.h"
 #include "packager/chunk_spool.h"
+#include "packager/draft_bundle.h"
 #include "packager/packager.h"
 
 namespace moepack {
@@ -144,17 +145,15 @@ Status CheckOptions(const PackOptions& options, const std::vector<const SecretKe
   return Status::Ok();
 }
 
-Status WriteTables(const PlacedBundle& placed, AtomicFile& out) {
-  static constexpr uint8_t kZeros[kBundleAlignment] = {};
-  uint64_t at = kEnvelopeBytes;
-  MOEPACK_RETURN_IF_ERROR(out.Append(placed.manifest));
-  at += placed.manifest.size();
-  for (size_t i = 0; i < placed.blobs.size(); ++i) {
-    MOEPACK_RETURN_IF_ERROR(out.Append(ByteSpan(kZeros).first(placed.blob_offsets[i] - at)));
-    MOEPACK_RETURN_IF_ERROR(out.Append(placed.blobs[i]));
-    at = placed.blob_offsets[i] + placed.blobs[i].size();
-  }
-  return out.Append(ByteSpan(kZeros).first(placed.chunks_begin - at));
+// The blob of golden prompts, from a bundle that lacks only it.
+Result<Bytes> RecordGolden(const Manifest& manifest, const BundleParts& parts, const ChunkSpool& spool,
+                           const RecordGoldenFunction& record, PackReport* report) {
+  MOEPACK_ASSIGN_OR_RETURN(const PlacedBundle placed, PlaceBundle(manifest, parts));
+  MOEPACK_ASSIGN_OR_RETURN(const DraftBundle draft, DraftBundle::Make(placed, spool));
+  MOEPACK_ASSIGN_OR_RETURN(const GoldenPrompts golden, record([&] { return draft.Open(); }));
+  report->golden_prompts = golden.prompts.size();
+  report->golden_steps = golden.steps();
+  return SerializeGoldenPrompts(golden);
 }
 
 }  // namespace
@@ -166,6 +165,7 @@ Result<PackReport> Pack(Env& env, const std::string& directory, const PackOption
   MOEPACK_ASSIGN_OR_RETURN(const auto folder, ModelFolder::Open(env, directory));
   MOEPACK_ASSIGN_OR_RETURN(const auto spool, ChunkSpool::Create(env, output));
   MOEPACK_ASSIGN_OR_RETURN(auto chunks, SpoolUnits(*folder, options.zstd_level, pool, *spool, progress));
+  MOEPACK_RETURN_IF_ERROR(spool->Finish());
   PackReport report;
   CountChunks(chunks, &report);
   MOEPACK_ASSIGN_OR_RETURN(BundleParts parts, MakeParts(*folder, std::move(chunks)));
@@ -176,14 +176,16 @@ Result<PackReport> Pack(Env& env, const std::string& directory, const PackOption
   manifest.version = options.version;
   manifest.key_epoch = options.key_epoch;
   manifest.security_counter = options.security_counter;
+  if (options.record_golden) {
+    MOEPACK_ASSIGN_OR_RETURN(parts.golden, RecordGolden(manifest, parts, *spool, options.record_golden, &report));
+  }
   MOEPACK_ASSIGN_OR_RETURN(const PlacedBundle placed, PlaceBundle(manifest, parts));
   Envelope envelope;
   envelope.manifest_bytes = placed.manifest.size();
   for (const SecretKey* key : keys) MOEPACK_RETURN_IF_ERROR(SignInto(*key, placed.manifest, &envelope));
 
   MOEPACK_ASSIGN_OR_RETURN(const auto file, AtomicFile::Create(env, output));
-  MOEPACK_RETURN_IF_ERROR(file->Append(SerializeEnvelope(envelope)));
-  MOEPACK_RETURN_IF_ERROR(WriteTables(placed, *file));
+  MOEPACK_RETURN_IF_ERROR(file->Append(SerializeHead(envelope, placed)));
   MOEPACK_RETURN_IF_ERROR(spool->CopyTo(*file));
   MOEPACK_RETURN_IF_ERROR(CheckWritten(*file, pool, progress));
   MOEPACK_RETURN_IF_ERROR(file->Commit());

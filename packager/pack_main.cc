@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "base/cli/cli.h"
+#include "packager/commands/golden_prompts.h"
 #include "packager/commands/signing_keys.h"
 #include "packager/commands/trust_commands.h"
 #include "packager/packager.h"
@@ -39,9 +40,12 @@ void PrintReport(const cli::Command& command, const std::string& output, const P
         {"chunk_stored_bytes", report.chunk_stored_bytes},
         {"chunks", {{"raw", report.raw_chunks}, {"zstd", report.zstd_chunks}, {"rans", report.rans_chunks}}},
         {"signatures", report.signatures},
+        {"golden_prompts", report.golden_prompts},
+        {"golden_steps", report.golden_steps},
         {"manifest_sha256", ToHex(ByteSpan(report.manifest_digest))}};
     // Adding a signature does not look at chunks.
     if (chunks == 0) json["table_bytes"] = json["chunk_plain_bytes"] = json["chunk_stored_bytes"] = json["chunks"] = nullptr;
+    if (chunks == 0) json["golden_prompts"] = json["golden_steps"] = nullptr;
     cli::PrintJson(json);
     return;
   }
@@ -51,6 +55,9 @@ void PrintReport(const cli::Command& command, const std::string& output, const P
               static_cast<unsigned long long>(chunks), static_cast<unsigned long long>(report.rans_chunks),
               static_cast<unsigned long long>(report.zstd_chunks), static_cast<unsigned long long>(report.raw_chunks),
               FormatBytes(report.chunk_plain_bytes).c_str(), FormatBytes(report.chunk_stored_bytes).c_str());
+  if (report.golden_prompts == 0) return;
+  std::printf("  %llu golden prompts, %llu steps\n", static_cast<unsigned long long>(report.golden_prompts),
+              static_cast<unsigned long long>(report.golden_steps));
 }
 
 // pack keygen
@@ -175,6 +182,7 @@ Status PackFolder(const cli::Command& command) {
   const std::string output = command.Get<std::string>("output");
   ThreadPool pool(command.threads());
   MOEPACK_RETURN_IF_ERROR(pool.status());
+  MOEPACK_ASSIGN_OR_RETURN(options.record_golden, commands::GoldenRecorder(command, pool));
   MOEPACK_ASSIGN_OR_RETURN(const PackReport report, Pack(PosixEnv(), command.Get<std::string>("DIR"), options,
                                                          commands::SignersOf(keys), output, pool, command.progress()));
   PrintReport(command, output, report);
@@ -187,9 +195,10 @@ Status RunPack(int argc, char** argv) {
        "Packs a compressed folder into one signed bundle, checked before it gets its name.\n"
        "'moepack pack keygen' makes a key, 'moepack pack sign' adds a signature, 'moepack pack anchor' and\n"
        "'moepack pack head' write the signed records of SPEC.md, section 13.",
-       "DIR --key K.pem... -o B.moeb [--product NAME] [--version V] [--counter N] [--epoch N]",
+       "DIR --key K.pem... -o B.moeb [--product NAME] [--version V] [--counter N] [--epoch N] [--golden FILE]",
        {"moepack pack keygen -o key.pem --trust trust.json --product wren",
-        "moepack pack out/wren-4bit --key key.pem --product wren --version 1.2 --counter 7 -o wren.moeb"}});
+        "moepack pack out/wren-4bit --key key.pem --product wren --version 1.2 --counter 7 -o wren.moeb",
+        "moepack pack out/wren-4bit --key key.pem --product wren --golden examples/wren/golden.txt -o wren.moeb"}});
   command.Positional("DIR");
   command.options().add_options()("key", po::value<std::vector<std::string>>()->composing(), "secret key (PEM); may repeat")(
       "output,o", Text(), "where the bundle goes")("product", Text(), "product name in the manifest (default: moepack)")(
@@ -198,6 +207,7 @@ Status RunPack(int argc, char** argv) {
       "epoch", po::value<uint64_t>()->default_value(1), "key epoch")(
       "zstd-level", po::value<int>()->default_value(PackOptions().zstd_level),
       "effort of the chunk coder, 1 to 22; 0 stores chunks as they are");
+  commands::AddGoldenOptions(&command);
   commands::AddPassphraseOption(&command);
   MOEPACK_RETURN_IF_ERROR(command.Parse(argc, argv));
   return command.help_shown() ? Status::Ok() : PackFolder(command);

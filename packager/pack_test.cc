@@ -249,5 +249,49 @@ TEST_F(PackTest, SixteenSignaturesFitAndNoMore) {
   EXPECT_TRUE(Open(bundle_).ok());
 }
 
+TEST_F(PackTest, GoldenPromptsAreRecordedOnTheBundleThatIsPacked) {
+  GoldenPrompts golden;
+  golden.tolerance = 0.5f;
+  golden.prompts = {{{1, 2}, {{{3}, {4.0f}}}}};
+  DigestBytes draft{};
+  uint32_t opened = 0;
+  options_.record_golden = [&](const OpenDraft& open) -> Result<GoldenPrompts> {
+    for (; opened < 2; ++opened) {  // as often as wanted
+      MOEPACK_ASSIGN_OR_RETURN(const auto bundle, open());
+      ThreadPool pool(2);
+      MOEPACK_RETURN_IF_ERROR(bundle->VerifyAll(pool, NoProgress()));
+      EXPECT_TRUE(bundle->golden().prompts.empty());
+      draft = bundle->dense().units[0].chunks[0].plain_digest;
+    }
+    return golden;
+  };
+  const Result<PackReport> report = PackTo(bundle_);
+  ASSERT_TRUE(report.ok()) << report.status().message();
+  EXPECT_EQ(opened, 2u);
+  EXPECT_EQ(report->golden_prompts, 1u);
+  EXPECT_EQ(report->golden_steps, 1u);
+  const auto bundle = Open(bundle_);
+  ASSERT_TRUE(bundle.ok()) << bundle.status().message();
+  EXPECT_EQ((*bundle)->golden(), golden);
+  EXPECT_EQ((*bundle)->dense().units[0].chunks[0].plain_digest, draft);
+  EXPECT_EQ(Names().size(), 2u);  // it and the folder
+}
+
+TEST_F(PackTest, AnErrorOfRecordingLeavesNothing) {
+  options_.record_golden = [](const OpenDraft&) -> Result<GoldenPrompts> {
+    return Status(ErrorCode::kGate, "the answers differ");
+  };
+  EXPECT_EQ(PackTo(bundle_).status().code(), ErrorCode::kGate);
+  EXPECT_EQ(Names(), std::vector<std::string>{"model"});
+  options_.record_golden = [](const OpenDraft&) -> Result<GoldenPrompts> {
+    GoldenPrompts unusable;
+    unusable.tolerance = 1;
+    unusable.prompts = {{{1u << 30}, {{{3}, {4.0f}}}}};
+    return unusable;
+  };
+  EXPECT_EQ(PackTo(bundle_).status().code(), ErrorCode::kMalformed);  // refused as a device would
+  EXPECT_EQ(Names(), std::vector<std::string>{"model"});
+}
+
 }  // namespace
 }  // namespace moepack

@@ -2,6 +2,8 @@
 // file of format/SPEC.md, signs the manifest and checks the result with the verifier before it gets its name.
 #pragma once
 
+#include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -9,10 +11,18 @@
 #include "base/progress.h"
 #include "base/status.h"
 #include "base/thread_pool.h"
+#include "format/manifest/golden.h"
 #include "format/manifest/manifest.h"
 #include "packager/sign/secret_key.h"
+#include "verify/verify.h"
 
 namespace moepack {
+
+// Opens the bundle that is being packed, as often as wanted: verified, but signed by a key that nobody trusts and without
+// golden prompts. What it returns must not outlive the call it was given to.
+using OpenDraft = std::function<Result<std::unique_ptr<verify::VerifiedBundle>>()>;
+// Runs that bundle and says what it answers. The packager knows no runtime: who calls it does.
+using RecordGoldenFunction = std::function<Result<GoldenPrompts>(const OpenDraft& open)>;
 
 struct PackOptions {
   std::string product;  // [a-z0-9._-]{1,64}: what the trust file of the device names
@@ -22,6 +32,7 @@ struct PackOptions {
   // 1..22, or 0 to store every chunk as it is. On planes of codes and on floats level 9 is within 0.3% of the best level or
   // better than it, and 10 to 20 times faster than 19: there are few long matches to search for.
   int zstd_level = 9;
+  RecordGoldenFunction record_golden;  // empty: a bundle without golden prompts
 };
 
 struct PackReport {
@@ -31,12 +42,14 @@ struct PackReport {
   uint64_t chunk_stored_bytes = 0;  // all chunks as stored, without padding
   uint64_t raw_chunks = 0, zstd_chunks = 0, rans_chunks = 0;
   uint32_t signatures = 0;
+  uint64_t golden_prompts = 0, golden_steps = 0;  // recorded
   DigestBytes manifest_digest{};
 };
 
 // Packs the model folder `directory` into `output`, signed by each of `keys` (1..kMaxSignatures, distinct). The bytes depend
-// on folder, options and keys only. Memory: the largest unit and a few chunks. On an error nothing is left. Not for
-// concurrent calls with one `output`. kUsage for options and keys; kBadInput, kDigest for the folder; kNoSpace, kAccess.
+// on folder, options, keys and the answer of record_golden only. Memory: the largest unit and a few chunks. On an error
+// nothing is left. Not for concurrent calls with one `output`. kUsage for options and keys; kBadInput, kDigest for the
+// folder; kNoSpace, kAccess; errors of record_golden.
 Result<PackReport> Pack(Env& env, const std::string& directory, const PackOptions& options,
                         const std::vector<const SecretKey*>& keys, const std::string& output, ThreadPool& pool,
                         Progress& progress);

@@ -76,6 +76,7 @@ struct Contents {
   std::vector<ExpertTable> experts;
   HotList hot_list;
   Bytes tokenizer, provenance;
+  GoldenPrompts golden;
 };
 
 // Parses one blob whose digest was right into its place.
@@ -108,6 +109,10 @@ Status TakeBlob(const BlobRef& blob, Bytes bytes, Contents* out) {
     case BlobKind::kProvenance:
       out->provenance = std::move(bytes);
       return Status::Ok();
+    case BlobKind::kGolden: {
+      MOEPACK_ASSIGN_OR_RETURN(out->golden, ParseGoldenPrompts(bytes));
+      return Status::Ok();
+    }
   }
   return Status(ErrorCode::kMalformed, "blob of an unknown kind");
 }
@@ -150,12 +155,14 @@ Result<std::unique_ptr<VerifiedBundle>> VerifiedBundle::Open(std::unique_ptr<Ran
   const Status layout =
       ValidateLayout(bundle->manifest_, contents.program, contents.dense, contents.experts, contents.hot_list, *blobs_end);
   if (!layout.ok()) return layout.With(path);
+  if (const Status golden = ValidateGoldenPrompts(contents.golden, contents.program); !golden.ok()) return golden.With(path);
   bundle->program_ = std::move(contents.program);
   bundle->dense_ = std::move(contents.dense);
   bundle->experts_ = std::move(contents.experts);
   bundle->hot_list_ = std::move(contents.hot_list);
   bundle->tokenizer_ = std::move(contents.tokenizer);
   bundle->provenance_ = std::move(contents.provenance);
+  bundle->golden_ = std::move(contents.golden);
   bundle->file_ = std::move(file);
   return bundle;
 }

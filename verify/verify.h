@@ -12,6 +12,7 @@
 #include "base/progress.h"
 #include "base/status.h"
 #include "base/thread_pool.h"
+#include "format/manifest/golden.h"
 #include "format/manifest/manifest.h"
 #include "format/verified.h"
 
@@ -45,6 +46,7 @@ class VerifiedBundle {
   const HotList& hot_list() const { return hot_list_; }
   ByteSpan tokenizer_blob() const { return tokenizer_; }
   ByteSpan provenance_blob() const { return provenance_; }
+  const GoldenPrompts& golden() const { return golden_; }  // without prompts when the bundle has none
   const DigestBytes& manifest_digest() const { return manifest_digest_; }
   uint32_t valid_signatures() const { return valid_signatures_; }
 
@@ -65,6 +67,7 @@ class VerifiedBundle {
   std::vector<ExpertTable> experts_;
   HotList hot_list_;
   Bytes tokenizer_, provenance_;
+  GoldenPrompts golden_;
   DigestBytes manifest_digest_{};
   uint32_t valid_signatures_ = 0;
   uint64_t signed_end_ = 0;  // first byte after the manifest

@@ -89,6 +89,10 @@ class Handle {
   }
   Status Rotate(const Bytes& successor) { return device_ == nullptr ? status_ : device_->Rotate(successor); }
   Status Confirm() { return device_ == nullptr ? status_ : device_->Confirm(); }
+  Result<TrialReport> Trial(const TrialOptions& options = {}) {
+    if (device_ == nullptr) return status_;
+    return device_->Trial(options, pool_, NoProgress());
+  }
   Status Rollback() { return device_ == nullptr ? status_ : device_->Rollback(); }
   Status CollectGarbage() { return device_ == nullptr ? status_ : device_->CollectGarbage().status(); }
   // Counter of the bundle in use, every byte of it verified; 0 when none is installed.

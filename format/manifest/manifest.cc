@@ -38,11 +38,11 @@ Status CheckRoot(const Manifest& manifest) {
 
 // Kinds and indices: each blob once, the ones every bundle needs present, expert tables without gaps.
 Status CheckBlobKinds(const std::vector<BlobRef>& blobs) {
-  bool present[static_cast<size_t>(BlobKind::kProvenance) + 1] = {};
+  bool present[static_cast<size_t>(BlobKind::kGolden) + 1] = {};
   uint32_t tables = 0;
   for (size_t i = 0; i < blobs.size(); ++i) {
     const BlobRef& blob = blobs[i];
-    if (blob.kind < BlobKind::kProgram || blob.kind > BlobKind::kProvenance)
+    if (blob.kind < BlobKind::kProgram || blob.kind > BlobKind::kGolden)
       return Malformed(StrFormat("blob %zu: unknown kind", i));
     if (i > 0 && blob.kind < blobs[i - 1].kind) return Malformed(StrFormat("blob %zu: kinds must rise", i));
     const uint32_t index = blob.kind == BlobKind::kExpertTable ? tables++ : 0;

@@ -90,6 +90,7 @@ enum class BlobKind : uint8_t {
   kExpertTable = 4,
   kHotList = 5,
   kProvenance = 6,
+  kGolden = 7,  // format/manifest/golden.h
 };
 
 struct BlobRef {

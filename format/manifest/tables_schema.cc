@@ -1,5 +1,6 @@
 #include "format/manifest/tables_schema.h"
 
+#include "format/manifest/golden.h"
 #include "format/program.h"
 
 namespace moepack::wire_check {
@@ -55,7 +56,7 @@ constexpr Message kHotExpert = {"HotExpert", kHotExpertFields};
 constexpr Field kHotListFields[] = {Number(1, "version", Type::kUint32), Many(2, "experts", &kHotExpert, kMaxHotExperts)};
 
 constexpr Field kBlobFields[] = {
-    Number(1, "kind", Type::kUint32, 6), Number(2, "index", Type::kUint32), Number(3, "offset", Type::kUint64),
+    Number(1, "kind", Type::kUint32, 7), Number(2, "index", Type::kUint32), Number(3, "offset", Type::kUint64),
     Number(4, "bytes", Type::kUint64),   Sha256Field(5, "digest"),
 };
 constexpr Message kBlob = {"Blob", kBlobFields};
@@ -72,6 +73,18 @@ constexpr Field kManifestFields[] = {
     Number(9, "chunk_count", Type::kUint64),
     Many(10, "blobs", &kBlob, kMaxBlobs),
 };
+
+constexpr Field kGoldenStepFields[] = {Packed(1, "tokens", Type::kUint32, kMaxGoldenLogits),
+                                       Packed(2, "logits", Type::kFloat, kMaxGoldenLogits)};
+constexpr Message kGoldenStep = {"GoldenStep", kGoldenStepFields};
+
+constexpr Field kGoldenPromptFields[] = {Packed(1, "tokens", Type::kUint32, kMaxGoldenTokens),
+                                         Many(2, "steps", &kGoldenStep, kMaxGoldenSteps)};
+constexpr Message kGoldenPrompt = {"GoldenPrompt", kGoldenPromptFields};
+
+constexpr Field kGoldenPromptsFields[] = {Number(1, "version", Type::kUint32), Number(2, "tolerance", Type::kFloat),
+                                          Number(3, "allowed", Type::kUint32),
+                                          Many(4, "prompts", &kGoldenPrompt, kMaxGoldenPrompts)};
 
 constexpr Field kFolderUnitFields[] = {
     Number(1, "expert", Type::kBool),        Number(2, "table", Type::kUint32),
@@ -104,6 +117,7 @@ const Message kExpertTable = {"ExpertTable", kExpertTableFields};
 const Message kDenseTable = {"DenseTable", kDenseTableFields};
 const Message kHotList = {"HotList", kHotListFields};
 const Message kManifest = {"Manifest", kManifestFields};
+const Message kGoldenPrompts = {"GoldenPrompts", kGoldenPromptsFields};
 const Message kBlockIndex = {"BlockIndex", kBlockIndexFields};
 const Message kFolderExperts = {"FolderExperts", kFolderExpertsFields};
 const Message kFolderComplete = {"FolderComplete", kFolderCompleteFields};

@@ -1,4 +1,5 @@
-// What the messages of tables.proto, manifest.proto and folder.proto may hold, for wire_check. Internal to format/manifest.
+// What the messages of tables.proto, manifest.proto, golden.proto and folder.proto may hold, for wire_check. Internal to
+// format/manifest.
 #pragma once
 
 #include "format/manifest/wire_check.h"
@@ -17,6 +18,7 @@ namespace wire_check {
 
 extern const Message kExpertTable, kDenseTable, kHotList;
 extern const Message kManifest;
+extern const Message kGoldenPrompts;
 extern const Message kBlockIndex, kFolderExperts, kFolderComplete;
 
 }  // namespace wire_check

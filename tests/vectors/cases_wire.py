@@ -92,10 +92,10 @@ for name, path, value in (
 
 
 def unknown_blob_kind(build):
-    build.edit_manifest = lambda m: m["blobs"].append({**m["blobs"][-1], "kind": 7})
+    build.edit_manifest = lambda m: m["blobs"].append({**m["blobs"][-1], "kind": 8})
 
 
-add("R-205", "enum_blob_kind_7", unknown_blob_kind, attack="type or shape lies")
+add("R-205", "enum_blob_kind_8", unknown_blob_kind, attack="type or shape lies")
 add("R-206", "zero_written_out", manifest(swap(EPOCH, EPOCH + b"\x38\x00")), attack=MALLEABLE)
 add("R-206", "false_written_out", blob(PROGRAM, lambda data: b"\x28\x00".join(data.rsplit(b"\x28\x01", 1))),
     attack=MALLEABLE)

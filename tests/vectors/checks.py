@@ -9,7 +9,7 @@ SOURCE = pathlib.Path(__file__).resolve().parents[2]
 FILES = ("format/envelope.cc", "format/validate_program.cc", "format/validate_node.cc", "format/validate_moe.cc", "format/codec/codec.cc",
          "format/codec/layout.cc", "format/codec/plain.cc", "format/codec/rans_decode.cc",
          "format/manifest/manifest.cc", "format/manifest/layout.cc", "format/manifest/tables.cc",
-         "format/manifest/unit_check.cc", "format/manifest/wire_check.cc", "format/manifest/wire_io.cc",
+         "format/manifest/golden.cc", "format/manifest/unit_check.cc", "format/manifest/wire_check.cc", "format/manifest/wire_io.cc",
          "format/manifest/program_wire.cc",
          "format/manifest/folder_files.cc", "format/manifest/model_folder.cc", "tokenizer/tokenizer_blob.cc",
          "runtime-min/chunk_decoder.cc", "verify/envelope_reader.cc", "verify/verified_bundle.cc", "verify/verify_all.cc",

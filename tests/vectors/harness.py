@@ -11,6 +11,7 @@ import writer
 from vectors import FOLDER, IDENTITY, OPEN, RECORD, USE, VECTORS, VERIFY, spec_rules
 
 import cases_folder  # noqa: F401  (the cases register themselves)
+import cases_golden  # noqa: F401
 import cases_program  # noqa: F401
 import cases_signed  # noqa: F401
 import cases_tables  # noqa: F401

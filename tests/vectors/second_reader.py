@@ -15,6 +15,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 import second_trust
+from second_golden import check_golden, read_golden
 from second_plain import check_codec, check_plain, check_tokenizer, decode_chunk, plain_bytes, unit_bytes
 from second_program import must, read_program
 from second_wire import (BLOCK_INDEX, DENSE_TABLE, EXPERT_TABLE, FOLDER_COMPLETE, FOLDER_EXPERTS, HOT_LIST, MANIFEST,
@@ -94,7 +95,7 @@ def check_manifest(m):
     must(m["chunk_count"] >= 1, "R-304", "no chunks")
     kinds = [blob["kind"] for blob in m["blobs"]]
     must(all(kinds) and kinds == sorted(kinds), "R-305", "kinds")
-    must(all(kinds.count(kind) <= 1 for kind in (1, 2, 3, 5, 6)), "R-305", "a blob twice")
+    must(all(kinds.count(kind) <= 1 for kind in (1, 2, 3, 5, 6, 7)), "R-305", "a blob twice")
     tables = [blob["index"] for blob in m["blobs"] if blob["kind"] == 4]
     must(tables == list(range(len(tables))), "R-305", "index of a table")
     must(all(blob["index"] == 0 for blob in m["blobs"] if blob["kind"] != 4), "R-305", "index")
@@ -175,7 +176,7 @@ class Bundle:
         must(len(data) == self.manifest["file_bytes"], "R-107", "file size")
         must(self.manifest["blobs"][0]["offset"] == align(ENVELOPE + len(manifest)), "R-308", "place of the first blob")
         self.manifest_end = ENVELOPE + len(manifest)
-        self.tables, self.tokenizer = [], None
+        self.tables, self.tokenizer, self.golden = [], None, None
         for blob in self.manifest["blobs"]:
             self.read_blob(blob)
         self.check_layout()
@@ -200,6 +201,8 @@ class Bundle:
         elif blob["kind"] == 5:
             self.hot = [(e["table"], e["expert"]) for e in parse(data, HOT_LIST)["experts"]]
             must(len(set(self.hot)) == len(self.hot), "R-408", "expert listed twice")
+        elif blob["kind"] == 7:
+            self.golden = read_golden(data)
 
     def units(self):
         yield from self.dense
@@ -223,6 +226,8 @@ class Bundle:
             must(known, "R-408", "hot expert is not in the program")
         chunks = sum(len(unit["chunks"]) for unit in self.units())
         must((chunks, end) == (self.manifest["chunk_count"], self.manifest["file_bytes"]), "R-417", "chunk count or end")
+        if self.golden is not None:
+            check_golden(self.golden, program)
 
     @staticmethod
     def check_places(unit, end):

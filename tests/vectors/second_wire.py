@@ -48,7 +48,7 @@ def one_of(field, message):
     return Field(field, MESSAGE, message=message, one_of=True)
 
 
-BLOB = {1: number("kind", U32, 6), 2: number("index", U32), 3: number("offset", U64), 4: number("bytes", U64),
+BLOB = {1: number("kind", U32, 7), 2: number("index", U32), 3: number("offset", U64), 4: number("bytes", U64),
         5: digest("digest")}
 MANIFEST = {1: number("schema", U32), 2: name("product", 64), 3: name("version", 64), 4: number("key_epoch", U64),
             5: number("security_counter", U64), 6: packed("required_features", U32, 64), 7: number("unavailable", U32),
@@ -68,6 +68,11 @@ EXPERT_TABLE = {1: number("version", U32), 2: number("table", U32), 3: many("exp
 DENSE_TABLE = {1: number("version", U32), 2: many("units", UNIT, 8192)}
 HOT_EXPERT = {1: number("table", U32), 2: number("expert", U32)}
 HOT_LIST = {1: number("version", U32), 2: many("experts", HOT_EXPERT, 2**20)}
+
+GOLDEN_STEP = {1: packed("tokens", U32, 16), 2: packed("logits", F32, 16)}
+GOLDEN_PROMPT = {1: packed("tokens", U32, 4096), 2: many("steps", GOLDEN_STEP, 256)}
+GOLDEN_PROMPTS = {1: number("version", U32), 2: number("tolerance", F32), 3: number("allowed", U32),
+                  4: many("prompts", GOLDEN_PROMPT, 64)}
 
 VALUE = {1: name("name", 200), 2: number("kind", U32, 1), 3: number("width", U64)}
 TENSOR = {1: name("name", 200), 2: number("rows", U64), 3: number("cols", U64), 4: number("role", U32, 8),

@@ -14,7 +14,7 @@ import second_wire as wire
 from second_plain import sections
 
 ALIGNMENT, ENVELOPE = 4096, 1568
-PROGRAM, TOKENIZER, DENSE, EXPERTS, HOT, PROVENANCE = 1, 2, 3, 4, 5, 6
+PROGRAM, TOKENIZER, DENSE, EXPERTS, HOT, PROVENANCE, GOLDEN = 1, 2, 3, 4, 5, 6, 7
 HIDDEN, VOCABULARY = 16, 260
 
 
@@ -264,6 +264,8 @@ class Build:
         out = [[PROGRAM, 0, encode(wire.PROGRAM, m["program"])], [TOKENIZER, 0, encode_tokenizer(m["tokenizer"])],
                [DENSE, 0, encode(wire.DENSE_TABLE, m["dense"])], *encode_tables, [HOT, 0, encode(wire.HOT_LIST, m["hot"])],
                [PROVENANCE, 0, m["provenance"]]]
+        if "golden" in m:
+            out.append([GOLDEN, 0, encode(wire.GOLDEN_PROMPTS, m["golden"])])
         for blob in out:
             blob[2] = self.blob.get((blob[0], blob[1]), lambda data: data)(blob[2])
         self.edit_blobs(out)

@@ -107,6 +107,7 @@ std::vector<TinyBlob> Serialize(const TinyContents& c, uint64_t chunks_begin) {
   }
   blobs.push_back({BlobKind::kHotList, 0, SerializeHotList(c.hot_list)});
   blobs.push_back({BlobKind::kProvenance, 0, c.provenance});
+  if (!c.golden.prompts.empty()) blobs.push_back({BlobKind::kGolden, 0, SerializeGoldenPrompts(c.golden)});
   return blobs;
 }
 

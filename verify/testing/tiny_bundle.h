@@ -34,6 +34,7 @@ struct TinyContents {
   std::vector<ExpertTable> experts;
   HotList hot_list;
   Bytes tokenizer, provenance;
+  GoldenPrompts golden;  // without prompts there is no such blob
   Bytes chunk_area;  // offsets in the tables count from its start until they are placed
 };
 

@@ -30,9 +30,10 @@ TEST(Golden, ComesBackAsItWas) {
 
 TEST(Golden, HasTheBytesOfTheSpecification) {
   Bytes bytes(23);
-  ASSERT_TRUE(FromHex("0801150000803e220e0a01051209"  // SPEC.md, section 14
-                      "0a01061204000040c0",
-                      bytes));
+  ASSERT_TRUE(
+      FromHex("0801150000803e220e0a01051209"  // SPEC.md, section 14
+              "0a01061204000040c0",
+              bytes));
   GoldenPrompts golden;
   golden.tolerance = 0.25f;
   golden.prompts = {{{5}, {{{6}, {-3.0f}}}}};

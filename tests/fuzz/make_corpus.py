@@ -124,6 +124,8 @@ def main():
     put("rans", "one-table", struct.pack("<HBI", 4, 1, 4) + coded)
     put("rans", "by-column", struct.pack("<HBI", 4, 1, 4) + by_column)
     put("rans", "plain", struct.pack("<HBI", 3, 0, 3) + b"abc")
+    # SPEC.md, section 14: one prompt, one step.
+    put("tables", "golden_prompts", b"\3" + bytes.fromhex("0801150000803e220e0a010512090a01061204000040c0"))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-// Unit tables and hot list: what is accepted has exactly one wire form. The first byte chooses the parser.
+// Unit tables, hot list and golden prompts: what is accepted has exactly one wire form. The first byte chooses the parser.
+#include "format/manifest/golden.h"
 #include "format/manifest/manifest.h"
 
 namespace {
@@ -14,15 +15,18 @@ void RoundTrip(moepack::ByteSpan bytes, Parse parse, Serialize serialize) {
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (size == 0) return 0;
   const moepack::ByteSpan bytes(data + 1, size - 1);
-  switch (data[0] % 3) {
+  switch (data[0] % 4) {
     case 0:
       RoundTrip(bytes, moepack::ParseExpertTable, moepack::SerializeExpertTable);
       break;
     case 1:
       RoundTrip(bytes, moepack::ParseDenseTable, moepack::SerializeDenseTable);
       break;
-    default:
+    case 2:
       RoundTrip(bytes, moepack::ParseHotList, moepack::SerializeHotList);
+      break;
+    default:
+      RoundTrip(bytes, moepack::ParseGoldenPrompts, moepack::SerializeGoldenPrompts);
       break;
   }
   return 0;

@@ -5,6 +5,7 @@ import os
 import random
 import unittest
 
+import cases_golden
 import second_reader
 import writer
 from harness import Runner
@@ -13,7 +14,7 @@ COUNT = int(os.environ.get("MOEPACK_MUTANTS", "1000"))
 SEED = int(os.environ.get("MOEPACK_SEED", "1"))
 BLOBS = [(writer.PROGRAM, 0), (writer.PROGRAM, 0), (writer.TOKENIZER, 0), (writer.DENSE, 0), (writer.DENSE, 0),
          (writer.EXPERTS, 0),
-         (writer.EXPERTS, 1), (writer.HOT, 0)]
+         (writer.EXPERTS, 1), (writer.HOT, 0), (writer.GOLDEN, 0)]
 EDGES = (0, 1, 2, 3, 7, 8, 0x7F, 0x80, 0xFF)
 
 
@@ -66,6 +67,7 @@ def change_number(rng, part):
 
 def make_mutant(rng):
     build = writer.Build()
+    cases_golden.golden()(build)
     kind = rng.choice(("file", "envelope", "manifest", "blob", "blob", "blob", "number", "number", "chunk"))
     if kind == "file":
         return kind, build.trust, mutate(rng, build.make())
@@ -80,7 +82,7 @@ def make_mutant(rng):
         seed, which = rng.random(), rng.choice(BLOBS)
         build.blob[which] = lambda data: mutate(random.Random(seed), data)
     elif kind == "number":
-        change_number(rng, build.model[rng.choice(("program", "program", "dense", "experts", "hot"))])
+        change_number(rng, build.model[rng.choice(("program", "program", "dense", "experts", "hot", "golden"))])
     else:
         unit = rng.choice(list(build.units()))
         chunk = rng.choice(unit["chunks"])

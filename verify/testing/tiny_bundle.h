@@ -35,7 +35,7 @@ struct TinyContents {
   HotList hot_list;
   Bytes tokenizer, provenance;
   GoldenPrompts golden;  // without prompts there is no such blob
-  Bytes chunk_area;  // offsets in the tables count from its start until they are placed
+  Bytes chunk_area;      // offsets in the tables count from its start until they are placed
 };
 
 struct TinyOptions {

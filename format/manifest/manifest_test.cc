@@ -98,7 +98,7 @@ TEST(Manifest, Rules) {
       {ErrorCode::kLimit, "required_features", [](Manifest& m) { m.required_features.resize(65); }},
       {ErrorCode::kMalformed, "unavailability", [](Manifest& m) { m.unavailable = static_cast<Unavailable>(1); }},
       {ErrorCode::kMalformed, "no chunks", [](Manifest& m) { m.chunk_count = 0; }},
-      {ErrorCode::kMalformed, "Blob.kind", [](Manifest& m) { m.blobs[5].kind = static_cast<BlobKind>(7); }},
+      {ErrorCode::kMalformed, "Blob.kind", [](Manifest& m) { m.blobs[5].kind = static_cast<BlobKind>(8); }},
       {ErrorCode::kMalformed, "blob 0: unknown kind", [](Manifest& m) { m.blobs[0].kind = static_cast<BlobKind>(0); }},
       {ErrorCode::kMalformed, "blob 1: kinds must rise", [](Manifest& m) { std::swap(m.blobs[0].kind, m.blobs[1].kind); }},
       {ErrorCode::kMalformed, "blob 1: index 0 is repeated", [](Manifest& m) { m.blobs[1].kind = BlobKind::kProgram; }},

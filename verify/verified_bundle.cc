@@ -59,9 +59,15 @@ Result<uint64_t> CheckBlobPlaces(const Manifest& manifest, uint64_t manifest_byt
 
 Result<Bytes> ReadDigested(const RandomAccessFile& file, uint64_t offset, uint64_t size, const DigestBytes& digest,
                            const char* what) {
+  static constexpr uint64_t kPiece = 256 * 1024;  // stays in the second-level cache between read and hash
   Bytes bytes(size);
-  MOEPACK_RETURN_IF_ERROR(file.Read(offset, bytes));
-  if (Sha256(bytes) != digest) {
+  Sha256Stream stream;
+  for (uint64_t at = 0; at < size; at += kPiece) {
+    const std::span<uint8_t> piece = std::span(bytes).subspan(at, std::min(kPiece, size - at));
+    MOEPACK_RETURN_IF_ERROR(file.Read(offset + at, piece));
+    stream.Update(piece);
+  }
+  if (stream.Finish() != digest) {
     return Status(ErrorCode::kDigest,
                   StrFormat("%s: the %s at offset %llu (%llu bytes) does not match its signed digest; fetch the "
                             "bundle again",

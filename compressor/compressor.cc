@@ -1,6 +1,6 @@
 #include "compressor/compressor.h"
 
-#include <nlohmann/json.hpp>
+#include <set>
 
 #include "base/digest/sha256.h"
 #include "compressor/pass/distill.h"
@@ -9,6 +9,7 @@
 #include "compressor/structure.h"
 #include "format/manifest/model_folder.h"
 #include "format/manifest/program_wire.h"
+#include "format/provenance/provenance.h"
 #include "model/frontend/huggingface.h"
 
 namespace moepack {
@@ -109,8 +110,7 @@ class Compressor {
     }
     PlannerInput in{&program_, tensors_, choices_, errors_ ? &*errors_ : nullptr, {}, like_};
     in.extras.tokenizer_bytes = model_.tokenizer.size();
-    MOEPACK_ASSIGN_OR_RETURN(const std::string provenance, Provenance(""));
-    in.extras.provenance_bytes = provenance.size();
+    MOEPACK_ASSIGN_OR_RETURN(in.extras.provenance_bytes, ProvenanceBytes());
     in.extras.hot_list = MakeHotList();
     MOEPACK_ASSIGN_OR_RETURN(const Planner planner, Planner::Create(in));
     if (budget.max_kld) return SearchKld(planner, *budget.max_kld);
@@ -233,7 +233,8 @@ class Compressor {
 
   Result<ReplayReport> WriteWith(ModelFolderWriter* writer) {
     const std::string plan_text = SerializePlan(plan_);
-    MOEPACK_ASSIGN_OR_RETURN(const std::string provenance, Provenance(plan_text));
+    MOEPACK_ASSIGN_OR_RETURN(const BuildRecord record, Provenance(plan_text));
+    const std::string provenance = SerializeBuildRecord(record);
     if (request_.resume) MOEPACK_RETURN_IF_ERROR(CheckResumed(*writer, provenance));
     MOEPACK_RETURN_IF_ERROR(writer->WriteFile("provenance.json", AsBytes(provenance)));
     MOEPACK_RETURN_IF_ERROR(writer->WriteFile("plan.json", AsBytes(plan_text)));
@@ -242,7 +243,7 @@ class Compressor {
     writer->SetExperts(MakeExperts());
     MOEPACK_ASSIGN_OR_RETURN(ReplayReport report, recipe_.distill ? EncodeAndDistill(writer, provenance)
                                                                   : Replay(ReplayOf(writer), pool_, progress_));
-    MOEPACK_RETURN_IF_ERROR(writer->WriteFile("errors.json", AsBytes(SerializeErrors(plan_, report.relative_errors))));
+    MOEPACK_RETURN_IF_ERROR(writer->WriteFile("errors.json", AsBytes(SerializeErrors(plan_, report, DomainNames()))));
     if (recipe_.budget.max_kld && report.kld > *recipe_.budget.max_kld) {
       return Status(ErrorCode::kGate,
                     StrFormat("mean KLD %.6g on held-back text exceeds %g", report.kld, *recipe_.budget.max_kld));
@@ -256,14 +257,18 @@ class Compressor {
   Result<ReplayReport> EncodeAndDistill(ModelFolderWriter* writer, const std::string& provenance) {
     bool distilled = true;
     for (int32_t b = 0; b < program_.blocks(); ++b) distilled = distilled && writer->HasBlock(b);
-    if (distilled) return Replay(ReplayOf(writer), pool_, progress_);
+    if (distilled) {
+      MOEPACK_ASSIGN_OR_RETURN(ReplayReport earlier, Replay(ReplayOf(writer), pool_, progress_));
+      earlier.domain_kld.clear();  // as of a run that was not interrupted
+      return earlier;
+    }
     MOEPACK_ASSIGN_OR_RETURN(const auto encoded, ModelFolderWriter::Create(env_, EncodedPath(), request_.resume));
     encoded_began_ = true;
     if (request_.resume) MOEPACK_RETURN_IF_ERROR(CheckResumed(*encoded, provenance));
     MOEPACK_RETURN_IF_ERROR(encoded->WriteFile("provenance.json", AsBytes(provenance)));
     MOEPACK_ASSIGN_OR_RETURN(ReplayReport report, Replay(ReplayOf(encoded.get()), pool_, progress_));
     // Errors first, as Replay does.
-    MOEPACK_RETURN_IF_ERROR(writer->WriteFile("errors.json", AsBytes(SerializeErrors(plan_, report.relative_errors))));
+    MOEPACK_RETURN_IF_ERROR(writer->WriteFile("errors.json", AsBytes(SerializeErrors(plan_, report, DomainNames()))));
     // Gradient steps go on learning from tokens that second moments no longer need.
     MOEPACK_ASSIGN_OR_RETURN(const Calibration all, MakeCalibration(*profile_, profile_->tokens.size(), recipe_.domains));
     MOEPACK_ASSIGN_OR_RETURN(report.kld, Distill(DistillOf(all, *encoded, writer), pool_, progress_));
@@ -312,23 +317,49 @@ class Compressor {
         request_.output + ".partial was begun with another model, profile, recipe or budget; run without --resume");
   }
 
-  Result<std::string> Provenance(const std::string& plan_text) const {
-    nlohmann::json root;
-    root["version"] = 1;
-    root["tool"] = "moepack " + request_.tool_version;
-    root["family"] = model_.family;
-    root["program"] = ToHex(Sha256(SerializeProgram(program_)));
-    for (const auto& [name, digest] : model_.input_digests) root["inputs"][name] = digest;
+  std::vector<std::string> DomainNames() const { return profile_ ? profile_->domains : std::vector<std::string>(); }
+
+  Result<BuildRecord> Provenance(const std::string& plan_text) const {
+    BuildRecord out;
+    out.tool_version = request_.tool_version;
+    out.family = model_.family;
+    out.recipe = recipe_.CanonicalWithBudget();
+    for (const auto& [name, digest] : model_.input_digests) out.inputs.push_back({name, digest});
     // A plan only, which counts the bytes of the entry that weights will have.
-    if (model_.source == ModelSource::kConfigOnly) root["inputs"]["model.safetensors"] = TextDigest("");
+    if (model_.source == ModelSource::kConfigOnly) out.inputs.push_back({"model.safetensors", TextDigest("")});
     if (profile_) {
       MOEPACK_ASSIGN_OR_RETURN(const Digest digest, Sha256File(env_, request_.profile_path));
-      root["profile"] = ToHex(digest);
-      for (const auto& [domain, text] : profile_->inputs) root["calibration"][domain] = text;
+      out.profile = ToHex(digest);
+      for (const auto& [domain, text] : profile_->inputs) out.calibration.push_back({domain, text});
     }
-    root["recipe"] = recipe_.Canonical();
-    root["plan"] = TextDigest(plan_text);
-    return root.dump(1) + "\n";
+    if (!request_.like_path.empty()) {
+      MOEPACK_ASSIGN_OR_RETURN(const Digest digest, Sha256File(env_, request_.like_path));
+      out.like = ToHex(digest);
+    }
+    out.plan = TextDigest(plan_text);
+    return out;
+  }
+
+  // Most bytes that pack will write about how the bundle was made.
+  Result<uint64_t> ProvenanceBytes() const {
+    MOEPACK_ASSIGN_OR_RETURN(const BuildRecord record, Provenance(""));
+    BuildResult result;
+    for (const std::string& name : SubjectNames(program_, !model_.tokenizer.empty())) result.subjects.push_back({name, ""});
+    result.original_parameters = program_.original_parameters;
+    result.parameters = CountParameters(program_);
+    std::set<std::string> codecs;
+    for (const Choice& choice : choices_) {
+      for (const RatedCodec& codec : choice.candidates) codecs.insert(codec.codec.Name());
+    }
+    result.codecs.assign(codecs.begin(), codecs.end());
+    if (calibration_ && !calibration_->held_back.empty()) {
+      result.kld = 0;
+      if (!recipe_.distill) {
+        for (const uint64_t sequence : calibration_->held_back)
+          result.domain_kld[profile_->domains[calibration_->domain[sequence]]] = 0;
+      }
+    }
+    return MostProvenanceBytes(record, result);
   }
 
   HotList MakeHotList() const {

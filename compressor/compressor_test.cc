@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <set>
+
 #include "base/testing/fault_env.h"
 #include "compressor/calibration.h"
 #include "compressor/compress_testing.h"
@@ -10,6 +12,7 @@
 #include "compressor/plan/error_table.h"
 #include "compressor/plan/planner.h"
 #include "format/manifest/model_folder.h"
+#include "format/provenance/provenance.h"
 #include "model/model_testing.h"
 
 namespace moepack {
@@ -43,11 +46,14 @@ class CompressTest : public ::testing::Test {
     EXPECT_TRUE(report.ok()) << report.status().message();
     return report.ok() ? *report : CompressReport();
   }
-  void ExpectSameFolders(const std::string& a, const std::string& b) const {
+  // `apart`: files that may differ.
+  void ExpectSameFolders(const std::string& a, const std::string& b, const std::set<std::string>& apart = {}) const {
     const auto names = *PosixEnv().List(folder_.At(a));
     EXPECT_EQ(names, *PosixEnv().List(folder_.At(b)));
-    for (const std::string& name : names)
+    for (const std::string& name : names) {
+      if (apart.contains(name)) continue;
       EXPECT_EQ(ReadAll(folder_.At(a + "/" + name)), ReadAll(folder_.At(b + "/" + name))) << name;
+    }
   }
   // Plain bytes of all units as the folder has them.
   uint64_t PlainBytesOf(const std::string& name) const {
@@ -323,7 +329,13 @@ TEST_F(CompressTest, LikeKeepsThePlanAndReusedErrorsPlanAlike) {
   request.output = folder_.At("second");
   request.like_path = folder_.At("first/plan.json");
   MustRun(request);
-  ExpectSameFolders("first", "second");
+  // The plan that was kept is one of the inputs.
+  ExpectSameFolders("first", "second", {"provenance.json", "complete"});
+  const auto record = [&](const char* name) {
+    return *ParseBuildRecord(ReadAll(folder_.At(std::string(name) + "/provenance.json")));
+  };
+  EXPECT_EQ(record("first").like, "");
+  EXPECT_EQ(record("second").like, record("first").plan);
   request.recipe.gptq = false;
   EXPECT_EQ(Run(request).status().code(), ErrorCode::kBadInput);
 }

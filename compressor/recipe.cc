@@ -1,6 +1,7 @@
 #include "compressor/recipe.h"
 
 #include <algorithm>
+#include <nlohmann/json.hpp>
 
 #include "base/checked.h"
 
@@ -75,11 +76,11 @@ Result<Codec> Sparse(const PruneRecipe& prune, const TensorRef& tensor, Codec co
   return codec;
 }
 
-std::string ChoiceText(const Choice& choice) {
-  if (choice.keep) return "keep";
-  std::string out;
-  for (const RatedCodec& codec : choice.candidates) out += (out.empty() ? "" : ",") + codec.Name();
-  return out;
+nlohmann::json ChoiceJson(const Choice& choice) {
+  if (choice.keep) return {{"keep", true}};
+  nlohmann::json names = nlohmann::json::array();
+  for (const RatedCodec& codec : choice.candidates) names.push_back(codec.Name());
+  return {{"candidates", names}};
 }
 
 const char* MethodName(PruneMethod method) {
@@ -113,25 +114,72 @@ std::string Budget::Check(const Names& names) const {
   return "";
 }
 
-std::string Recipe::Canonical() const {
-  std::string out = "defaults " + (defaults ? ChoiceText(*defaults) : "built-in") + "\n";
-  for (const RecipeRule& rule : rules) out += "rule " + rule.match.text + " " + ChoiceText(rule.choice) + "\n";
-  if (prune) {
-    out += StrFormat("prune %s %.9g %u:%u %s\n", MethodName(prune->method), prune->sparsity, prune->n, prune->m,
-                     prune->targets.text.c_str());
+namespace {
+
+nlohmann::json StructureJson(const Recipe& recipe) {
+  nlohmann::json out = nlohmann::json::object();
+  if (recipe.prune) {
+    nlohmann::json& prune = out["prune"];
+    prune["method"] = MethodName(recipe.prune->method);
+    if (recipe.prune->m != 0) {
+      prune["nm"] = StrFormat("%d:%d", recipe.prune->n, recipe.prune->m);
+    } else {
+      prune["sparsity"] = recipe.prune->sparsity;
+    }
+    if (!recipe.prune->targets.empty()) prune["targets"] = recipe.prune->targets.text;
   }
-  if (drop_experts) {
-    out += StrFormat("drop %u %.9g", drop_experts->count, drop_experts->share);
-    for (uint32_t n : drop_experts->per_layer) out += StrFormat(" %u", n);
-    out += "\n";
+  if (recipe.drop_experts) {
+    const DropRecipe& drop = *recipe.drop_experts;
+    if (!drop.per_layer.empty()) {
+      out["drop_experts"]["per_layer"] = drop.per_layer;
+    } else if (drop.share > 0) {
+      out["drop_experts"]["share"] = drop.share;
+    } else {
+      out["drop_experts"]["count"] = drop.count;
+    }
   }
-  if (prune_channels > 0) out += StrFormat("channels %.9g\n", prune_channels);
-  out += StrFormat("gptq %d probes %d\n", gptq, probes);
-  if (distill)
-    out += StrFormat("distill %u %.9g %.9g %s\n", distill->epochs, distill->rate, distill->code_rate,
-                     distill->targets.text.c_str());
-  for (const auto& [name, weight] : domains) out += StrFormat("domain %s %.9g\n", name.c_str(), weight);
+  if (recipe.prune_channels > 0) out["prune_channels"]["share"] = recipe.prune_channels;
   return out;
+}
+
+nlohmann::json RecipeJson(const Recipe& recipe) {
+  nlohmann::json out = StructureJson(recipe);
+  out["version"] = 1;
+  if (recipe.defaults) out["defaults"] = ChoiceJson(*recipe.defaults);
+  for (const RecipeRule& rule : recipe.rules) {
+    out["rules"].push_back(ChoiceJson(rule.choice));
+    out["rules"].back()["match"] = rule.match.text;
+  }
+  out["gptq"] = recipe.gptq;
+  out["probes"] = recipe.probes;
+  if (recipe.distill) {
+    out["distill"] = {
+        {"epochs", recipe.distill->epochs}, {"rate", recipe.distill->rate}, {"code_rate", recipe.distill->code_rate}};
+    if (!recipe.distill->targets.empty()) out["distill"]["targets"] = recipe.distill->targets.text;
+  }
+  for (const auto& [name, weight] : recipe.domains) out["domains"][name] = weight;
+  return out;
+}
+
+std::string Dump(const nlohmann::json& json) {
+  return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
+}  // namespace
+
+std::string Recipe::Canonical() const { return Dump(RecipeJson(*this)); }
+
+std::string Recipe::CanonicalWithBudget() const {
+  nlohmann::json out = RecipeJson(*this);
+  if (budget.target_bytes) out["target_size"] = *budget.target_bytes;
+  if (budget.target_bpw) out["target_bpw"] = *budget.target_bpw;
+  if (budget.max_kld) out["max_kld"] = *budget.max_kld;
+  if (budget.target_resident == Budget::kUnlimited) {
+    out["target_resident"] = "unlimited";
+  } else if (budget.target_resident) {
+    out["target_resident"] = *budget.target_resident;
+  }
+  return Dump(out);
 }
 
 Result<Recipe> RecipeForCodec(const std::string& codec_name) {

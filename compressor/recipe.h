@@ -89,8 +89,10 @@ struct Recipe {
   std::map<std::string, double> domains;  // weight of each calibration domain; 1 when absent
   Budget budget;
 
-  // Normalised text of everything that determines the result: provenance. The budget and comments are not part of it.
+  // Normalised JSON of everything that determines the result, which ParseRecipe reads back to the same recipe: without the
+  // budget, and with it, as provenance records it. Comments and order of keys are not part of it.
   std::string Canonical() const;
+  std::string CanonicalWithBudget() const;
 };
 
 // kRecipe with line, column, the key and the nearest valid one for anything that is not in the reference.

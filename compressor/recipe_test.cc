@@ -168,6 +168,41 @@ TEST(Recipe, CanonicalTextIgnoresCommentsAndBudget) {
   EXPECT_NE(a->Canonical(), ParseRecipe("version: 1\ngptq: false\n", "c")->Canonical());
 }
 
+TEST(Recipe, CanonicalTextIsARecipe) {
+  for (const char* text : {
+           "version: 1\ntarget_size: 9.5MiB\ntarget_resident: unlimited\n"
+           "defaults: {candidates: [i3g64, i8r@2.25]}\n"
+           "rules: [{match: '.*\\.(q|k)_proj \"\\d\"', codec: i5g64}, {match: lm_head, keep: true}]\n"
+           "prune: {sparsity: 0.3, method: wanda, targets: 'a\\.b'}\ndrop_experts: {share: 0.123456789012}\n"
+           "prune_channels: {share: 0.125}\ndistill: {epochs: 3, rate: 0.0000123, targets: '.*'}\ndomains: {german: 2, a b: 1e6}\n",
+           "version: 1\ntarget_bpw: 4.3\nprune: {nm: '2:4'}\ndrop_experts: {per_layer: [1, 2]}\ngptq: false\nprobes: false\n",
+           "version: 1\nmax_kld: 1e-7\ndrop_experts: {count: 2}\n",
+           "version: 1\ntarget_bpw: 4\ntarget_resident: 12345678901\n",
+       }) {
+    const Result<Recipe> recipe = ParseRecipe(text, "r");
+    ASSERT_TRUE(recipe.ok()) << recipe.status().message();
+    const std::string canonical = recipe->CanonicalWithBudget();
+    const Result<Recipe> again = ParseRecipe(canonical, "canonical");
+    ASSERT_TRUE(again.ok()) << canonical << again.status().message();
+    EXPECT_EQ(again->CanonicalWithBudget(), canonical);
+    EXPECT_EQ(again->rules.size(), recipe->rules.size());
+    EXPECT_EQ(again->budget.target_bytes, recipe->budget.target_bytes);
+    EXPECT_EQ(again->budget.target_resident, recipe->budget.target_resident);
+    EXPECT_EQ(again->budget.target_bpw, recipe->budget.target_bpw);
+    EXPECT_EQ(again->budget.max_kld, recipe->budget.max_kld);
+    EXPECT_EQ(again->distill.has_value(), recipe->distill.has_value());
+    if (recipe->distill) {
+      EXPECT_EQ(again->distill->rate, recipe->distill->rate);
+    }
+    if (recipe->drop_experts) {
+      EXPECT_EQ(again->drop_experts->share, recipe->drop_experts->share);
+    }
+  }
+  const Recipe codec = *RecipeForCodec("f32"), again = *ParseRecipe(codec.Canonical(), "canonical");
+  EXPECT_EQ(again.rules[0].choice, codec.rules[0].choice);
+  EXPECT_EQ(again.gptq, codec.gptq);
+}
+
 TEST(Recipe, AnEmptyOneHasNoLine) {
   for (const char* text : {"", "# nothing\n"}) {
     const Status status = ParseRecipe(text, "r.yaml").status();

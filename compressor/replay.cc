@@ -184,7 +184,7 @@ class Replayer {
     for (auto& [key, unit] : units) ordered.push_back(std::move(unit));
     // Errors first: a run that is killed between the two writes computes them again, the other way round they were lost.
     MOEPACK_RETURN_IF_ERROR(
-        in_.writer->WriteFile("errors.json", AsBytes(SerializeErrors(*in_.plan, report_.relative_errors))));
+        in_.writer->WriteFile("errors.json", AsBytes(SerializeErrors(*in_.plan, report_, {}))));
     return in_.writer->WriteBlock(block, ordered);
   }
 
@@ -274,11 +274,24 @@ Result<ReplayReport> Replay(const ReplayInput& input, ThreadPool& pool, Progress
   return Replayer(input, pool, progress).Run();
 }
 
-std::string SerializeErrors(const Plan& plan, const std::vector<double>& relative_errors) {
-  std::string out = "{\n\"version\": 1,\n\"relative_errors\": {\n";
+std::string SerializeErrors(const Plan& plan, const ReplayReport& report, const std::vector<std::string>& domains) {
+  const auto quoted = [](const std::string& name) { return nlohmann::json(name).dump(); };
+  std::string out = "{\n\"version\": 1,\n";
+  // Four digits: a run that was killed after distillation measures again, with sums in another order.
+  if (report.kld >= 0) out += StrFormat("\"kld\": %.4g,\n", report.kld);
+  if (!report.domain_kld.empty()) {
+    out += "\"kld_by_domain\": {";
+    const char* comma = "";
+    for (const auto& [domain, kld] : report.domain_kld) {
+      out += StrFormat("%s\n%s: %.4g", comma, quoted(domains[domain]).c_str(), kld);
+      comma = ",";
+    }
+    out += "\n},\n";
+  }
+  out += "\"relative_errors\": {\n";
   for (size_t i = 0; i < plan.tensors.size(); ++i) {
     // Enough digits to read back the same number after a kill.
-    out += StrFormat("%s: %.17g%s\n", nlohmann::json(plan.tensors[i].name).dump().c_str(), relative_errors[i],
+    out += StrFormat("%s: %.17g%s\n", quoted(plan.tensors[i].name).c_str(), report.relative_errors[i],
                      i + 1 < plan.tensors.size() ? "," : "");
   }
   return out + "}\n}\n";

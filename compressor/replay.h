@@ -36,7 +36,7 @@ struct ReplayReport {
 // Blocks that `writer` already has are not encoded again, only run. Results do not depend on the number of threads.
 Result<ReplayReport> Replay(const ReplayInput& input, ThreadPool& pool, Progress& progress);
 
-// errors.json: one line a tensor.
-std::string SerializeErrors(const Plan& plan, const std::vector<double>& relative_errors);
+// errors.json: one line a tensor, and the KLD, of each of `domains` too, where it was measured.
+std::string SerializeErrors(const Plan& plan, const ReplayReport& report, const std::vector<std::string>& domains);
 
 }  // namespace moepack

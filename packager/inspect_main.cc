@@ -8,6 +8,7 @@
 #include "model/frontend/onnx.h"
 #include "model/model.h"
 #include "packager/inspect/inspection.h"
+#include "packager/inspect/provenance_view.h"
 #include "verify/envelope_reader.h"
 #include "verify/trust_json.h"
 
@@ -23,9 +24,15 @@ Json ParsedOrNull(ByteSpan bytes) {
   return out.is_discarded() ? Json() : out;
 }
 
-// "family" of a provenance record; null when it names none.
+// "family" of a folder's provenance record; null when it names none.
 Json FamilyOf(const Json& provenance) {
   return provenance.is_object() && provenance.contains("family") ? provenance["family"] : Json();
+}
+
+// The same from a bundle's bill of materials.
+Json FamilyOfBom(const Json& provenance) {
+  const Json::json_pointer place("/bom/metadata/component/modelCard/modelParameters/modelArchitecture");
+  return provenance.contains(place) ? provenance[place] : Json();
 }
 
 // A checkpoint: Hugging Face folder, ONNX file or config.json
@@ -211,18 +218,20 @@ Status DescribeBundle(const verify::VerifiedBundle& bundle, Inspection* out) {
   extra["chunks"] = chunks.ToJson();
   extra["blobs"] = BlobsJson(manifest);
   extra["golden"] = GoldenJson(bundle.golden());
-  extra["provenance"] = ParsedOrNull(bundle.provenance_blob());
-  extra["family"] = FamilyOf(extra["provenance"]);
+  extra["provenance"] = ProvenanceJson(bundle.provenance_blob());
+  extra["family"] = FamilyOfBom(extra["provenance"]);
+  out->SetNotes(ProvenanceText(bundle.provenance_blob()));
   return Status::Ok();
 }
 
 // Without a trust file the envelope's own keys stand in: digests are still checked, but nobody has vouched for the keys.
-Result<Inspection> InspectBundle(const std::string& path, const std::string& trust_path, Progress& progress) {
+Result<Inspection> InspectBundle(const cli::Command& command, const std::string& path) {
+  const std::string trust_path = command.GetOr<std::string>("trust", "");
   MOEPACK_ASSIGN_OR_RETURN(auto file, PosixEnv().OpenRead(path));
   MOEPACK_ASSIGN_OR_RETURN(const uint64_t size, file->Size());
   MOEPACK_ASSIGN_OR_RETURN(const verify::SignedManifest head, verify::ReadSignedManifest(*file, size));
   const bool verified = !trust_path.empty();
-  if (!verified) progress.Note("inspect: " + path + " is shown unverified; give --trust T.json to check who signed it");
+  if (!verified) command.progress().Note("inspect: " + path + " is shown unverified; give --trust T.json to check who signed it");
   const Result<verify::TrustPolicy> policy =
       verified ? verify::ReadTrust(PosixEnv(), trust_path) : verify::TrustItsSigners(head);
   if (!policy.ok()) return verified ? policy.status() : policy.status().With(path);
@@ -232,6 +241,11 @@ Result<Inspection> InspectBundle(const std::string& path, const std::string& tru
   out.extra()["verified"] = verified;
   out.extra()["signatures"] = SignaturesJson(head.envelope, verified ? &*policy : nullptr);
   MOEPACK_RETURN_IF_ERROR(DescribeBundle(*bundle, &out));
+  if (command.Has("statement") || command.Has("bom")) {
+    MOEPACK_RETURN_IF_ERROR(ExtractProvenance(PosixEnv(), bundle->provenance_blob(),
+                                              command.GetOr<std::string>("statement", ""),
+                                              command.GetOr<std::string>("bom", "")));
+  }
   return out;
 }
 
@@ -251,8 +265,11 @@ Result<Inspection> Inspect(const cli::Command& command) {
   MOEPACK_RETURN_IF_ERROR(command.Require("PATH"));
   const std::string path = command.Get<std::string>("PATH");
   MOEPACK_ASSIGN_OR_RETURN(const PathKind kind, KindOf(path));
-  if (kind == PathKind::kBundle) return InspectBundle(path, command.GetOr<std::string>("trust", ""), command.progress());
-  if (command.Has("trust")) return Status(ErrorCode::kUsage, path + ": --trust is for bundles, and this is none");
+  if (kind == PathKind::kBundle) return InspectBundle(command, path);
+  for (const char* option : {"trust", "statement", "bom"}) {
+    if (!command.Has(option)) continue;
+    return Status(ErrorCode::kUsage, path + ": --" + option + " is for bundles, and this is none");
+  }
   return kind == PathKind::kFolder ? InspectFolder(path) : InspectModel(path);
 }
 
@@ -260,10 +277,13 @@ Status Run(int argc, char** argv) {
   cli::Command command({"moepack inspect",
                         "Shows what is in a checkpoint, a compressed folder or a bundle.\n"
                         "A bundle is shown with \"verified\": false unless --trust says whose signature counts.",
-                        "MODEL|DIR|BUNDLE [--trust T.json] [--json]",
-                        {"moepack inspect examples/wren/model", "moepack inspect wren.moeb --trust trust.json --json"}});
+                        "MODEL|DIR|BUNDLE [--trust T.json] [--statement FILE] [--bom FILE] [--json]",
+                        {"moepack inspect examples/wren/model", "moepack inspect wren.moeb --trust trust.json --json",
+                         "moepack inspect wren.moeb --trust trust.json --bom wren.cdx.json"}});
   command.Positional("PATH");
-  command.options().add_options()("trust", po::value<std::string>(), "trust file (T.json) or anchor for a bundle");
+  command.options().add_options()("trust", po::value<std::string>(), "trust file (T.json) or anchor for a bundle")(
+      "statement", po::value<std::string>(), "write the bundle's in-toto statement to this file")(
+      "bom", po::value<std::string>(), "write the bundle's CycloneDX bill of materials to this file");
   MOEPACK_RETURN_IF_ERROR(command.Parse(argc, argv));
   if (command.help_shown()) return Status::Ok();
   MOEPACK_ASSIGN_OR_RETURN(const Inspection inspection, Inspect(command));

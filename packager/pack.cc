@@ -6,6 +6,7 @@
 #include "format/manifest/model_folder.h"
 #include "format/manifest/names.h"
 #include "format/manifest/program_wire.h"
+#include "format/provenance/provenance.h"
 #include "packager/bundle_layout.h"
 #include "packager/bundle_writer.h"
 #include "packager/chunk_encoder.h"
@@ -94,12 +95,25 @@ Result<std::vector<std::vector<ChunkRef>>> SpoolUnits(const ModelFolder& folder,
   return chunks;
 }
 
-Result<BundleParts> MakeParts(const ModelFolder& folder, std::vector<std::vector<ChunkRef>> chunks) {
+// The blob about how the bundle was made; empty when the folder does not say.
+Result<Bytes> MakeProvenanceBlob(const ModelFolder& folder, const PackOptions& options) {
+  MOEPACK_ASSIGN_OR_RETURN(const Bytes text, folder.ReadNamedFile("provenance.json"));
+  if (text.empty()) return Bytes();
+  MOEPACK_ASSIGN_OR_RETURN(const BuildRecord record, ParseBuildRecord(text));
+  MOEPACK_ASSIGN_OR_RETURN(const BuildResult result, ResultOfFolder(folder));
+  const PackParameters parameters = {options.product,    options.version,      options.key_epoch,        options.security_counter,
+                                     options.zstd_level, options.tool_version, options.source_date_epoch};
+  const std::string blob = MakeProvenance(record, parameters, result);
+  return Bytes(blob.begin(), blob.end());
+}
+
+Result<BundleParts> MakeParts(const ModelFolder& folder, std::vector<std::vector<ChunkRef>> chunks,
+                              const PackOptions& options) {
   BundleParts parts;
   parts.program = SerializeProgram(folder.program());
   parts.tokenizer.assign(folder.tokenizer_blob().begin(), folder.tokenizer_blob().end());
   parts.hot_list = folder.hot_list();
-  MOEPACK_ASSIGN_OR_RETURN(parts.provenance, folder.ReadNamedFile("provenance.json"));
+  MOEPACK_ASSIGN_OR_RETURN(parts.provenance, MakeProvenanceBlob(folder, options));
   for (size_t t = 0; t < folder.experts().size(); ++t) {
     parts.experts.push_back({static_cast<uint32_t>(t), folder.experts()[t], {}});
   }
@@ -130,7 +144,7 @@ void CountChunks(const std::vector<std::vector<ChunkRef>>& chunks, PackReport* r
   }
 }
 
-Status CheckOptions(const PackOptions& options, const std::vector<const SecretKey*>& keys) {
+Status CheckOptions(const PackOptions& options) {
   if (!IsProductName(options.product)) {
     return Status(ErrorCode::kUsage, "product '" + options.product + "': expected 1 to 64 of a-z, 0-9, '.', '_', '-'");
   }
@@ -139,9 +153,6 @@ Status CheckOptions(const PackOptions& options, const std::vector<const SecretKe
                   "version '" + options.version + "': expected 1 to 64 of A-Z, a-z, 0-9, '.', '_', '+', '-'");
   }
   if (options.zstd_level < 0 || options.zstd_level > 22) return Status(ErrorCode::kUsage, "zstd level: expected 0 to 22");
-  if (keys.empty() || keys.size() > kMaxSignatures) {
-    return Status(ErrorCode::kUsage, StrFormat("%zu signing keys, expected 1 to %u", keys.size(), kMaxSignatures));
-  }
   return Status::Ok();
 }
 
@@ -156,44 +167,67 @@ Result<Bytes> RecordGolden(const Manifest& manifest, const BundleParts& parts, c
   return SerializeGoldenPrompts(golden);
 }
 
-}  // namespace
-
-Result<PackReport> Pack(Env& env, const std::string& directory, const PackOptions& options,
-                        const std::vector<const SecretKey*>& keys, const std::string& output, ThreadPool& pool,
-                        Progress& progress) {
-  MOEPACK_RETURN_IF_ERROR(CheckOptions(options, keys));
-  MOEPACK_ASSIGN_OR_RETURN(const auto folder, ModelFolder::Open(env, directory));
-  MOEPACK_ASSIGN_OR_RETURN(const auto spool, ChunkSpool::Create(env, output));
-  MOEPACK_ASSIGN_OR_RETURN(auto chunks, SpoolUnits(*folder, options.zstd_level, pool, *spool, progress));
-  MOEPACK_RETURN_IF_ERROR(spool->Finish());
+// A bundle but for signatures: its chunks in the spool, everything else placed.
+struct Assembled {
+  std::unique_ptr<ChunkSpool> spool;
+  BundleParts parts;
+  PlacedBundle placed;
   PackReport report;
-  CountChunks(chunks, &report);
-  MOEPACK_ASSIGN_OR_RETURN(BundleParts parts, MakeParts(*folder, std::move(chunks)));
-  parts.chunk_area_bytes = spool->size_bytes();
+};
 
+Result<Assembled> Assemble(Env& env, const std::string& directory, const PackOptions& options, const std::string& scratch,
+                           ThreadPool& pool, Progress& progress) {
+  MOEPACK_RETURN_IF_ERROR(CheckOptions(options));
+  MOEPACK_ASSIGN_OR_RETURN(const auto folder, ModelFolder::Open(env, directory));
+  Assembled out;
+  MOEPACK_ASSIGN_OR_RETURN(out.spool, ChunkSpool::Create(env, scratch));
+  MOEPACK_ASSIGN_OR_RETURN(auto chunks, SpoolUnits(*folder, options.zstd_level, pool, *out.spool, progress));
+  MOEPACK_RETURN_IF_ERROR(out.spool->Finish());
+  CountChunks(chunks, &out.report);
+  MOEPACK_ASSIGN_OR_RETURN(out.parts, MakeParts(*folder, std::move(chunks), options));
+  out.parts.chunk_area_bytes = out.spool->size_bytes();
   Manifest manifest;
   manifest.product = options.product;
   manifest.version = options.version;
   manifest.key_epoch = options.key_epoch;
   manifest.security_counter = options.security_counter;
   if (options.record_golden) {
-    MOEPACK_ASSIGN_OR_RETURN(parts.golden, RecordGolden(manifest, parts, *spool, options.record_golden, &report));
+    MOEPACK_ASSIGN_OR_RETURN(out.parts.golden,
+                             RecordGolden(manifest, out.parts, *out.spool, options.record_golden, &out.report));
   }
-  MOEPACK_ASSIGN_OR_RETURN(const PlacedBundle placed, PlaceBundle(manifest, parts));
+  MOEPACK_ASSIGN_OR_RETURN(out.placed, PlaceBundle(manifest, out.parts));
+  out.report.file_bytes = out.placed.file_bytes;
+  out.report.table_bytes = out.placed.chunks_begin;
+  out.report.manifest_digest = Sha256(out.placed.manifest);
+  return out;
+}
+
+}  // namespace
+
+Result<PackReport> Pack(Env& env, const std::string& directory, const PackOptions& options,
+                        const std::vector<const SecretKey*>& keys, const std::string& output, ThreadPool& pool,
+                        Progress& progress) {
+  if (keys.empty() || keys.size() > kMaxSignatures) {
+    return Status(ErrorCode::kUsage, StrFormat("%zu signing keys, expected 1 to %u", keys.size(), kMaxSignatures));
+  }
+  MOEPACK_ASSIGN_OR_RETURN(Assembled bundle, Assemble(env, directory, options, output, pool, progress));
   Envelope envelope;
-  envelope.manifest_bytes = placed.manifest.size();
-  for (const SecretKey* key : keys) MOEPACK_RETURN_IF_ERROR(SignInto(*key, placed.manifest, &envelope));
+  envelope.manifest_bytes = bundle.placed.manifest.size();
+  for (const SecretKey* key : keys) MOEPACK_RETURN_IF_ERROR(SignInto(*key, bundle.placed.manifest, &envelope));
 
   MOEPACK_ASSIGN_OR_RETURN(const auto file, AtomicFile::Create(env, output));
-  MOEPACK_RETURN_IF_ERROR(file->Append(SerializeHead(envelope, placed)));
-  MOEPACK_RETURN_IF_ERROR(spool->CopyTo(*file));
+  MOEPACK_RETURN_IF_ERROR(file->Append(SerializeHead(envelope, bundle.placed)));
+  MOEPACK_RETURN_IF_ERROR(bundle.spool->CopyTo(*file));
   MOEPACK_RETURN_IF_ERROR(CheckWritten(*file, pool, progress));
   MOEPACK_RETURN_IF_ERROR(file->Commit());
-  report.file_bytes = placed.file_bytes;
-  report.table_bytes = placed.chunks_begin;
-  report.signatures = static_cast<uint32_t>(envelope.signatures.size());
-  report.manifest_digest = Sha256(placed.manifest);
-  return report;
+  bundle.report.signatures = static_cast<uint32_t>(envelope.signatures.size());
+  return bundle.report;
+}
+
+Result<UnsignedBundle> PackUnsigned(Env& env, const std::string& directory, const PackOptions& options,
+                                    const std::string& scratch, ThreadPool& pool, Progress& progress) {
+  MOEPACK_ASSIGN_OR_RETURN(Assembled bundle, Assemble(env, directory, options, scratch, pool, progress));
+  return UnsignedBundle{std::move(bundle.placed.manifest), std::move(bundle.parts)};
 }
 
 }  // namespace moepack

@@ -1,8 +1,11 @@
 // moepack pack: a compressed folder into a signed bundle; pack keygen and pack sign.
+#include <charconv>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 
 #include "base/cli/cli.h"
+#include "format/provenance/provenance.h"
 #include "packager/commands/golden_prompts.h"
 #include "packager/commands/signing_keys.h"
 #include "packager/commands/trust_commands.h"
@@ -170,6 +173,18 @@ Status RunSign(int argc, char** argv) {
 
 // pack
 
+// The one time that goes into a bundle, if any (reproducible-builds.org/specs/source-date-epoch).
+Result<std::optional<uint64_t>> SourceDateEpoch() {
+  const char* text = std::getenv("SOURCE_DATE_EPOCH");
+  if (text == nullptr || *text == '\0') return std::optional<uint64_t>();
+  uint64_t seconds = 0;
+  const char* end = text + std::strlen(text);
+  const auto [stop, error] = std::from_chars(text, end, seconds);
+  if (error != std::errc() || stop != end || seconds > kMaxSourceDate)
+    return Status(ErrorCode::kUsage, StrFormat("SOURCE_DATE_EPOCH '%s': expected seconds since 1970", text));
+  return std::optional<uint64_t>(seconds);
+}
+
 Status PackFolder(const cli::Command& command) {
   for (const char* name : {"DIR", "key", "output"}) MOEPACK_RETURN_IF_ERROR(command.Require(name));
   MOEPACK_ASSIGN_OR_RETURN(const std::vector<SecretKey> keys, commands::LoadKeys(command, "key"));
@@ -179,6 +194,8 @@ Status PackFolder(const cli::Command& command) {
   MOEPACK_ASSIGN_OR_RETURN(options.security_counter, Floor(command, "counter"));
   MOEPACK_ASSIGN_OR_RETURN(options.key_epoch, Floor(command, "epoch"));
   options.zstd_level = command.Get<int>("zstd-level");
+  options.tool_version = MOEPACK_VERSION;
+  MOEPACK_ASSIGN_OR_RETURN(options.source_date_epoch, SourceDateEpoch());
   const std::string output = command.Get<std::string>("output");
   ThreadPool pool(command.threads());
   MOEPACK_RETURN_IF_ERROR(pool.status());

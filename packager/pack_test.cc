@@ -6,6 +6,7 @@
 #include "format/codec/rans.h"
 #include "format/envelope.h"
 #include "format/manifest/model_folder.h"
+#include "format/provenance/provenance.h"
 #include "packager/packager.h"
 #include "packager/testing/tiny_folder.h"
 #include "verify/verify.h"
@@ -15,6 +16,7 @@ namespace {
 
 using ::moepack::testing::FaultEnv;
 using ::moepack::testing::TempDirectory;
+using ::moepack::testing::TinyBuildRecord;
 using ::moepack::testing::WriteTinyFolder;
 using verify::TrustPolicy;
 using verify::VerifiedBundle;
@@ -92,7 +94,7 @@ TEST_F(PackTest, BundleHoldsWhatTheFolderHolds) {
   EXPECT_EQ((*bundle)->program(), folder->program());
   EXPECT_EQ((*bundle)->hot_list(), folder->hot_list());
   EXPECT_EQ((*bundle)->experts()[0].experts, folder->experts()[0]);
-  EXPECT_EQ(AsText((*bundle)->provenance_blob()), "{\"family\": \"tiny\"}");
+  EXPECT_EQ(ParseProvenance((*bundle)->provenance_blob()).value().record, TinyBuildRecord());
   EXPECT_TRUE(std::ranges::equal((*bundle)->tokenizer_blob(), folder->tokenizer_blob()));
   std::vector<Unit> units = (*bundle)->dense().units;
   units.insert(units.end(), (*bundle)->experts()[0].units.begin(), (*bundle)->experts()[0].units.end());
@@ -148,6 +150,18 @@ TEST_F(PackTest, ProvenanceIsOptional) {
   const auto bundle = Open(bundle_);
   ASSERT_TRUE(bundle.ok()) << bundle.status().message();
   EXPECT_TRUE((*bundle)->provenance_blob().empty());
+}
+
+TEST_F(PackTest, WhatIsPackedWithoutAKeyIsWhatIsSigned) {
+  options_.tool_version = "0.1.0";
+  options_.source_date_epoch = 1700000000;
+  const PackReport report = PackTo(bundle_).value();
+  ThreadPool pool(2);
+  const auto unsigned_bundle = PackUnsigned(PosixEnv(), folder_, options_, directory_.Path("scratch"), pool, NoProgress());
+  ASSERT_TRUE(unsigned_bundle.ok()) << unsigned_bundle.status().message();
+  EXPECT_EQ(Sha256(unsigned_bundle->manifest), report.manifest_digest);
+  EXPECT_TRUE(std::ranges::equal(unsigned_bundle->parts.provenance, Open(bundle_).value()->provenance_blob()));
+  EXPECT_EQ(Names(), (std::vector<std::string>{"b.moeb", "model"}));
 }
 
 TEST_F(PackTest, LevelZeroStoresEveryChunkAsItIs) {

@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -13,6 +14,7 @@
 #include "base/thread_pool.h"
 #include "format/manifest/golden.h"
 #include "format/manifest/manifest.h"
+#include "packager/bundle_layout.h"
 #include "packager/sign/secret_key.h"
 #include "verify/verify.h"
 
@@ -33,6 +35,9 @@ struct PackOptions {
   // better than it, and 10 to 20 times faster than 19: there are few long matches to search for.
   int zstd_level = 9;
   RecordGoldenFunction record_golden;  // empty: a bundle without golden prompts
+  // For provenance (format/provenance/provenance.h): the version of this program, and the only time that may go in.
+  std::string tool_version;
+  std::optional<uint64_t> source_date_epoch;
 };
 
 struct PackReport {
@@ -53,6 +58,15 @@ struct PackReport {
 Result<PackReport> Pack(Env& env, const std::string& directory, const PackOptions& options,
                         const std::vector<const SecretKey*>& keys, const std::string& output, ThreadPool& pool,
                         Progress& progress);
+
+// What Pack would sign, without a key and without the file: to compare with a bundle that exists. `scratch`: a file beside
+// which chunks may wait; nothing is left there. Errors as Pack.
+struct UnsignedBundle {
+  Bytes manifest;
+  BundleParts parts;
+};
+Result<UnsignedBundle> PackUnsigned(Env& env, const std::string& directory, const PackOptions& options,
+                                    const std::string& scratch, ThreadPool& pool, Progress& progress);
 
 // Writes `bundle` with one signature more to `output` (which may be the same path). Manifest and everything after it stay
 // byte for byte. The whole result is checked, older signatures included, before it gets its name. kUsage when the key has

@@ -20,6 +20,7 @@ constexpr Verb kVerbs[] = {
     {"logits", "logits of the full model, or of a compressed folder"},
     {"compress", "profile and recipe into a compressed model folder"},
     {"pack", "sign a compressed folder into a bundle; pack keygen, sign, anchor, head"},
+    {"rebuild", "make a bundle again from its recorded inputs and compare"},
     {"verify", "check a bundle against a trust record"},
     {"device", "install, confirm, roll back bundles on a device"},
     {"run", "run generate, logits, bench or eval on a verified bundle"},

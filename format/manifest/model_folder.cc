@@ -74,7 +74,7 @@ void ModelFolder::State::ListUnits() {
     for (const auto& [block, head] : blocks) {
       for (const StoredUnit& unit : head.units) {
         if (unit.key.expert != expert) continue;
-        units.push_back({unit.key, block, unit.tensors, unit.plain_bytes});
+        units.push_back({unit.key, block, unit.tensors, unit.plain_bytes, unit.plain_digest});
         stored.push_back(&unit);
       }
     }

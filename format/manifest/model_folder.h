@@ -86,6 +86,7 @@ class ModelFolder {
     int32_t block = 0;
     std::vector<UnitTensor> tensors;
     uint64_t plain_bytes = 0;
+    DigestBytes plain_digest{};
   };
   const std::vector<UnitInfo>& units() const;
   // Plain bytes of units()[index], digest checked. Thread-safe.

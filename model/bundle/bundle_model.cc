@@ -1,7 +1,7 @@
 #include "model/bundle/bundle_model.h"
 
 #include "format/manifest/unit_check.h"
-#include "model/frontend/compressed.h"
+#include "format/provenance/provenance.h"
 #include "model/frontend/unit_tensors.h"
 #include "runtime-min/unit_source.h"
 #include "verify/trust_json.h"
@@ -63,7 +63,8 @@ Result<Model> OpenBundle(Env& env, const std::string& path, const std::string& t
   Model model;
   model.source = ModelSource::kCompressed;
   model.program = bundle->program();
-  model.family = FamilyOfProvenance(bundle->provenance_blob());
+  const Result<RecordedBuild> build = ParseProvenance(bundle->provenance_blob());
+  model.family = build.ok() ? build->record.family : "compressed";
   model.tokenizer.assign(bundle->tokenizer_blob().begin(), bundle->tokenizer_blob().end());
   auto units = std::make_unique<BundleUnits>(std::move(bundle));
   MOEPACK_RETURN_IF_ERROR(units->Index());

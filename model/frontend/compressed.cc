@@ -20,14 +20,15 @@ class FolderUnits final : public UnitReader {
   std::unique_ptr<ModelFolder> folder_;
 };
 
-}  // namespace
-
+// The family of the checkpoint that a folder was made from, for people; "compressed" when its provenance does not say.
 std::string FamilyOfProvenance(ByteSpan text) {
   const Result<nlohmann::json> json = ParseJson(text, "provenance.json");
   if (!json.ok() || !json->is_object()) return "compressed";
   const auto family = json->find("family");
   return family != json->end() && family->is_string() ? family->get<std::string>() : "compressed";
 }
+
+}  // namespace
 
 Result<Model> OpenCompressed(Env& env, const std::string& directory, const OpenOptions& options) {
   MOEPACK_ASSIGN_OR_RETURN(auto folder, ModelFolder::Open(env, directory));

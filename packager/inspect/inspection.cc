@@ -152,7 +152,7 @@ std::string Inspection::ToText() const {
     if (value.is_primitive()) out += key + ": " + (value.is_string() ? value.get<std::string>() : value.dump()) + "\n";
   }
   if (without_weights_) return out;
-  return out + GroupLines("role", by_role_) + GroupLines("codec", by_codec_);
+  return out + GroupLines("role", by_role_) + GroupLines("codec", by_codec_) + notes_;
 }
 
 }  // namespace moepack

@@ -38,6 +38,8 @@ class Inspection {
   void SetStoredBytes(uint64_t bytes) { stored_bytes_ = bytes, has_stored_bytes_ = true; }
   // Weights whose codecs are not known (a config.json alone): resident bytes are null.
   void SetWithoutWeights() { without_weights_ = true; }
+  // Further lines of the text.
+  void SetNotes(std::string notes) { notes_ = std::move(notes); }
   // Further members of the JSON object.
   nlohmann::json& extra() { return extra_; }
 
@@ -62,6 +64,7 @@ class Inspection {
   std::map<std::string, WeightSums> by_role_, by_codec_;
   uint64_t stored_bytes_ = 0;
   bool has_stored_bytes_ = false, without_weights_ = false;
+  std::string notes_;
   nlohmann::json extra_ = nlohmann::json::object();
 };
 

@@ -1,6 +1,7 @@
 #include "packager/testing/tiny_folder.h"
 
 #include "format/manifest/model_folder.h"
+#include "format/provenance/provenance.h"
 #include "verify/testing/tiny_bundle.h"
 
 namespace moepack::testing {
@@ -49,6 +50,18 @@ Program TinyFolderProgram() {
   return program;
 }
 
+BuildRecord TinyBuildRecord() {
+  BuildRecord out;
+  out.tool_version = "0.1.0";
+  out.family = "tiny";
+  out.recipe = R"({"version":1})";
+  out.inputs = {{"config.json", std::string(64, 'a')}, {"model.safetensors", std::string(64, 'b')}};
+  out.profile = std::string(64, 'c');
+  out.calibration = {{"novel", std::string(64, 'd')}};
+  out.plan = std::string(64, 'e');
+  return out;
+}
+
 Status WriteTinyFolder(Env& env, const std::string& directory, bool provenance) {
   const Program program = TinyFolderProgram();
   MOEPACK_ASSIGN_OR_RETURN(const auto writer, ModelFolderWriter::Create(env, directory, false));
@@ -57,7 +70,8 @@ Status WriteTinyFolder(Env& env, const std::string& directory, bool provenance) 
     MOEPACK_RETURN_IF_ERROR(writer->WriteBlock(block, units));
   }
   MOEPACK_RETURN_IF_ERROR(writer->WriteFile("tokenizer.bin", Bytes{1, 2, 3}));
-  if (provenance) MOEPACK_RETURN_IF_ERROR(writer->WriteFile("provenance.json", AsBytes("{\"family\": \"tiny\"}")));
+  if (provenance)
+    MOEPACK_RETURN_IF_ERROR(writer->WriteFile("provenance.json", AsBytes(SerializeBuildRecord(TinyBuildRecord()))));
   MOEPACK_RETURN_IF_ERROR(writer->WriteFile("hot.pb", SerializeHotList({{{0, 3}, {0, 0}}})));
   writer->SetExperts({{{{{0}}}, {{{0}}}, {{{1}}}, {{{2}}}}});
   return writer->Finish(program);

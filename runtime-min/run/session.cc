@@ -2,6 +2,7 @@
 
 #include "device/device.h"
 #include "device/file_store.h"
+#include "format/provenance/provenance.h"
 #include "verify/trust_json.h"
 
 namespace moepack::run {
@@ -39,14 +40,12 @@ nlohmann::json Nullable(const std::optional<T>& value) {
   return value.has_value() ? nlohmann::json(*value) : nlohmann::json(nullptr);
 }
 
-// "calibration" of a provenance record: domain -> digest of its text.
+// Of the texts that calibrated the bundle, as its provenance says; none when it says nothing that can be read.
 std::vector<std::string> CalibrationDigests(ByteSpan provenance) {
-  const nlohmann::json root = nlohmann::json::parse(AsText(provenance), nullptr, false);
   std::vector<std::string> digests;
-  if (!root.is_object() || !root.contains("calibration") || !root["calibration"].is_object()) return digests;
-  for (const auto& [domain, digest] : root["calibration"].items()) {
-    if (digest.is_string()) digests.push_back(digest.get<std::string>());
-  }
+  const Result<RecordedBuild> build = ParseProvenance(provenance);
+  if (!build.ok()) return digests;
+  for (const NamedDigest& text : build->record.calibration) digests.push_back(text.sha256);
   return digests;
 }
 

@@ -174,8 +174,10 @@ TEST(Recipe, CanonicalTextIsARecipe) {
            "defaults: {candidates: [i3g64, i8r@2.25]}\n"
            "rules: [{match: '.*\\.(q|k)_proj \"\\d\"', codec: i5g64}, {match: lm_head, keep: true}]\n"
            "prune: {sparsity: 0.3, method: wanda, targets: 'a\\.b'}\ndrop_experts: {share: 0.123456789012}\n"
-           "prune_channels: {share: 0.125}\ndistill: {epochs: 3, rate: 0.0000123, targets: '.*'}\ndomains: {german: 2, a b: 1e6}\n",
-           "version: 1\ntarget_bpw: 4.3\nprune: {nm: '2:4'}\ndrop_experts: {per_layer: [1, 2]}\ngptq: false\nprobes: false\n",
+           "prune_channels: {share: 0.125}\ndistill: {epochs: 3, rate: 0.0000123, targets: '.*'}\ndomains: {german: 2, a b: "
+           "1e6}\n",
+           "version: 1\ntarget_bpw: 4.3\nprune: {nm: '2:4'}\ndrop_experts: {per_layer: [1, 2]}\ngptq: false\nprobes: "
+           "false\n",
            "version: 1\nmax_kld: 1e-7\ndrop_experts: {count: 2}\n",
            "version: 1\ntarget_bpw: 4\ntarget_resident: 12345678901\n",
        }) {

@@ -183,8 +183,7 @@ class Replayer {
     ordered.reserve(units.size());
     for (auto& [key, unit] : units) ordered.push_back(std::move(unit));
     // Errors first: a run that is killed between the two writes computes them again, the other way round they were lost.
-    MOEPACK_RETURN_IF_ERROR(
-        in_.writer->WriteFile("errors.json", AsBytes(SerializeErrors(*in_.plan, report_, {}))));
+    MOEPACK_RETURN_IF_ERROR(in_.writer->WriteFile("errors.json", AsBytes(SerializeErrors(*in_.plan, report_, {}))));
     return in_.writer->WriteBlock(block, ordered);
   }
 

@@ -231,7 +231,8 @@ Result<Inspection> InspectBundle(const cli::Command& command, const std::string&
   MOEPACK_ASSIGN_OR_RETURN(const uint64_t size, file->Size());
   MOEPACK_ASSIGN_OR_RETURN(const verify::SignedManifest head, verify::ReadSignedManifest(*file, size));
   const bool verified = !trust_path.empty();
-  if (!verified) command.progress().Note("inspect: " + path + " is shown unverified; give --trust T.json to check who signed it");
+  if (!verified)
+    command.progress().Note("inspect: " + path + " is shown unverified; give --trust T.json to check who signed it");
   const Result<verify::TrustPolicy> policy =
       verified ? verify::ReadTrust(PosixEnv(), trust_path) : verify::TrustItsSigners(head);
   if (!policy.ok()) return verified ? policy.status() : policy.status().With(path);

@@ -101,8 +101,9 @@ Result<Bytes> MakeProvenanceBlob(const ModelFolder& folder, const PackOptions& o
   if (text.empty()) return Bytes();
   MOEPACK_ASSIGN_OR_RETURN(const BuildRecord record, ParseBuildRecord(text));
   MOEPACK_ASSIGN_OR_RETURN(const BuildResult result, ResultOfFolder(folder));
-  const PackParameters parameters = {options.product,    options.version,      options.key_epoch,        options.security_counter,
-                                     options.zstd_level, options.tool_version, options.source_date_epoch};
+  const PackParameters parameters = {options.product,          options.version,    options.key_epoch,
+                                     options.security_counter, options.zstd_level, options.tool_version,
+                                     options.source_date_epoch};
   const std::string blob = MakeProvenance(record, parameters, result);
   return Bytes(blob.begin(), blob.end());
 }

@@ -5,6 +5,7 @@
 #include "base/cli/cli.h"
 #include "compressor/compressor.h"
 #include "format/provenance/provenance.h"
+#include "packager/commands/golden_prompts.h"
 #include "packager/packager.h"
 #include "packager/rebuild/compare.h"
 #include "packager/rebuild/inputs.h"
@@ -35,6 +36,19 @@ class Scratch {
   std::string path_;
 };
 
+// What compress has to say about its inputs was said when the bundle was made.
+class WithoutNotes final : public Progress {
+ public:
+  explicit WithoutNotes(Progress& to) : to_(to) {}
+  void Begin(const std::string& label, uint64_t total, const std::string& unit) override { to_.Begin(label, total, unit); }
+  void Advance(uint64_t units) override { to_.Advance(units); }
+  void End() override { to_.End(); }
+  void Note(const std::string& /*line*/) override {}
+
+ private:
+  Progress& to_;
+};
+
 // As inspect does: without a trust record the digests hold, but nobody has vouched for the keys.
 Result<std::unique_ptr<verify::VerifiedBundle>> OpenBundle(const cli::Command& command, const std::string& path) {
   MOEPACK_ASSIGN_OR_RETURN(auto file, PosixEnv().OpenRead(path));
@@ -63,8 +77,8 @@ PackOptions OptionsOf(const PackParameters& recorded) {
   return out;
 }
 
-Result<UnsignedBundle> MakeAgain(const RecordedBuild& build, const RebuildInputs& inputs, const std::string& folder,
-                                 const Scratch& scratch, ThreadPool& pool, Progress& progress) {
+Result<UnsignedBundle> MakeAgain(const RecordedBuild& build, const GoldenPrompts& golden, const RebuildInputs& inputs,
+                                 const std::string& folder, const Scratch& scratch, ThreadPool& pool, Progress& progress) {
   CompressRequest request;
   MOEPACK_ASSIGN_OR_RETURN(request.recipe, ParseRecipe(build.record.recipe, "the recorded recipe"));
   request.model_path = inputs.model;
@@ -73,7 +87,9 @@ Result<UnsignedBundle> MakeAgain(const RecordedBuild& build, const RebuildInputs
   request.output = folder;
   request.tool_version = MOEPACK_VERSION;
   MOEPACK_RETURN_IF_ERROR(Compress(PosixEnv(), request, pool, progress).status());
-  return PackUnsigned(PosixEnv(), folder, OptionsOf(build.pack), scratch.Path("chunks"), pool, progress);
+  PackOptions options = OptionsOf(build.pack);
+  if (!golden.prompts.empty()) options.record_golden = commands::GoldenAgain(golden, pool);
+  return PackUnsigned(PosixEnv(), folder, options, scratch.Path("chunks"), pool, progress);
 }
 
 Status Differ(const std::string& path, const std::vector<std::string>& differences) {
@@ -97,8 +113,9 @@ Status Rebuild(const cli::Command& command) {
   ThreadPool pool(command.threads());
   MOEPACK_RETURN_IF_ERROR(pool.status());
   const std::string folder = command.GetOr<std::string>("output", scratch->Path("model"));
+  WithoutNotes progress(command.progress());
   MOEPACK_ASSIGN_OR_RETURN(const UnsignedBundle rebuilt,
-                           MakeAgain(*build, inputs, folder, *scratch, pool, command.progress()));
+                           MakeAgain(*build, bundle->golden(), inputs, folder, *scratch, pool, progress));
   const std::vector<std::string> differences = Differences(*bundle, rebuilt);
   if (!differences.empty()) return Differ(path, differences);
   const std::string digest = ToHex(ByteSpan(bundle->manifest_digest()));

@@ -7,7 +7,8 @@ packages=(build-essential cmake ninja-build ccache pkg-config git python3
   libboost-program-options-dev libyaml-cpp-dev nlohmann-json3-dev libgtest-dev libgmock-dev)
 device=(g++-aarch64-linux-gnu qemu-user libprotobuf-dev:arm64 libzstd-dev:arm64 libsodium-dev:arm64 libssl-dev:arm64
   libboost-program-options-dev:arm64)
-checks=(clang clang-format clang-tidy libclang-rt-14-dev python3-numpy python3-cryptography python3-zstandard)
+checks=(clang clang-format clang-tidy libclang-rt-14-dev python3-numpy python3-cryptography python3-zstandard
+  python3-jsonschema)
 
 wanted=("${packages[@]}")
 arm=no

@@ -56,14 +56,10 @@ std::string ContentsDigest(const std::vector<NamedDigest>& subjects) {
 
 Json Hashes(const std::string& sha256) { return Json::array({{{"alg", "SHA-256"}, {"content", sha256}}}); }
 
-Json Property(const std::string& name, const std::string& value) {
-  return {{"name", "moepack:" + name}, {"value", value}};
-}
+Json Property(const std::string& name, const std::string& value) { return {{"name", "moepack:" + name}, {"value", value}}; }
 
 Json Metric(const std::string& slice, double kld) {
-  return {{"type", "mean KL divergence from the original model on held-back calibration text, in nats per token"},
-          {"slice", slice},
-          {"value", KldText(kld)}};
+  return {{"type", "mean KLD from the original model"}, {"slice", slice}, {"value", KldText(kld)}};
 }
 
 std::string Joined(const std::vector<std::string>& names) {
@@ -104,7 +100,7 @@ Json DataComponent(const NamedDigest& dependency) {
   const bool text = dependency.name.starts_with(kCalibrationPrefix);
   Json out = {{"bom-ref", dependency.name}, {"name", dependency.name}, {"hashes", Hashes(dependency.sha256)}};
   out["type"] = text ? "data" : "file";
-  if (text) out["data"] = Json::array({{{"type", "dataset"}, {"name", dependency.name}}});
+  if (text) out["data"] = Json::array({{{"type", "dataset"}}});
   return out;
 }
 
@@ -165,8 +161,7 @@ std::string MakeProvenance(const BuildRecord& record, const PackParameters& pack
 uint64_t MostProvenanceBytes(const BuildRecord& record, const BuildResult& result) {
   static constexpr int kHighestLevel = 22;
   const std::string longest(kMaxManifestTextBytes, 'x'), digest(2 * DigestBytes().size(), '0');
-  const PackParameters pack = {longest,       longest, UINT64_MAX, UINT64_MAX, kHighestLevel, record.tool_version,
-                               kMaxSourceDate};
+  const PackParameters pack = {longest, longest, UINT64_MAX, UINT64_MAX, kHighestLevel, record.tool_version, kMaxSourceDate};
   BuildResult filled = result;
   for (NamedDigest& subject : filled.subjects) subject.sha256 = digest;
   filled.errors = digest;

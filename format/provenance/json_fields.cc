@@ -34,7 +34,8 @@ Result<std::string> Fields::Text(const char* key) const {
 
 Result<uint64_t> Fields::Number(const char* key) const {
   const auto found = json_.find(key);
-  if (found == json_.end() || !found->is_number_unsigned()) return Wrong(std::string("needs the whole number '") + key + "'");
+  if (found == json_.end() || !found->is_number_unsigned())
+    return Wrong(std::string("needs the whole number '") + key + "'");
   return found->get<uint64_t>();
 }
 

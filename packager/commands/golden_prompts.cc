@@ -68,15 +68,18 @@ Result<std::unique_ptr<runtime::Engine>> MakeEngine(const OpenDraft& open, Threa
   return runtime::Engine::Create(std::move(bundle), pool, options);
 }
 
-Result<GoldenPrompts> Record(const OpenDraft& open, ThreadPool& pool, const TokenLists& prompts, uint32_t steps,
-                             float tolerance) {
+// What the scalar kernels answer.
+Result<GoldenPrompts> Ask(const OpenDraft& open, ThreadPool& pool, const TokenLists& prompts, uint32_t steps,
+                          float tolerance) {
   size_t longest = 0;
   for (const std::vector<uint32_t>& prompt : prompts) longest = std::max(longest, prompt.size());
-  GoldenPrompts golden;
-  {
-    MOEPACK_ASSIGN_OR_RETURN(const auto engine, MakeEngine(open, pool, kernels::Isa::kScalar, longest + steps - 1));
-    MOEPACK_ASSIGN_OR_RETURN(golden, runtime::RecordGolden(*engine, prompts, steps, tolerance));
-  }
+  MOEPACK_ASSIGN_OR_RETURN(const auto engine, MakeEngine(open, pool, kernels::Isa::kScalar, longest + steps - 1));
+  return runtime::RecordGolden(*engine, prompts, steps, tolerance);
+}
+
+Result<GoldenPrompts> Record(const OpenDraft& open, ThreadPool& pool, const TokenLists& prompts, uint32_t steps,
+                             float tolerance) {
+  MOEPACK_ASSIGN_OR_RETURN(GoldenPrompts golden, Ask(open, pool, prompts, steps, tolerance));
   for (const kernels::Isa isa : kernels::SupportedIsas()) {
     MOEPACK_ASSIGN_OR_RETURN(const auto engine, MakeEngine(open, pool, isa, golden.context()));
     runtime::GoldenReport report;
@@ -126,6 +129,17 @@ Result<RecordGoldenFunction> GoldenRecorder(const cli::Command& command, ThreadP
         MOEPACK_ASSIGN_OR_RETURN(const TokenLists tokenized, Tokenize(bundle->tokenizer_blob(), lines));
         return Record(open, pool, tokenized, steps, tolerance);
       });
+}
+
+RecordGoldenFunction GoldenAgain(const GoldenPrompts& recorded, ThreadPool& pool) {
+  return [&recorded, &pool](const OpenDraft& open) -> Result<GoldenPrompts> {
+    TokenLists prompts;
+    for (const GoldenPrompt& prompt : recorded.prompts) prompts.push_back(prompt.tokens);
+    const auto steps = static_cast<uint32_t>(recorded.prompts[0].steps.size());
+    MOEPACK_ASSIGN_OR_RETURN(GoldenPrompts again, Ask(open, pool, prompts, steps, runtime::kGoldenTolerance));
+    again.tolerance = recorded.tolerance;
+    return again;
+  };
 }
 
 }  // namespace moepack::commands

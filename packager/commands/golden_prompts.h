@@ -15,4 +15,8 @@ void AddGoldenOptions(cli::Command* command);
 // `pool` must outlive it. kUsage for the options, errors of reading the file.
 Result<RecordGoldenFunction> GoldenRecorder(const cli::Command& command, ThreadPool& pool);
 
+// For a bundle that is made again: asks the prompts of `recorded` (with prompts) for as many steps, and keeps its tolerance.
+// Both must outlive it.
+RecordGoldenFunction GoldenAgain(const GoldenPrompts& recorded, ThreadPool& pool);
+
 }  // namespace moepack::commands

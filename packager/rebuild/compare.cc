@@ -37,9 +37,13 @@ void CompareUnits(const std::string& whose, const std::vector<Unit>& bundle, con
     out->push_back(StrFormat("%s: %zu units, made again %zu", whose.c_str(), bundle.size(), rebuilt.size()));
     return;
   }
-  for (size_t i = 0; i < bundle.size(); ++i) {
+  for (size_t i = 0, end = 0; i < bundle.size(); i = end) {
     const std::string difference = UnitDifference(bundle[i], rebuilt[i]);
-    if (!difference.empty()) out->push_back(StrFormat("%s, unit %zu: %s", whose.c_str(), i, difference.c_str()));
+    end = i + 1;
+    while (end < bundle.size() && UnitDifference(bundle[end], rebuilt[end]) == difference) ++end;
+    if (difference.empty()) continue;
+    const std::string which = end == i + 1 ? StrFormat("unit %zu", i) : StrFormat("units %zu to %zu", i, end - 1);
+    out->push_back(whose + ", " + which + ": " + difference);
   }
 }
 
@@ -75,6 +79,7 @@ std::vector<std::string> Differences(const verify::VerifiedBundle& bundle, const
   if (!SameBlob(manifest, BlobKind::kHotList, SerializeHotList(parts.hot_list))) out.emplace_back("hot list");
   if (!SameBlob(manifest, BlobKind::kProvenance, parts.provenance))
     out.push_back(ProvenanceDifference(bundle.provenance_blob(), parts.provenance));
+  if (!SameBlob(manifest, BlobKind::kGolden, parts.golden)) out.emplace_back("golden prompts");
   if (out.empty()) out.emplace_back("manifest");
   return out;
 }

@@ -12,8 +12,8 @@ namespace {
 Status CheckFile(Env& env, const char* option, const std::string& path, const std::string& recorded) {
   if (path.empty() && recorded.empty()) return Status::Ok();
   if (path.empty()) {
-    return Status(ErrorCode::kUsage, StrFormat("needs --%s: the bundle was made with the one whose SHA-256 is %s", option,
-                                               recorded.c_str()));
+    return Status(ErrorCode::kUsage,
+                  StrFormat("needs --%s: the bundle was made with the one whose SHA-256 is %s", option, recorded.c_str()));
   }
   if (recorded.empty()) return Status(ErrorCode::kUsage, StrFormat("--%s: the bundle was made without one", option));
   MOEPACK_ASSIGN_OR_RETURN(const Digest digest, Sha256File(env, path));

@@ -77,12 +77,12 @@ def subjects_of(bundle):
 
 
 class Provenance(Case):
-    def pack(self, folder, name="b.moeb", epoch=None, expect=0):
+    def pack(self, folder, name="b.moeb", *more, epoch=None, expect=0):
         os.environ.pop("SOURCE_DATE_EPOCH", None)
         if epoch is not None:
             os.environ["SOURCE_DATE_EPOCH"] = epoch
         try:
-            run("pack", folder, "--key", WORK / "key.pem", "--product", "wren", "-o", self.dir / name, expect=expect)
+            run("pack", folder, "--key", WORK / "key.pem", "--product", "wren", *more, "-o", self.dir / name, expect=expect)
         finally:
             os.environ.pop("SOURCE_DATE_EPOCH", None)
         return self.dir / name
@@ -98,7 +98,9 @@ class Provenance(Case):
         arguments = ("compress", WREN, "--profile", WORK / "wren.mprof", "--recipe", recipe)
         run(*arguments, "-o", self.dir / "first")
         run(*arguments, "--like", self.dir / "first/plan.json", "-o", self.dir / "full")
-        return self.pack(self.dir / "full", "full.moeb", epoch="1700000000")
+        return self.pack(self.dir / "full", "full.moeb", "--version", "1.2", "--counter", 9, "--zstd-level", 3, "--golden",
+                         SOURCE / "examples/wren/golden.txt", "--golden-steps", 4, "--golden-tolerance", "0.02",
+                         epoch="1700000000")
 
     def assert_fits(self, name, document):
         errors = [f"{list(e.absolute_path)}: {e.message[:200]}" for e in SCHEMAS[name].iter_errors(document)]

@@ -11,6 +11,7 @@
 #include "format/manifest/program_wire.h"
 #include "format/provenance/provenance.h"
 #include "model/frontend/huggingface.h"
+#include "model/plain_nodes.h"
 
 namespace moepack {
 namespace {
@@ -26,6 +27,7 @@ class Compressor {
 
   Result<CompressReport> Run() {
     MOEPACK_RETURN_IF_ERROR(Open());
+    if (recipe_.distill && !request_.dry_run) MOEPACK_RETURN_IF_ERROR(CheckDistillation());
     MOEPACK_RETURN_IF_ERROR(Choose());
     MOEPACK_RETURN_IF_ERROR(MakePlan());
     CompressReport report;
@@ -59,9 +61,6 @@ class Compressor {
     }
     if (model_.source == ModelSource::kConfigOnly) {
       MOEPACK_ASSIGN_OR_RETURN(config_element_, ConfigElement(env_, request_.model_path));
-    }
-    if (request_.profile_path.empty() && recipe_.distill && !request_.dry_run) {
-      return Status(ErrorCode::kUsage, "distill: needs calibration text: add --profile");
     }
     if (request_.profile_path.empty()) return Status::Ok();
     MOEPACK_ASSIGN_OR_RETURN(profile_, ReadProfile(env_, request_.profile_path));
@@ -226,7 +225,7 @@ class Compressor {
     Result<ReplayReport> report = WriteWith(writer.get());
     // A kill leaves the finished blocks for --resume; an error leaves nothing, unless the user works with --resume.
     if (!report.ok() && !request_.resume) (void)env_.RemoveTree(request_.output + ".partial");
-    if (report.ok() ? recipe_.distill && OwnsEncoded() : encoded_began_ && !request_.resume)
+    if (report.ok() ? LearnsFromLogits() && OwnsEncoded() : encoded_began_ && !request_.resume)
       (void)env_.RemoveTree(EncodedPath() + ".partial");
     return report;
   }
@@ -241,8 +240,8 @@ class Compressor {
     if (!model_.tokenizer.empty()) MOEPACK_RETURN_IF_ERROR(writer->WriteFile("tokenizer.bin", model_.tokenizer));
     MOEPACK_RETURN_IF_ERROR(writer->WriteFile("hot.pb", SerializeHotList(MakeHotList())));
     writer->SetExperts(MakeExperts());
-    MOEPACK_ASSIGN_OR_RETURN(ReplayReport report, recipe_.distill ? EncodeAndDistill(writer, provenance)
-                                                                  : Replay(ReplayOf(writer), pool_, progress_));
+    MOEPACK_ASSIGN_OR_RETURN(ReplayReport report, LearnsFromLogits() ? EncodeAndDistill(writer, provenance)
+                                                                     : Replay(ReplayOf(writer), pool_, progress_));
     MOEPACK_RETURN_IF_ERROR(writer->WriteFile("errors.json", AsBytes(SerializeErrors(plan_, report, DomainNames()))));
     if (recipe_.budget.max_kld && report.kld > *recipe_.budget.max_kld) {
       return Status(ErrorCode::kGate,
@@ -271,9 +270,28 @@ class Compressor {
     MOEPACK_RETURN_IF_ERROR(writer->WriteFile("errors.json", AsBytes(SerializeErrors(plan_, report, DomainNames()))));
     // Gradient steps go on learning from tokens that second moments no longer need.
     MOEPACK_ASSIGN_OR_RETURN(const Calibration all, MakeCalibration(*profile_, profile_->tokens.size(), recipe_.domains));
-    MOEPACK_ASSIGN_OR_RETURN(report.kld, Distill(DistillOf(all, *encoded, writer), pool_, progress_));
-    report.domain_kld.clear();  // was measured before
+    MOEPACK_ASSIGN_OR_RETURN(const DistillReport learnt, Distill(DistillOf(all, *encoded, writer), pool_, progress_));
+    report.kld = learnt.kld;
+    report.domain_kld = learnt.domain_kld;
     return report;
+  }
+
+  bool LearnsFromLogits() const { return recipe_.distill && recipe_.distill->logits != DistillLogits::kNone; }
+
+  // Before anything is encoded.
+  Status CheckDistillation() const {
+    if (request_.profile_path.empty()) return Status(ErrorCode::kUsage, "distill: needs calibration text: add --profile");
+    const std::vector<float>& weights = calibration_->weights;
+    if (std::none_of(weights.begin(), weights.end(), [](float w) { return w > 0; }))
+      return Status(ErrorCode::kRecipe, "domains: no calibration token has a weight above 0");
+    for (const Node& node : model_.program.nodes) {
+      if (const char* what = BeyondPlain(node)) {
+        return Status(
+            ErrorCode::kUnsupported,
+            StrFormat("distill: block %d has %s, which has no gradient here; leave distill out", node.block, what));
+      }
+    }
+    return Status::Ok();
   }
 
   std::string EncodedPath() const { return request_.output + ".encoded"; }
@@ -286,7 +304,6 @@ class Compressor {
     in.original = &model_.program;
     in.original_source = model_.tensors.get();
     in.program = &program_;
-    in.source = source_.get();
     in.recipe = &recipe_;
     in.plan = &plan_;
     in.calibration = &calibration;

@@ -241,7 +241,7 @@ TEST_F(CompressTest, DistillationThatDoesNotHelpIsNotKept) {
   EXPECT_EQ(ReadAll(folder_.At("before/block-002.moeu")), ReadAll(folder_.At("after/block-002.moeu")));
 }
 
-TEST_F(CompressTest, WhatIsHeldToARateDoesNotLearn) {
+TEST_F(CompressTest, WhatIsHeldToARateKeepsItsCodesAndItsRate) {
   const std::string recipe =
       "defaults: {codec: i8r@2}\nrules: [{match: '.*\\.(q|k|v|o)_proj', codec: i2g16}]\ngptq: false\n";
   ASSERT_TRUE(WriteProfile(PosixEnv(), folder_.At("p.mprof"), MakeTestProfile(model_, 64, 16)).ok());
@@ -255,15 +255,14 @@ TEST_F(CompressTest, WhatIsHeldToARateDoesNotLearn) {
   for (size_t u = 0; u < (*after)->units().size(); ++u) {
     const auto& unit = (*after)->units()[u];
     const Bytes plain = *(*after)->ReadUnit(u);
-    if (unit.key.expert) {
-      EXPECT_EQ(plain, *(*before)->ReadUnit(u));
-    }
+    const Bytes earlier = *(*before)->ReadUnit(u);
     uint64_t at = 0;
     for (const UnitTensor& tensor : unit.tensors) {
       const uint64_t bytes = *PlainBytes(tensor.codec, tensor.shape);
       if (tensor.codec == rated.codec) {
         const auto codes = FromPlain(tensor.codec, tensor.shape, ByteSpan(plain).subspan(at, bytes));
-        EXPECT_LE(CodedBytes(*codes, tensor.shape.rows), *StoredBytes(rated, tensor.shape)) << u;
+        EXPECT_EQ(codes->codes, FromPlain(tensor.codec, tensor.shape, ByteSpan(earlier).subspan(at, bytes))->codes) << u;
+        EXPECT_TRUE(*KeepsRate(rated, *codes)) << u;
         ++checked;
       }
       at += bytes;
@@ -278,6 +277,25 @@ TEST_F(CompressTest, DistillationNeedsAProfile) {
   CompressRequest request = Request("defaults: {codec: bf16}\ndistill: {}\n", "n");
   request.profile_path.clear();
   EXPECT_EQ(Run(request).status().code(), ErrorCode::kUsage);
+}
+
+TEST_F(CompressTest, DistillationRefusesWhatHasNoGradient) {
+  CompressRequest request = Request("defaults: {codec: bf16}\ndistill: {}\n", "n");
+  request.model_path = SourcePath("tests/golden/gpt_oss");
+  request.profile_path = folder_.At("gpt_oss.mprof");
+  const Model model = *OpenModel(PosixEnv(), request.model_path);
+  ASSERT_TRUE(WriteProfile(PosixEnv(), request.profile_path, MakeTestProfile(model, 16, 8)).ok());
+  const Status refused = Run(request).status();
+  EXPECT_EQ(refused.code(), ErrorCode::kUnsupported);
+  EXPECT_THAT(refused.message(), HasSubstr("distill: block"));
+}
+
+TEST_F(CompressTest, ExpertsAloneLearnWithoutLogits) {
+  ASSERT_TRUE(WriteProfile(PosixEnv(), folder_.At("p.mprof"), MakeTestProfile(model_, 128, 16)).ok());
+  const CompressReport pruned = MustRun(Request(kPruned, "pruned"));
+  const CompressReport learnt = MustRun(Request(kPruned + "distill: {epochs: 4, rate: 0.002, logits: none}\n", "learnt"));
+  EXPECT_LT(*learnt.kld, *pruned.kld);
+  EXPECT_FALSE(*PosixEnv().Exists(folder_.At("learnt.encoded.partial")));
 }
 
 TEST_F(CompressTest, AnErrorLeavesNothingBehind) {

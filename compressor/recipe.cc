@@ -153,8 +153,11 @@ nlohmann::json RecipeJson(const Recipe& recipe) {
   out["gptq"] = recipe.gptq;
   out["probes"] = recipe.probes;
   if (recipe.distill) {
-    out["distill"] = {
-        {"epochs", recipe.distill->epochs}, {"rate", recipe.distill->rate}, {"code_rate", recipe.distill->code_rate}};
+    static constexpr const char* kLogits[] = {"none", "scales", "all"};
+    out["distill"] = {{"epochs", recipe.distill->epochs},
+                      {"logits", kLogits[static_cast<size_t>(recipe.distill->logits)]},
+                      {"rate", recipe.distill->rate},
+                      {"code_rate", recipe.distill->code_rate}};
     if (!recipe.distill->targets.empty()) out["distill"]["targets"] = recipe.distill->targets.text;
   }
   for (const auto& [name, weight] : recipe.domains) out["domains"][name] = weight;

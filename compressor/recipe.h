@@ -52,12 +52,15 @@ struct DropRecipe {
   std::vector<uint32_t> per_layer;  // or one number an expert table
 };
 
-// Training after encoding (compressor/pass/distill.h).
+// Training after encoding: experts block by block (compressor/pass/distill_experts.h), then the whole model against the
+// full one's predictions (compressor/pass/distill.h).
+enum class DistillLogits : uint8_t { kNone, kScales, kAll };
 struct DistillRecipe {
   uint32_t epochs = 2;
-  double rate = 0.001;      // first step of a weight, in units of its tensor's root mean square
-  double code_rate = 0.01;  // of a code, in units of a quantization step
-  Pattern targets;          // tensors that learn; all but routers when empty; embeddings never
+  DistillLogits logits = DistillLogits::kScales;  // what the second stage moves
+  double rate = 0.001;                            // first step of a weight, in units of its tensor's root mean square
+  double code_rate = 0.01;                        // of a code, in units of a quantization step
+  Pattern targets;                                // tensors that learn; all but routers when empty; embeddings never
 };
 
 // Sources of the size gate: at most one of the first three is set; the last alone or with a target of the file.

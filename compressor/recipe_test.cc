@@ -57,6 +57,7 @@ TEST(Recipe, AnErrorNamesLineColumnKeyAndTheNearestValidOne) {
            {"version: 1\ndefaults: {candidates: [i4g64, i8r@2.5, i8r@2.50]}\n", {"line 2", "'i8r@2.5' stands twice"}},
            {"version: 1\ndistill: {epochs: 0}\n", {"epochs"}},
            {"version: 1\ndistill: {rate: 2}\n", {"to 1"}},
+           {"version: 1\ndistill: {logits: some}\n", {"line 2", "scales, all and none"}},
            {"version: 1\ngptq: perhaps\n", {"true or false"}},
            {"version: 1\ngptq: true\ngptq: false\n", {"twice"}},
            {"version: 1\nrules: {a\n", {"line"}},

@@ -295,11 +295,20 @@ class Reader {
     return drop;
   }
 
+  DistillLogits ReadDistillLogits(const YAML::Node& node) {
+    const std::string text = Text(node);
+    if (text == "scales") return DistillLogits::kScales;
+    if (text == "all") return DistillLogits::kAll;
+    if (text != "none") Fail(node, "logits is one of scales, all and none");
+    return DistillLogits::kNone;
+  }
+
   DistillRecipe ReadDistill(const YAML::Node& node) {
     DistillRecipe distill;
     Map(node, "distill",
         {
             {"epochs", [&](const auto& n) { distill.epochs = Count(n); }},
+            {"logits", [&](const auto& n) { distill.logits = ReadDistillLogits(n); }},
             {"rate", [&](const auto& n) { distill.rate = Number(n, 1e-6, 1); }},
             {"code_rate", [&](const auto& n) { distill.code_rate = Number(n, 0, 1); }},
             {"targets", [&](const auto& n) { distill.targets = ReadPattern(n); }},

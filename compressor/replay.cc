@@ -4,7 +4,9 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "compressor/pass/distill_experts.h"
 #include "compressor/pass/moments_jobs.h"
+#include "compressor/pass/rated.h"
 
 namespace moepack {
 namespace {
@@ -170,6 +172,9 @@ class Replayer {
     for (const std::vector<size_t>& turn : CutIntoTurns(block, tensors)) {
       MOEPACK_RETURN_IF_ERROR(EncodeTurn(block, turn, weights, &plain));
     }
+    if (in_.recipe->distill && in_.calibration != nullptr) {
+      MOEPACK_RETURN_IF_ERROR(DistillBlock(block, tensors, weights, &plain));
+    }
     for (size_t i : tensors) {
       const TensorRef& ref = tensors_[i];
       FolderUnit& unit = units[ref.unit];
@@ -223,23 +228,82 @@ class Replayer {
         jobs[j].row_weights = RowWeights(tensor, in_.calibration->batch, in_.calibration->weights);
     }
     RunJobs(jobs, kSweeps, pool_);
+    std::vector<Result<Bytes>> bytes(turn.size(), Bytes());
+    pool_.ParallelFor(turn.size(), 1, [&](size_t begin, size_t end) {
+      for (size_t j = begin; j < end; ++j) {
+        bytes[j] = ToPlain(jobs[j].out);
+        if (in_.calibration != nullptr) {
+          Matrix& target = WeightsOf(tensors_[turn[j]], *weights);
+          Dequantize(jobs[j].out, {target.data(), static_cast<size_t>(target.size())});
+        }
+        jobs[j].out = {};
+      }
+    });
     for (size_t j = 0; j < turn.size(); ++j) {
       report_.relative_errors[turn[j]] = jobs[j].energy > 0 ? std::sqrt(std::max(0.0, jobs[j].error) / jobs[j].energy) : 0;
-      MOEPACK_ASSIGN_OR_RETURN((*plain)[turn[j]], ToPlain(jobs[j].out));
-      Matrix& target = WeightsOf(tensors_[turn[j]], *weights);
-      Dequantize(jobs[j].out, {target.data(), static_cast<size_t>(target.size())});
-      jobs[j].out = {};
+      MOEPACK_ASSIGN_OR_RETURN((*plain)[turn[j]], std::move(bytes[j]));
     }
     return Status::Ok();
   }
 
-  Status Collect(int32_t block, const BlockWeights& weights, HessianCollector* moments) {
+  Status Collect(int32_t block, const BlockWeights& weights, Observer* observer) {
     if (last(block)) {
       return forward_.RunLastBlock(
-          weights, in_.calibration->batch, stream_, [](uint64_t, const Matrix&) { return Status::Ok(); }, moments);
+          weights, in_.calibration->batch, stream_, [](uint64_t, const Matrix&) { return Status::Ok(); }, observer);
     }
     Stream copy = stream_;
-    return forward_.RunBlock(block, weights, in_.calibration->batch, &copy, moments);
+    return forward_.RunBlock(block, weights, in_.calibration->batch, &copy, observer);
+  }
+
+  // What the block's experts learn, on the inputs that the encoded block gives them.
+  Status DistillBlock(int32_t block, const std::vector<size_t>& tensors, BlockWeights* weights,
+                      std::map<size_t, Bytes>* plain) {
+    if (std::none_of(tensors.begin(), tensors.end(), [&](size_t i) { return ExpertLearns(i).has_value(); }))
+      return Status::Ok();
+    ExpertInputs inputs(*in_.program, in_.calibration->batch.size());
+    MOEPACK_RETURN_IF_ERROR(Collect(block, *weights, &inputs));
+    for (const auto& [table, seen] : inputs.tables()) {
+      std::vector<ExpertEncoding> experts(in_.program->expert_tables[table].experts());
+      const auto of_table = [&, t = table](size_t i) { return tensors_[i].is_expert() && tensors_[i].table == t; };
+      for (size_t i : tensors) {
+        if (!of_table(i)) continue;
+        const auto m = static_cast<size_t>(tensors_[i].matrix);
+        MOEPACK_ASSIGN_OR_RETURN(experts[tensors_[i].expert].matrices[m],
+                                 FromPlain(codec(i).codec, tensors_[i].shape, plain->at(i)));
+        experts[tensors_[i].expert].learns[m] = ExpertLearns(i);
+      }
+      ExpertDistillation distillation{&seen, in_.calibration, &*in_.recipe->distill, {}};
+      distillation.full = [&, t = table](uint32_t expert, ExpertMatrix matrix) { return FullExpert(t, expert, matrix); };
+      MOEPACK_ASSIGN_OR_RETURN(const ErrorChange change, DistillExperts(distillation, experts, pool_));
+      progress_.Note(StrFormat("block %d: experts' output error %.4g, before %.4g", block, change.after, change.before));
+      for (size_t i : tensors) {
+        if (!of_table(i)) continue;
+        const QuantizedMatrix& learnt = experts[tensors_[i].expert].matrices[static_cast<size_t>(tensors_[i].matrix)];
+        MOEPACK_ASSIGN_OR_RETURN(const bool fits, KeepsRate(codec(i), learnt));
+        if (!fits) continue;
+        MOEPACK_ASSIGN_OR_RETURN((*plain)[i], ToPlain(learnt));
+        Matrix& target = WeightsOf(tensors_[i], *weights);
+        Dequantize(learnt, {target.data(), static_cast<size_t>(target.size())});
+      }
+    }
+    return Status::Ok();
+  }
+
+  std::optional<Learns> ExpertLearns(size_t i) const {
+    const Pattern& targets = in_.recipe->distill->targets;
+    if (!tensors_[i].is_expert() || !(targets.empty() || targets.Matches(tensors_[i].name))) return std::nullopt;
+    return codec(i).rate != 0 ? Learns::kScales : Learns::kAll;
+  }
+
+  Result<Matrix> FullExpert(uint32_t table, uint32_t expert, ExpertMatrix matrix) const {
+    const ExpertTableDecl& full = in_.original->expert_tables[table];
+    const uint32_t original = in_.program->expert_tables[table].original[expert];
+    const auto at =
+        static_cast<uint32_t>(std::find(full.original.begin(), full.original.end(), original) - full.original.begin());
+    MOEPACK_ASSIGN_OR_RETURN(const std::vector<float> values, in_.original_source->LoadExpert(table, at, matrix));
+    const auto wide = static_cast<Eigen::Index>(full.intermediate[at]), hidden = static_cast<Eigen::Index>(full.hidden);
+    const bool down = matrix == ExpertMatrix::kDown;
+    return Matrix(Eigen::Map<const Matrix>(values.data(), down ? hidden : wide, down ? wide : hidden));
   }
 
   Status ReadEarlierErrors() {

@@ -1,8 +1,11 @@
-// Distillation: what is left of an encoded model learns to predict as the full model does. All weights that the recipe lets
-// learn take gradient steps (Adam) on the mean KLD to the full model's next-token distributions over the calibration
-// tokens: kept weights of sparse and float matrices, vectors, and of integer matrices the scales, minima and the rounding
-// of every code (straight-through, after AutoRound 2309.05516). Masks never change.
+// The second stage of distillation, against the full model's predictions: gradient steps (Adam) on the mean KLD to its
+// next-token distributions over the calibration tokens move norms, biases, and scales and minima of integer matrices; by the
+// recipe's choice also kept weights of float matrices and the rounding of every code. Masks and codecs never change,
+// embeddings do not learn, and of tensors whose codec has a rate only the scales do. A step goes through the model a block
+// at a time, forward and back: one block's weights are held, and of the whole model only what learns.
 #pragma once
+
+#include <map>
 
 #include "base/progress.h"
 #include "compressor/calibration.h"
@@ -17,19 +20,21 @@ struct DistillInput {
   const Program* original = nullptr;  // the full model
   const TensorSource* original_source = nullptr;
   const Program* program = nullptr;  // the encoded one
-  const TensorSource* source = nullptr;
-  const Recipe* recipe = nullptr;  // `distill` is set
-  const Plan* plan = nullptr;      // one codec a tensor of `program`
+  const Recipe* recipe = nullptr;    // `distill` is set
+  const Plan* plan = nullptr;        // one codec a tensor of `program`
   const Calibration* calibration = nullptr;
   const ModelFolderWriter* encoded = nullptr;  // has every block
   ModelFolderWriter* writer = nullptr;         // gets every block
 };
 
-// Writes all blocks: as they learnt, or as they were encoded when that is nearer to the full model on held-back text.
-// Returns the mean KLD there, -1 without such text. The same bytes on any number of threads. kUsage when what is to learn
-// needs more memory than kMaxLearningBytes; kRecipe when every domain weighs 0. Embeddings do not learn, nor do tensors
-// whose codec has a rate: other codes would take other bytes than the plan says.
+struct DistillReport {
+  double kld = -1;                        // mean on held-back sequences; -1 when there are none
+  std::map<uint32_t, double> domain_kld;  // the same of each domain that held-back sequences are of
+};
+
+// Writes all blocks: as they learnt, or as they were encoded when that is nearer to the full model on held-back text. The
+// same bytes on any number of threads. kUsage when what learns takes more memory than kMaxLearningBytes.
 inline constexpr uint64_t kMaxLearningBytes = uint64_t{32} << 30;
-Result<double> Distill(const DistillInput& input, ThreadPool& pool, Progress& progress);
+Result<DistillReport> Distill(const DistillInput& input, ThreadPool& pool, Progress& progress);
 
 }  // namespace moepack

@@ -1,7 +1,7 @@
-// One tensor that learns: its encoded form, what gradient steps move, and the weights that both stand for.
+// What one tensor learns, apart from its encoded form: distillation reads that from where it is stored, lets the learner
+// change it, and never holds more of a model than what learns.
 #pragma once
 
-#include "compressor/tensors.h"
 #include "format/codec/codec.h"
 #include "forward/forward.h"
 
@@ -13,8 +13,10 @@ struct StepSize {
   double scales = 0;                       // of scales and minima, in units of the scale
   double codes = 0;                        // of codes, in units of a quantization step
   float mean_scale = 1, square_scale = 1;  // Adam's corrections of its moments
-  void CorrectFor(uint64_t step);          // from 1
 };
+
+// Step `step` (from 1) of `steps`: rises over the first twentieth, then falls to zero along a cosine.
+StepSize StepSizeAt(uint64_t step, uint64_t steps, double rate, double code_rate);
 
 // Moments of Adam (1412.6980) and the move they give.
 class Adam {
@@ -30,28 +32,28 @@ class Adam {
   std::vector<float> mean_, square_;
 };
 
+enum class Learns : uint8_t {
+  kScales,  // scales and minima of integer tensors; float tensors whole
+  kAll,     // also the rounding of every code (straight-through, after AutoRound 2309.05516)
+};
+
 class Learner {
  public:
-  // `weights` [rows, cols] get what `encoded` stands for, now and after every step.
-  Learner(const TensorRef& tensor, QuantizedMatrix encoded, Matrix* weights);
-  const TensorRef& tensor() const { return tensor_; }
-  // gradient: of the loss by the weights.
-  void Step(const Matrix& gradient, const StepSize& size);
-  // The encoded form as it is now. Rounds weights and scales to what the codec stores; `weights` follow.
-  const QuantizedMatrix& Encode();
-  // Most bytes that learning a tensor takes, its gradient included.
-  static uint64_t Bytes(const MatrixShape& shape);
+  Learner(const QuantizedMatrix& encoded, Learns learns);
+  // What was learnt so far, rounded to what the codec stores, into `encoded`: the tensor as it was at the beginning, or as
+  // Apply left it. Masks and what `Learns` leaves out stay.
+  void Apply(QuantizedMatrix* encoded) const;
+  // gradient: of the loss by the weights that `encoded`, as Apply leaves it, stands for. Gradients pass through rounding.
+  void Step(const Matrix& gradient, const QuantizedMatrix& encoded, const StepSize& size);
+  // Most bytes that a learner takes.
+  static uint64_t Bytes(const Codec& codec, const MatrixShape& shape, Learns learns);
 
  private:
-  void StepFloat(const Matrix& gradient, const StepSize& size);
-  void StepGroup(size_t row, size_t group, const Matrix& gradient, const StepSize& size);
-  bool kept(size_t i) const { return encoded_.mask.empty() || encoded_.mask[i] != 0; }
+  void StepFloat(const Matrix& gradient, const QuantizedMatrix& encoded, const StepSize& size);
+  void StepGroup(size_t row, size_t group, const Matrix& gradient, const QuantizedMatrix& encoded, const StepSize& size);
 
-  TensorRef tensor_;
-  QuantizedMatrix encoded_;
-  Matrix* weights_;
   float unit_ = 0;                           // float tensors: root mean square of what was kept
-  std::vector<float> latent_;                // integer tensors: codes before rounding
+  std::vector<float> latent_;                // float tensors: weights; integer ones: codes before rounding, empty if fixed
   std::vector<float> scales_, mins_, base_;  // base: size of each scale when learning began
   Adam adam_, scale_adam_, min_adam_;
 };

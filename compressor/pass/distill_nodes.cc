@@ -300,43 +300,52 @@ void RouteBackward(const RoutingRecord& routing, std::span<const float> logits, 
   }
 }
 
-namespace {
-
-// One expert over the rows that it got. d_x [rows, hidden], d_gate [rows].
-void ExpertBackward(const MoeNode& node, const BlockWeights& weights, const ExpertCapture& c, const Matrix& d_out,
-                    const ExpertGradient& gradient, Matrix* d_x, Eigen::VectorXf* d_gate) {
-  const auto rows = static_cast<Eigen::Index>(c.rows.size());
-  Matrix dy(rows, d_out.cols());
-  for (Eigen::Index i = 0; i < rows; ++i) dy.row(i) = d_out.row(c.rows[i]);
-  *d_gate = dy.cwiseProduct(c.output).rowwise().sum();
-  for (Eigen::Index i = 0; i < rows; ++i) dy.row(i) *= c.gates[i];
-  if (gradient.down != nullptr) gradient.down->noalias() += dy.transpose() * c.down_input;
-  const Matrix& up = weights.expert(node.table, c.expert, ExpertMatrix::kUp);
-  Matrix dh(rows, up.rows()), u(rows, up.rows());
-  dh.noalias() = dy * weights.expert(node.table, c.expert, ExpertMatrix::kDown);
-  u.noalias() = c.input * up.transpose();
-  d_x->resize(rows, c.input.cols());
-  if (node.activation.gated) {
-    const Matrix& gate = weights.expert(node.table, c.expert, ExpertMatrix::kGate);
-    Matrix g(rows, gate.rows());
-    g.noalias() = c.input * gate.transpose();
-    Matrix dg = g;
-    ActivateDerivative(node.activation.function, dg);
-    dg.array() *= dh.array() * u.array();
-    Activate(node.activation.function, g);
-    dh.array() *= g.array();
-    if (gradient.gate != nullptr) gradient.gate->noalias() += dg.transpose() * c.input;
-    d_x->noalias() = dg * gate;
-    d_x->noalias() += dh * up;
-  } else {
-    ActivateDerivative(node.activation.function, u);
-    dh.array() *= u.array();
-    d_x->noalias() = dh * up;
-  }
-  if (gradient.up != nullptr) gradient.up->noalias() += dh.transpose() * c.input;
+ExpertMatrices MatricesOf(const MoeNode& node, const BlockWeights& weights, uint32_t expert) {
+  return {node.activation.gated ? &weights.expert(node.table, expert, ExpertMatrix::kGate) : nullptr,
+          weights.expert(node.table, expert, ExpertMatrix::kUp), weights.expert(node.table, expert, ExpertMatrix::kDown)};
 }
 
-}  // namespace
+Matrix RunPlainExpert(Activation function, const ExpertMatrices& w, const Matrix& in, Matrix* down_input) {
+  Matrix h(in.rows(), w.up.rows());
+  h.noalias() = in * w.up.transpose();
+  if (w.gate != nullptr) {
+    Matrix g(in.rows(), w.up.rows());
+    g.noalias() = in * w.gate->transpose();
+    Activate(function, g);
+    h.array() *= g.array();
+  } else {
+    Activate(function, h);
+  }
+  Matrix out(in.rows(), w.down.rows());
+  out.noalias() = h * w.down.transpose();
+  if (down_input != nullptr) *down_input = std::move(h);
+  return out;
+}
+
+void ExpertBackward(Activation function, const ExpertMatrices& w, const Matrix& in, const Matrix& down_input,
+                    const Matrix& d_out, const ExpertGradient& gradient, Matrix* d_in) {
+  if (gradient.down != nullptr) gradient.down->noalias() += d_out.transpose() * down_input;
+  Matrix dh(in.rows(), w.up.rows()), u(in.rows(), w.up.rows());
+  dh.noalias() = d_out * w.down;
+  u.noalias() = in * w.up.transpose();
+  if (w.gate != nullptr) {
+    Matrix g(in.rows(), w.gate->rows());
+    g.noalias() = in * w.gate->transpose();
+    Matrix dg = g;
+    ActivateDerivative(function, dg);
+    dg.array() *= dh.array() * u.array();
+    Activate(function, g);
+    dh.array() *= g.array();
+    if (gradient.gate != nullptr) gradient.gate->noalias() += dg.transpose() * in;
+    if (d_in != nullptr) d_in->noalias() = dg * *w.gate;
+  } else {
+    ActivateDerivative(function, u);
+    dh.array() *= u.array();
+    if (d_in != nullptr) d_in->setZero(in.rows(), in.cols());
+  }
+  if (d_in != nullptr) d_in->noalias() += dh * w.up;
+  if (gradient.up != nullptr) gradient.up->noalias() += dh.transpose() * in;
+}
 
 void MoeBackward(const MoeNode& node, const BlockWeights& weights, const MoeCapture& capture, const Matrix& d_out,
                  ThreadPool& pool, std::span<const ExpertGradient> gradients, Matrix* d_in, Matrix* d_logits) {
@@ -346,7 +355,14 @@ void MoeBackward(const MoeNode& node, const BlockWeights& weights, const MoeCapt
   pool.ParallelFor(experts, 1, [&](size_t begin, size_t end) {
     for (size_t i = begin; i < end; ++i) {
       const ExpertCapture& c = capture.experts[i];
-      ExpertBackward(node, weights, c, d_out, gradients[c.expert], &d_x[i], &d_gate[i]);
+      const auto rows = static_cast<Eigen::Index>(c.rows.size());
+      Matrix dy(rows, d_out.cols());
+      for (Eigen::Index r = 0; r < rows; ++r) dy.row(r) = d_out.row(c.rows[r]);
+      d_gate[i] = dy.cwiseProduct(c.output).rowwise().sum();
+      for (Eigen::Index r = 0; r < rows; ++r) dy.row(r) *= c.gates[r];
+      d_x[i].resize(rows, c.input.cols());
+      ExpertBackward(node.activation.function, MatricesOf(node, weights, c.expert), c.input, c.down_input, dy,
+                     gradients[c.expert], &d_x[i]);
     }
   });
   std::vector<float> d_weights(capture.ids.size(), 0.0f);

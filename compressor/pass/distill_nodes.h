@@ -36,6 +36,21 @@ struct ExpertGradient {
   Matrix* down = nullptr;
 };
 
+// Matrices of one plain expert (model/plain_nodes.h): gate, null when the activation is not gated, and up [intermediate,
+// hidden], down [hidden, intermediate].
+struct ExpertMatrices {
+  const Matrix* gate;
+  const Matrix &up, &down;
+};
+ExpertMatrices MatricesOf(const MoeNode& node, const BlockWeights& weights, uint32_t expert);
+
+// in [rows, hidden] -> [rows, hidden], not yet times routing weights; down_input [rows, intermediate], null when not wanted.
+// On the calling thread, as is ExpertBackward.
+Matrix RunPlainExpert(Activation function, const ExpertMatrices& w, const Matrix& in, Matrix* down_input);
+// d_out: by what RunPlainExpert gave. d_in is set, not added to; null when not wanted.
+void ExpertBackward(Activation function, const ExpertMatrices& w, const Matrix& in, const Matrix& down_input,
+                    const Matrix& d_out, const ExpertGradient& gradient, Matrix* d_in);
+
 // capture: of RunMoe on the same weights. d_logits [tokens, experts]; the choice of experts counts as fixed.
 // gradients: one an expert of the table.
 void MoeBackward(const MoeNode& node, const BlockWeights& weights, const MoeCapture& capture, const Matrix& d_out,

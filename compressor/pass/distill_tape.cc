@@ -1,7 +1,5 @@
 #include "compressor/pass/distill_tape.h"
 
-#include "model/plain_nodes.h"
-
 namespace moepack {
 
 Matrix& Gradients::Add(const TensorRef& t) {
@@ -15,20 +13,30 @@ void Gradients::SetZero() {
   for (auto& [key, gradient] : experts) gradient.setZero();
 }
 
-Tape::Tape(const Program& program, const std::vector<BlockWeights>& weights, ThreadPool& pool)
-    : program_(program), weights_(weights), pool_(pool), values_(program.values.size()), derivatives_(values_.size()) {}
+Tape::Tape(const Program& program, int32_t block, const BlockWeights& weights, ThreadPool& pool)
+    : program_(program), weights_(weights), pool_(pool), values_(program.values.size()), derivatives_(values_.size()) {
+  std::vector<bool> known(values_.size(), false);
+  for (const Node& node : program.nodes) {
+    if (node.block != block) continue;
+    nodes_.push_back(&node);
+    for (ValueId id : node.inputs) {
+      if (!known[id] && program.values[id].kind != ValueKind::kTokens) imports_.push_back(id);
+      known[id] = true;
+    }
+    known[node.output] = true;
+  }
+}
 
-Status Tape::Forward(const TokenBatch& part) {
+Status Tape::Forward(const TokenBatch& part, const Stream& before) {
   positions_.clear();
   sequences_.clear();
   for (uint64_t s = 0; s < part.sequences(); ++s) {
     sequences_.push_back({part.begin(s), part.end(s), part.end(s) - part.begin(s)});
     for (uint64_t t = part.begin(s); t < part.end(s); ++t) positions_.push_back(static_cast<uint32_t>(t - part.begin(s)));
   }
-  for (const Node& node : program_.nodes) {
-    if (const char* what = BeyondPlain(node))
-      return Status(ErrorCode::kUnsupported, StrFormat("distillation: block %d has %s", node.block, what));
-    MOEPACK_RETURN_IF_ERROR(RunNode(node, part));
+  for (ValueId id : imports_) values_[id] = before.values.at(id);
+  for (const Node* node : nodes_) {
+    MOEPACK_RETURN_IF_ERROR(RunNode(*node, part));
   }
   return Status::Ok();
 }
@@ -39,12 +47,12 @@ Status Tape::RunNode(const Node& node, const TokenBatch& part) {
   const Matrix* second = node.inputs.size() > 1 ? &values_[node.inputs[1]] : nullptr;
   switch (node.kind) {
     case NodeKind::kEmbedding:
-      return RunEmbedding(*Dense(node, node.embedding.table), part.tokens, out);
+      return RunEmbedding(*Dense(node.embedding.table), part.tokens, out);
     case NodeKind::kLinear:
-      RunLinear(in, *Dense(node, node.linear.weight), Dense(node, node.linear.bias), pool_, out);
+      RunLinear(in, *Dense(node.linear.weight), Dense(node.linear.bias), pool_, out);
       break;
     case NodeKind::kNorm:
-      RunNorm(node.norm, in, Dense(node, node.norm.weight), Dense(node, node.norm.bias), pool_, out);
+      RunNorm(node.norm, in, Dense(node.norm.weight), Dense(node.norm.bias), pool_, out);
       break;
     case NodeKind::kRotary:
       RunRotary(node.rotary, sequences_, positions_, in, pool_, out);
@@ -53,7 +61,7 @@ Status Tape::RunNode(const Node& node, const TokenBatch& part) {
       RunAttention(node.attention, sequences_, {in, *second, values_[node.inputs[2]]}, pool_, out);
       break;
     case NodeKind::kMoe:
-      RunMoe(node, program_.expert_tables[node.moe.table], weights_[node.block], in, *second, pool_, &captures_[&node], out);
+      RunMoe(node, program_.expert_tables[node.moe.table], weights_, in, *second, pool_, &captures_[&node], out);
       break;
     case NodeKind::kElementwise:
       RunElementwise(node.elementwise, in, second, pool_, out);
@@ -71,39 +79,45 @@ Status Tape::RunNode(const Node& node, const TokenBatch& part) {
       break;
     }
     case NodeKind::kConvolution:
-      break;  // refused before
+      break;  // not a plain node
   }
   return Status::Ok();
 }
 
-void Tape::FindLearning(const Gradients& gradients) {
+void Tape::FindLearning(bool earlier_learn, const Gradients& gradients) {
   learning_.assign(values_.size(), false);
-  for (const Node& node : program_.nodes) {
+  for (ValueId id : imports_) learning_[id] = earlier_learn;
+  for (const Node* node : nodes_) {
     bool learns = false;
-    for (ValueId id : node.inputs) learns = learns || learning_[id];
-    for (TensorId id : {node.linear.weight, node.linear.bias, node.norm.weight, node.norm.bias})
+    for (ValueId id : node->inputs) learns = learns || learning_[id];
+    for (TensorId id : {node->linear.weight, node->linear.bias, node->norm.weight, node->norm.bias})
       learns = learns || gradients.dense.contains(id);
     for (const auto& [key, gradient] : gradients.experts)
-      learns = learns || (node.kind == NodeKind::kMoe && node.moe.table == std::get<0>(key));
-    learning_[node.output] = learns;
+      learns = learns || (node->kind == NodeKind::kMoe && node->moe.table == std::get<0>(key));
+    learning_[node->output] = learns;
   }
 }
 
-void Tape::Backward(ValueId id, Matrix d_value, Gradients* gradients) {
-  FindLearning(*gradients);
-  for (const Node& node : program_.nodes) {
-    if (learning_[node.output])
-      derivatives_[node.output].setZero(values_[node.output].rows(), values_[node.output].cols());
+void Tape::Backward(bool earlier_learn, Stream* derivatives, Gradients* gradients) {
+  FindLearning(earlier_learn, *gradients);
+  const auto begin = [&](ValueId id) {
+    const auto found = derivatives->values.find(id);
+    if (found != derivatives->values.end()) {
+      derivatives_[id] = std::move(found->second);
+      derivatives->values.erase(found);
+    } else {
+      derivatives_[id].setZero(values_[id].rows(), values_[id].cols());
+    }
+  };
+  for (const Node* node : nodes_) begin(node->output);
+  for (ValueId id : imports_) begin(id);
+  for (auto node = nodes_.rbegin(); node != nodes_.rend(); ++node) {
+    if (learning_[(*node)->output]) NodeBackward(**node, gradients);
   }
-  derivatives_[id] = std::move(d_value);
-  bool reached = false;
-  for (auto node = program_.nodes.rbegin(); node != program_.nodes.rend(); ++node) {
-    reached = reached || node->output == id;
-    if (reached && learning_[node->output]) NodeBackward(*node, gradients);
+  for (ValueId id : imports_) {
+    if (earlier_learn) derivatives->values[id] = std::move(derivatives_[id]);
   }
 }
-
-Matrix* Tape::Derivative(ValueId id) { return learning_[id] ? &derivatives_[id] : nullptr; }
 
 void Tape::NodeBackward(const Node& node, Gradients* gradients) {
   const auto wanted = [&](TensorId id) -> Matrix* {
@@ -117,11 +131,11 @@ void Tape::NodeBackward(const Node& node, Gradients* gradients) {
     case NodeKind::kEmbedding:
       break;
     case NodeKind::kLinear:
-      LinearBackward(in, *Dense(node, node.linear.weight), d_out, pool_, d_in, wanted(node.linear.weight),
+      LinearBackward(in, *Dense(node.linear.weight), d_out, pool_, d_in, wanted(node.linear.weight),
                      wanted(node.linear.bias));
       break;
     case NodeKind::kNorm:
-      NormBackward(node.norm, in, Dense(node, node.norm.weight), d_out, pool_, d_in, wanted(node.norm.weight),
+      NormBackward(node.norm, in, Dense(node.norm.weight), d_out, pool_, d_in, wanted(node.norm.weight),
                    wanted(node.norm.bias));
       break;
     case NodeKind::kRotary:
@@ -164,7 +178,7 @@ void Tape::NodeBackward(const Node& node, Gradients* gradients) {
       break;
     }
     case NodeKind::kConvolution:
-      break;  // refused by Forward
+      break;  // not a plain node
   }
 }
 
@@ -176,7 +190,7 @@ void Tape::MoeNodeBackward(const Node& node, const Matrix& d_out, Gradients* gra
     ExpertGradient& slot = wanted[expert];
     (matrix == ExpertMatrix::kGate ? slot.gate : matrix == ExpertMatrix::kUp ? slot.up : slot.down) = &gradient;
   }
-  MoeBackward(node.moe, weights_[node.block], captures_.at(&node), d_out, pool_, wanted, Derivative(node.inputs[0]),
+  MoeBackward(node.moe, weights_, captures_.at(&node), d_out, pool_, wanted, Derivative(node.inputs[0]),
               Derivative(node.inputs[1]));
 }
 

@@ -1,9 +1,8 @@
-// A program over one tile of tokens, forward with every value kept, then backward: gradients of a loss by the weights that
-// are being learnt.
+// A block of a program over one tile of tokens, forward with every value kept, then backward: gradients of a loss by the
+// weights that are being learnt.
 #pragma once
 
 #include <map>
-#include <set>
 #include <vector>
 
 #include "compressor/pass/distill_nodes.h"
@@ -21,33 +20,35 @@ struct Gradients {
   void SetZero();
 };
 
+// One block at a time, so that one block's weights and values are all that is held.
 class Tape {
  public:
-  // `weights` has one entry a block of the program, loaded before Forward. All arguments must outlive the tape; weights may
-  // change between runs.
-  Tape(const Program& program, const std::vector<BlockWeights>& weights, ThreadPool& pool);
+  // All arguments must outlive the tape; weights may change between runs.
+  Tape(const Program& program, int32_t block, const BlockWeights& weights, ThreadPool& pool);
 
-  // `part`: whole sequences. Errors: kBadInput for a token outside of the vocabulary.
-  Status Forward(const TokenBatch& part);
+  // `part`: whole sequences; `before`: values of earlier blocks, over the rows of `part`. Nodes are plain
+  // (model/plain_nodes.h). kBadInput for a token outside of the vocabulary.
+  Status Forward(const TokenBatch& part, const Stream& before);
   const Matrix& value(ValueId id) const { return values_[id]; }
 
-  // d_value: derivative of the loss by value `id`, after Forward. Gradients of the tensors in `gradients` are added to;
-  // what no such tensor influences is not computed.
-  void Backward(ValueId id, Matrix d_value, Gradients* gradients);
+  // After Forward. `derivatives`: of the loss by values that live after the block; those of the block's own are taken out,
+  // those by values of earlier blocks added, if `earlier_learn`. Gradients of the tensors in `gradients` are added to; what
+  // no such tensor influences is not computed.
+  void Backward(bool earlier_learn, Stream* derivatives, Gradients* gradients);
 
  private:
-  const Matrix* Dense(const Node& node, TensorId id) const {
-    return id == kNone ? nullptr : &weights_[node.block].dense(id);
-  }
+  const Matrix* Dense(TensorId id) const { return id == kNone ? nullptr : &weights_.dense(id); }
   Status RunNode(const Node& node, const TokenBatch& part);
-  void FindLearning(const Gradients& gradients);
+  void FindLearning(bool earlier_learn, const Gradients& gradients);
   void NodeBackward(const Node& node, Gradients* gradients);
   void MoeNodeBackward(const Node& node, const Matrix& d_out, Gradients* gradients);
   // Where the derivative by a value is summed; null when nothing learnt influences the value.
-  Matrix* Derivative(ValueId id);
+  Matrix* Derivative(ValueId id) { return learning_[id] ? &derivatives_[id] : nullptr; }
 
   const Program& program_;
-  const std::vector<BlockWeights>& weights_;
+  std::vector<const Node*> nodes_;  // of the block, in order
+  std::vector<ValueId> imports_;    // values of earlier blocks that it reads
+  const BlockWeights& weights_;
   ThreadPool& pool_;
   std::vector<Matrix> values_, derivatives_;  // by ValueId
   std::vector<bool> learning_;                // by ValueId: depends on something learnt

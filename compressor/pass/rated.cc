@@ -95,8 +95,8 @@ uint64_t CodedBytes(const QuantizedMatrix& matrix, uint64_t rows_of_whole) {
   if (rows_of_whole > matrix.shape.rows) {
     // A sample stands for the whole by repetition, as far as a chunk reaches.
     QuantizedMatrix tiled = matrix;
-    const uint64_t copies =
-        std::max<uint64_t>(1, std::min(rows_of_whole / matrix.shape.rows, kMaxChunkPlainBytes / std::max<uint64_t>(1, plain->size())));
+    const uint64_t copies = std::max<uint64_t>(
+        1, std::min(rows_of_whole / matrix.shape.rows, kMaxChunkPlainBytes / std::max<uint64_t>(1, plain->size())));
     for (uint64_t i = 1; i < copies; ++i) {
       tiled.codes.insert(tiled.codes.end(), matrix.codes.begin(), matrix.codes.end());
       tiled.scales.insert(tiled.scales.end(), matrix.scales.begin(), matrix.scales.end());
@@ -112,6 +112,12 @@ uint64_t CodedBytes(const QuantizedMatrix& matrix, uint64_t rows_of_whole) {
     bytes += EncodeRans(ByteSpan(*plain).subspan(at, end - at), CutRansRuns(runs, at, end)).size();
   }
   return bytes;
+}
+
+Result<bool> KeepsRate(const RatedCodec& codec, const QuantizedMatrix& matrix) {
+  if (codec.rate == 0) return true;
+  MOEPACK_ASSIGN_OR_RETURN(const uint64_t most, StoredBytes(codec, matrix.shape));
+  return CodedBytes(matrix, matrix.shape.rows) <= most;
 }
 
 }  // namespace moepack

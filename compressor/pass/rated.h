@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "compressor/pass/gptq.h"
+#include "compressor/rated_codec.h"
 
 namespace moepack {
 
@@ -34,5 +35,8 @@ StepPlan PlanSteps(const Matrix& weights, const Codec& codec, const GptqFactor* 
 // Bytes of a matrix as a bundle stores it: entropy coded, cut into chunks. `rows_of_whole`: how many rows the matrix has of
 // which `matrix` is a sample (its own number otherwise); the result is for all of them.
 uint64_t CodedBytes(const QuantizedMatrix& matrix, uint64_t rows_of_whole);
+
+// Whether a whole matrix takes no more than its codec's rate allows; true for a codec without one.
+Result<bool> KeepsRate(const RatedCodec& codec, const QuantizedMatrix& matrix);
 
 }  // namespace moepack

@@ -27,7 +27,8 @@ def plain_rules():
 
 
 VARIANTS = (("everything", None), ("no codecs held to a rate", plain_rules()), ("rounding to nearest", "gptq: false\n"),
-            ("errors of all layers count alike", "probes: false\n"), ("and distilled, two epochs", "distill: {}\n"))
+            ("errors of all layers count alike", "probes: false\n"), ("and experts learn", "distill: {logits: none}\n"),
+            ("and norms and scales too, from predictions", "distill: {}\n"), ("and weights and codes", "distill: {logits: all}\n"))
 
 
 def main():

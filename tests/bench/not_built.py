@@ -6,7 +6,10 @@
 Merging: experts of a layer are clustered by their mean outputs on calibration text (agglomerative, average linkage, Euclidean) and
 each cluster becomes the mean of its experts' weights, weighted by how many tokens chose them (HC-SMoE); the router stays. Beside it
 whole experts dropped by REAP, and all experts at fewer bits. HQQ: scales from the range, zero points by half-quadratic splitting of
-the error under |x|^0.7, beta 10 growing by 1.01, 20 iterations, no data.
+the error under |x|^0.7, beta 10 growing by 1.01, 20 iterations, no data. Rotation: inputs times a Hadamard matrix (blocks of the
+largest power of two that divides the columns), undone after rounding. Trellis: two bits a weight choose the next of 1,024 states,
+each of which stands for a fixed Gaussian number; the path of least squared error through blocks of 256 columns (Viterbi), a scale a
+row, after rotation.
 
 Needs what quality.py needs and python3-numpy (of Debian: /usr/bin/python3)."""
 import argparse
@@ -135,6 +138,44 @@ def hqq(matrix, bits, group=64):
     return kept.reshape(matrix.shape)
 
 
+def hadamard(columns):
+    """Orthogonal [columns, columns], equal blocks along the diagonal."""
+    block, size = numpy.ones((1, 1)), columns & -columns
+    while len(block) < size:
+        block = numpy.block([[block, block], [block, -block]])
+    return numpy.kron(numpy.eye(columns // size), block / numpy.sqrt(size))
+
+
+def rotated(matrix, method):
+    turn = hadamard(matrix.shape[1])
+    return method(matrix.astype("f8") @ turn) @ turn.T
+
+
+def trellis(matrix, state_bits=10, length=256):
+    """What a two-bit trellis makes of the rows; sequences of `length` columns (all of a row where that does not divide them)."""
+    length = length if matrix.shape[1] % length == 0 else matrix.shape[1]
+    states, branches = 1 << state_bits, 4
+    points = numpy.random.default_rng(1).standard_normal(states).astype("f4")
+    scale = numpy.sqrt((matrix**2).mean(1, keepdims=True))
+    sequences = (matrix / numpy.maximum(scale, 1e-12)).astype("f4").reshape(-1, length)
+    out = numpy.empty_like(sequences)
+    for begin in range(0, len(sequences), 2048):
+        part = sequences[begin:begin + 2048]
+        cost, choice = numpy.zeros((len(part), states), "f4"), numpy.empty((length, len(part), states // branches), "u1")
+        for t in range(length):
+            # State s comes from s // 4 + k * states / 4, for k of 0 to 3.
+            arriving = cost.reshape(len(part), branches, states // branches)
+            choice[t] = arriving.argmin(1)
+            cost = numpy.repeat(arriving.min(1), branches, axis=1) + (part[:, t, None] - points)**2
+        state, rows = cost.argmin(1), numpy.arange(len(part))
+        for t in reversed(range(length)):
+            out[begin:begin + 2048][rows, t] = points[state]
+            state = state // branches + choice[t][rows, state // branches].astype("i8") * (states // branches)
+    fitted = out.reshape(matrix.shape)
+    # The scale that fits best once the path is known.
+    return fitted * ((matrix * fitted).sum(1, keepdims=True) / (fitted**2).sum(1, keepdims=True))
+
+
 def quantizes(name, value):
     return value.ndim == 2 and value.size >= 4096 and not name.endswith(("mlp.gate.weight", "shared_expert_gate.weight"))
 
@@ -160,16 +201,20 @@ def merging_rows(judge, mine, tensors, profile):
         yield row("all experts, file and weights in RAM at fewer bits", bits, judge.measure(folder))
 
 
-def hqq_rows(judge, mine, tensors):
-    for bits in (4, 3):
+def no_data_rows(judge, mine, tensors):
+    """Rounding without data, and what data adds."""
+    def everywhere(method):
+        return judge.measure_weights({name: method(value) if quantizes(name, value) else value for name, value in tensors.items()})
+    for bits in (4, 3, 2):
         codec = f"i{bits}mg64"
         mine_free, mine_best = (judge.scratch / f"{codec}-{kind}" for kind in ("free", "best"))
         mine.moepack("compress", judge.subject.model, "--codec", codec, "-o", mine_free, "--quiet")
         mine.moepack("compress", judge.subject.model, "--codec", codec, "--profile", mine.profile, "-o", mine_best, "--quiet")
-        theirs = {name: hqq(value, bits) if quantizes(name, value) else value for name, value in tensors.items()}
-        yield row(f"{codec}, HQQ, no data", bits + 0.5, judge.measure_weights(theirs))
+        yield row(f"{codec}, HQQ, no data", bits + 0.5, everywhere(lambda w, b=bits: hqq(w, b)))
+        yield row(f"{codec}, HQQ, inputs rotated, no data", bits + 0.5, everywhere(lambda w, b=bits: rotated(w, lambda r: hqq(r, b))))
         yield row(f"{codec}, scale search, no data", bits + 0.5, judge.measure(mine_free))
         yield row(f"{codec}, GPTQ and weighted search", bits + 0.5, judge.measure(mine_best))
+    yield row("trellis of 2 bits, inputs rotated, no data", 2 + 16 / 512, everywhere(lambda w: rotated(w, trellis)))
 
 
 def main():
@@ -187,7 +232,7 @@ def main():
             judge = Judge(args.bin / "moepack", subject, pathlib.Path(scratch))
             header = ("experts", "bits a weight", "mean KLD", "same top-1")
             text = [f"`python3 tests/bench/not_built.py {name}`:", table(header, merging_rows(judge, mine, tensors, profile)),
-                    table(("matrices, routers aside", *header[1:]), hqq_rows(judge, mine, tensors))]
+                    table(("matrices, routers aside", *header[1:]), no_data_rows(judge, mine, tensors))]
         bench_lib.write_section(PAGE, f"not built {name}", "\n\n".join(text))
         print("\n\n".join(text), flush=True)
 

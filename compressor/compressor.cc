@@ -256,24 +256,19 @@ class Compressor {
   Result<ReplayReport> EncodeAndDistill(ModelFolderWriter* writer, const std::string& provenance) {
     bool distilled = true;
     for (int32_t b = 0; b < program_.blocks(); ++b) distilled = distilled && writer->HasBlock(b);
-    if (distilled) {
-      MOEPACK_ASSIGN_OR_RETURN(ReplayReport earlier, Replay(ReplayOf(writer), pool_, progress_));
-      earlier.domain_kld.clear();  // as of a run that was not interrupted
-      return earlier;
+    if (!distilled) {
+      MOEPACK_ASSIGN_OR_RETURN(const auto encoded, ModelFolderWriter::Create(env_, EncodedPath(), request_.resume));
+      encoded_began_ = true;
+      if (request_.resume) MOEPACK_RETURN_IF_ERROR(CheckResumed(*encoded, provenance));
+      MOEPACK_RETURN_IF_ERROR(encoded->WriteFile("provenance.json", AsBytes(provenance)));
+      MOEPACK_ASSIGN_OR_RETURN(const ReplayReport report, Replay(ReplayOf(encoded.get()), pool_, progress_));
+      // Errors first, as Replay does.
+      MOEPACK_RETURN_IF_ERROR(writer->WriteFile("errors.json", AsBytes(SerializeErrors(plan_, report, DomainNames()))));
+      // Gradient steps go on learning from tokens that second moments no longer need.
+      MOEPACK_ASSIGN_OR_RETURN(const Calibration all, MakeCalibration(*profile_, profile_->tokens.size(), recipe_.domains));
+      MOEPACK_RETURN_IF_ERROR(Distill(DistillOf(all, *encoded, writer), pool_, progress_));
     }
-    MOEPACK_ASSIGN_OR_RETURN(const auto encoded, ModelFolderWriter::Create(env_, EncodedPath(), request_.resume));
-    encoded_began_ = true;
-    if (request_.resume) MOEPACK_RETURN_IF_ERROR(CheckResumed(*encoded, provenance));
-    MOEPACK_RETURN_IF_ERROR(encoded->WriteFile("provenance.json", AsBytes(provenance)));
-    MOEPACK_ASSIGN_OR_RETURN(ReplayReport report, Replay(ReplayOf(encoded.get()), pool_, progress_));
-    // Errors first, as Replay does.
-    MOEPACK_RETURN_IF_ERROR(writer->WriteFile("errors.json", AsBytes(SerializeErrors(plan_, report, DomainNames()))));
-    // Gradient steps go on learning from tokens that second moments no longer need.
-    MOEPACK_ASSIGN_OR_RETURN(const Calibration all, MakeCalibration(*profile_, profile_->tokens.size(), recipe_.domains));
-    MOEPACK_ASSIGN_OR_RETURN(const DistillReport learnt, Distill(DistillOf(all, *encoded, writer), pool_, progress_));
-    report.kld = learnt.kld;
-    report.domain_kld = learnt.domain_kld;
-    return report;
+    return Replay(ReplayOf(writer), pool_, progress_);
   }
 
   bool LearnsFromLogits() const { return recipe_.distill && recipe_.distill->logits != DistillLogits::kNone; }

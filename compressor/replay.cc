@@ -340,7 +340,7 @@ Result<ReplayReport> Replay(const ReplayInput& input, ThreadPool& pool, Progress
 std::string SerializeErrors(const Plan& plan, const ReplayReport& report, const std::vector<std::string>& domains) {
   const auto quoted = [](const std::string& name) { return nlohmann::json(name).dump(); };
   std::string out = "{\n\"version\": 1,\n";
-  // Four digits: a run that was killed after distillation measures again, with sums in another order.
+  // For people, and for the bill of materials.
   if (report.kld >= 0) out += StrFormat("\"kld\": %.4g,\n", report.kld);
   if (!report.domain_kld.empty()) {
     out += "\"kld_by_domain\": {";

@@ -44,22 +44,22 @@ class Distiller {
         student_(*in.program, *in.plan, *in.encoded),
         held_(SelectSequences(in.calibration->batch, in.calibration->held_back)) {}
 
-  Result<DistillReport> Run() {
+  Status Run() {
     MOEPACK_RETURN_IF_ERROR(ChooseWhatLearns());
     MOEPACK_RETURN_IF_ERROR(RunTeacher());
-    MOEPACK_ASSIGN_OR_RETURN(DistillReport before, Judge());
+    MOEPACK_ASSIGN_OR_RETURN(const double before, HeldBackKld());
     MOEPACK_RETURN_IF_ERROR(Train());
-    MOEPACK_ASSIGN_OR_RETURN(DistillReport after, Judge());
-    const bool kept = held_.size() == 0 || after.kld < before.kld;
+    MOEPACK_ASSIGN_OR_RETURN(const double after, HeldBackKld());
+    const bool kept = held_.size() == 0 || after < before;
     progress_.Note(held_.size() == 0 ? "distilled: no text was held back, so whether it helped was not measured"
-                                     : StrFormat("distilled: mean KLD on held-back text %.6f, before %.6f%s", after.kld,
-                                                 before.kld, kept ? "" : "; what this last stage learnt is not kept"));
+                                     : StrFormat("distilled: mean KLD on held-back text %.6f, before %.6f%s", after, before,
+                                                 kept ? "" : "; what this last stage learnt is not kept"));
     for (int32_t block = 0; block < in_.program->blocks(); ++block) {
       MOEPACK_RETURN_IF_ERROR(student_.Open(block));
       MOEPACK_ASSIGN_OR_RETURN(const std::vector<FolderUnit> units, student_.Units(kept));
       MOEPACK_RETURN_IF_ERROR(in_.writer->WriteBlock(block, units));
     }
-    return kept ? after : before;
+    return Status::Ok();
   }
 
  private:
@@ -113,10 +113,9 @@ class Distiller {
     return BlockWeights::Load(*in_.program, student_, block, pool_);
   }
 
-  // Both models over the held-back text.
-  Result<DistillReport> Judge() {
-    DistillReport report;
-    if (held_.size() == 0) return report;
+  // The mean between both models on held-back text, 0 without such text.
+  Result<double> HeldBackKld() {
+    if (held_.size() == 0) return 0.0;
     const int32_t last = in_.program->blocks() - 1;
     Stream stream;
     for (int32_t block = 0; block < last; ++block) {
@@ -128,14 +127,8 @@ class Distiller {
     MOEPACK_ASSIGN_OR_RETURN(const std::vector<KldSum> klds, SequenceKlds({&full_forward_, &teacher_head_, &teacher},
                                                                           {&forward_, &weights, &stream}, held_, pool_));
     KldSum all;
-    std::map<uint32_t, KldSum> of_domain;
-    for (size_t s = 0; s < klds.size(); ++s) {
-      all.Add(klds[s]);
-      of_domain[in_.calibration->domain[in_.calibration->held_back[s]]].Add(klds[s]);
-    }
-    report.kld = all.mean();
-    for (const auto& [domain, sum] : of_domain) report.domain_kld[domain] = sum.mean();
-    return report;
+    for (const KldSum& kld : klds) all.Add(kld);
+    return all.mean();
   }
 
   Status Train() {
@@ -230,7 +223,7 @@ class Distiller {
 
 }  // namespace
 
-Result<DistillReport> Distill(const DistillInput& input, ThreadPool& pool, Progress& progress) {
+Status Distill(const DistillInput& input, ThreadPool& pool, Progress& progress) {
   return Distiller(input, pool, progress).Run();
 }
 

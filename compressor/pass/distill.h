@@ -5,8 +5,6 @@
 // at a time, forward and back: one block's weights are held, and of the whole model only what learns.
 #pragma once
 
-#include <map>
-
 #include "base/progress.h"
 #include "compressor/calibration.h"
 #include "compressor/plan/plan.h"
@@ -27,14 +25,9 @@ struct DistillInput {
   ModelFolderWriter* writer = nullptr;         // gets every block
 };
 
-struct DistillReport {
-  double kld = -1;                        // mean on held-back sequences; -1 when there are none
-  std::map<uint32_t, double> domain_kld;  // the same of each domain that held-back sequences are of
-};
-
 // Writes all blocks: as they learnt, or as they were encoded when that is nearer to the full model on held-back text. The
 // same bytes on any number of threads. kUsage when what learns takes more memory than kMaxLearningBytes.
 inline constexpr uint64_t kMaxLearningBytes = uint64_t{32} << 30;
-Result<DistillReport> Distill(const DistillInput& input, ThreadPool& pool, Progress& progress);
+Status Distill(const DistillInput& input, ThreadPool& pool, Progress& progress);
 
 }  // namespace moepack

@@ -2,8 +2,10 @@
 
 #include <algorithm>
 
+#include "base/checked.h"
 #include "runtime-min/dense_weights.h"
 #include "runtime-min/executor.h"
+#include "runtime-min/metrics.h"
 #include "runtime-min/unit_source.h"
 
 namespace moepack::runtime {
@@ -50,6 +52,41 @@ std::vector<uint32_t> TopKByTable(const Program& program) {
   return top_k;
 }
 
+// Resident bytes of all dense tensors.
+Result<uint64_t> DenseBytes(const DenseTable& table) {
+  CheckedU64 all(0);
+  for (const Unit& unit : table.units) {
+    for (const UnitTensor& tensor : unit.tensors) {
+      MOEPACK_ASSIGN_OR_RETURN(const uint64_t bytes, ResidentBytes(tensor.codec, tensor.shape));
+      all = all + bytes;
+    }
+  }
+  if (!all.valid()) return Status(ErrorCode::kLimit, "dense table: sizes overflow");
+  return all.value();
+}
+
+// The budget of kAutoExperts: the rest is for activations, the state of sequences and other programs.
+Result<uint64_t> AutomaticExpertBytes(const DenseTable& dense) {
+  const std::optional<uint64_t> available = AvailableMemoryBytes();
+  if (!available) {
+    return Status(ErrorCode::kUsage, "the system does not tell how much memory is free; give --expert-ram a size");
+  }
+  MOEPACK_ASSIGN_OR_RETURN(const uint64_t dense_bytes, DenseBytes(dense));
+  return *available > dense_bytes ? (*available - dense_bytes) / 4 * 3 : 0;
+}
+
+Result<ExpertCacheOptions> CacheOptionsOf(const UnitSource& source, const EngineOptions& options) {
+  ExpertCacheOptions out;
+  out.limit_bytes = options.expert_ram_bytes;
+  out.start_bytes = options.expert_ram_start_bytes;
+  out.grow_below = options.grow_below;
+  out.policy = options.cache_policy.value_or(source.hot_list().cache);
+  MOEPACK_RETURN_IF_ERROR(CheckCachePolicy(out.policy));
+  if (options.expert_ram_bytes != kAutoExperts) return out;
+  MOEPACK_ASSIGN_OR_RETURN(out.limit_bytes, AutomaticExpertBytes(source.dense()));
+  return out;
+}
+
 uint64_t SmallestEmbedding(const Program& program) {
   uint64_t rows = INT32_MAX;
   for (const Node& node : program.nodes) {
@@ -76,8 +113,8 @@ Result<std::unique_ptr<Engine>> Engine::Create(std::unique_ptr<UnitSource> sourc
   const Program& program = engine->source_->program();
   MOEPACK_RETURN_IF_ERROR(CheckOptions(program, &engine->options_));
   engine->token_limit_ = SmallestEmbedding(program);
-  MOEPACK_ASSIGN_OR_RETURN(ExpertCache cache,
-                           ExpertCache::Create(*engine->source_, pool, TopKByTable(program), options.expert_ram_bytes));
+  MOEPACK_ASSIGN_OR_RETURN(const ExpertCacheOptions caching, CacheOptionsOf(*engine->source_, options));
+  MOEPACK_ASSIGN_OR_RETURN(ExpertCache cache, ExpertCache::Create(*engine->source_, pool, TopKByTable(program), caching));
   engine->cache_ = std::make_unique<ExpertCache>(std::move(cache));
   MOEPACK_ASSIGN_OR_RETURN(DenseWeights weights, DenseWeights::Load(*engine->source_, pool));
   engine->weights_ = std::make_unique<DenseWeights>(std::move(weights));

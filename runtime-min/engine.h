@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 
 #include "base/status.h"
@@ -20,13 +21,17 @@ class DenseWeights;
 class Executor;
 class UnitSource;
 
-inline constexpr uint64_t kAllExperts = UINT64_MAX;
+inline constexpr uint64_t kAllExperts = UINT64_MAX, kAutoExperts = UINT64_MAX - 1;
 
 struct EngineOptions {
   kernels::Isa isa = kernels::BestIsa();
-  // Most bytes that resident experts may take. At least what the experts of one token need in every layer. Experts of
-  // unequal sizes that push each other out leave gaps on top of it: a sixth of the budget in weight_memory_test.cc.
+  // Most bytes that resident experts may take. At least what the experts of one token need in every layer. kAutoExperts:
+  // three quarters of what memory the system has left beside dense weights, or what that least is.
   uint64_t expert_ram_bytes = kAllExperts;
+  // What they may take at first, where that is less: it grows when too many experts have to be loaded (ExpertCacheOptions).
+  uint64_t expert_ram_start_bytes = UINT64_MAX;
+  double grow_below = 0.9;                  // share of lookups that found their expert
+  std::optional<CachePolicy> cache_policy;  // the bundle's when not given; kMalformed when not valid
   // Longest sequence in tokens; 0: what the program allows without the frequencies of long sequences (RotaryNode).
   uint32_t context = 0;
   uint32_t expected_tokens = 0;  // of the sequence to come, where that is known: the context when that is 0

@@ -49,6 +49,11 @@ void CheckAgainstNaive(const Program& program, const std::string& codec) {
   }
 }
 
+constexpr CachePolicy kPolicies[] = {{},
+                                     {CachePolicyKind::kLfu, 0, 0, 0, 0, 20},
+                                     {CachePolicyKind::kHobbit, 64, 10, 80, 10},
+                                     {CachePolicyKind::kHobbit, 0, 40, 50, 10, 50}};
+
 void CheckBits(const Program& program, const std::string& codec) {
   ThreadPool one(1), three(3);
   const auto reference = MakeEngine(ToyUnits(program, codec), one, {});
@@ -57,9 +62,15 @@ void CheckBits(const Program& program, const std::string& codec) {
   for (ThreadPool* pool : {&one, &three}) {
     for (const uint64_t ram : {kAllExperts, all / 2, minimum}) {
       for (const uint32_t tile : {1u, 16u, 128u}) {
-        const auto engine = MakeEngine(ToyUnits(program, codec), *pool, {.expert_ram_bytes = ram, .tile_tokens = tile});
-        EXPECT_EQ(AllLogits(*engine, ToyTokens(kTokens), tile), expected)
-            << pool->threads() << " threads, " << ram << " bytes of experts, tiles of " << tile;
+        for (const CachePolicy& policy : kPolicies) {
+          if (&policy != kPolicies && ram == kAllExperts) continue;  // nothing ever leaves
+          const auto engine = MakeEngine(ToyUnits(program, codec), *pool,
+                                         {.expert_ram_bytes = ram, .cache_policy = policy, .tile_tokens = tile});
+          EXPECT_EQ(AllLogits(*engine, ToyTokens(kTokens), tile), expected)
+              << pool->threads() << " threads, " << ram << " bytes of experts, tiles of " << tile << ", "
+              << DescribeCachePolicy(policy);
+          EXPECT_LE(engine->experts().used_bytes(), ram);
+        }
       }
     }
   }
@@ -108,6 +119,30 @@ TEST(Engine, RefusesTooSmallAnExpertBudgetAndNamesTheMinimum) {
   EXPECT_EQ(refused.status().code(), ErrorCode::kUsage);
   EXPECT_NE(refused.status().message().find(std::to_string(minimum)), std::string::npos) << refused.status().message();
   EXPECT_TRUE(Engine::Create(ToyUnits(program, "i8g64"), pool, {.expert_ram_bytes = minimum}).ok());
+}
+
+TEST(Engine, GrowsItsBudgetAndKeepsItsLogits) {
+  const Program program = testing::ToyLanguageModel();
+  ThreadPool pool(2);
+  const auto reference = MakeEngine(ToyUnits(program, "i8g64"), pool, {});
+  const std::vector<float> expected = AllLogits(*reference, ToyTokens(kTokens), 1);
+  const auto engine =
+      MakeEngine(ToyUnits(program, "i8g64"), pool, {.expert_ram_bytes = kAutoExperts, .expert_ram_start_bytes = 0});
+  const uint64_t begin = engine->experts().budget_bytes();
+  for (int i = 0; i < 8; ++i) EXPECT_EQ(AllLogits(*engine, ToyTokens(kTokens), 1), expected);
+  EXPECT_GT(engine->experts().budget_bytes(), begin);
+  EXPECT_LE(engine->experts().budget_bytes(), engine->experts().limit_bytes());
+}
+
+TEST(Engine, UsesThePolicyOfTheBundleUnlessTold) {
+  const Program program = testing::ToyLanguageModel();
+  ThreadPool pool(1);
+  auto source = ToyUnits(program, "i8g64");
+  source->hot.cache = kPolicies[2];
+  EXPECT_EQ(MakeEngine(std::move(source), pool, {})->experts().policy(), kPolicies[2]);
+  source = ToyUnits(program, "i8g64");
+  source->hot.cache = kPolicies[2];
+  EXPECT_EQ(MakeEngine(std::move(source), pool, {.cache_policy = kPolicies[1]})->experts().policy(), kPolicies[1]);
 }
 
 TEST(Engine, ADamagedExpertFailsTheRunByNameAndLeavesTheSequence) {

@@ -9,20 +9,40 @@
 namespace moepack::runtime {
 
 Result<ExpertCache> ExpertCache::Create(UnitSource& source, ThreadPool& pool, std::span<const uint32_t> top_k,
-                                        uint64_t budget_bytes) {
-  ExpertCache cache(source, pool);
+                                        const ExpertCacheOptions& options) {
+  ExpertCache cache(source, pool, options);
   MOEPACK_RETURN_IF_ERROR(cache.AddEntries());
   MOEPACK_RETURN_IF_ERROR(cache.ComputeMinimum(top_k));
-  if (budget_bytes < cache.minimum_bytes_) {
+  MOEPACK_RETURN_IF_ERROR(cache.SetBudget());
+  return cache;
+}
+
+Status ExpertCache::SetBudget() {
+  if (options_.limit_bytes < minimum_bytes_) {
     return Status(
         ErrorCode::kUsage,
         StrFormat("an expert budget of %llu bytes is too small: the experts of one token need %llu bytes; give "
                   "--expert-ram at least %llu",
-                  static_cast<unsigned long long>(budget_bytes), static_cast<unsigned long long>(cache.minimum_bytes_),
-                  static_cast<unsigned long long>(cache.minimum_bytes_)));
+                  static_cast<unsigned long long>(options_.limit_bytes), static_cast<unsigned long long>(minimum_bytes_),
+                  static_cast<unsigned long long>(minimum_bytes_)));
   }
-  cache.budget_bytes_ = budget_bytes;
-  return cache;
+  options_.limit_bytes = std::min(options_.limit_bytes, all_bytes_);
+  budget_bytes_ = std::clamp(options_.start_bytes, minimum_bytes_, options_.limit_bytes);
+  ChooseKept();
+  return arena_->Reserve(options_.limit_bytes, static_cast<uint32_t>(entries_.size()));
+}
+
+// The first of the hot list that fit into their share, and leave room for any token's experts.
+void ExpertCache::ChooseKept() {
+  uint64_t left = std::min(budget_bytes_ / 100 * options_.policy.pinned_percent, budget_bytes_ - minimum_bytes_);
+  kept_experts_ = 0;
+  for (const auto& [table, expert] : source_->hot_list().experts) {
+    Entry& e = entries_[EntryIndex(table, expert)];
+    if (e.resident_bytes > left) break;
+    left -= e.resident_bytes;
+    e.kept = true;
+    ++kept_experts_;
+  }
 }
 
 Status ExpertCache::AddEntries() {
@@ -37,7 +57,10 @@ Status ExpertCache::AddEntries() {
       CheckedU64 resident(0), stored(0);
       for (const UnitTensor& tensor : table.units[p].tensors) {
         MOEPACK_ASSIGN_OR_RETURN(const uint64_t bytes, ResidentBytes(tensor.codec, tensor.shape));
-        resident = resident + bytes;
+        uint64_t aligned = 0;
+        if (!CheckedAlign(bytes, kExpertAlignment, &aligned))
+          return Status(ErrorCode::kLimit, "expert tables: sizes overflow");
+        resident = resident + aligned;
       }
       for (const ChunkRef& chunk : table.units[p].chunks) stored = stored + chunk.stored_bytes;
       all = all + resident;
@@ -48,6 +71,12 @@ Status ExpertCache::AddEntries() {
     }
   }
   all_bytes_ = all.value();
+  for (size_t rank = 0; rank < source_->hot_list().experts.size(); ++rank) {
+    const auto& [table, expert] = source_->hot_list().experts[rank];
+    Entry& e = entries_[EntryIndex(table, expert)];
+    if (e.hot_rank == kNotHot) e.hot_rank = static_cast<uint32_t>(rank);
+  }
+  victims_.reserve(entries_.size());
   pending_.reserve(entries_.size());
   load_status_.resize(entries_.size());
   return Status::Ok();
@@ -82,51 +111,88 @@ uint64_t ExpertCache::mean_bytes(uint32_t table) const {
 
 bool ExpertCache::IsResident(uint32_t table, uint32_t expert) const { return entry(table, expert).resident; }
 
-void ExpertCache::Link(uint32_t index) {
-  Entry& e = entries_[index];
-  e.newer = kNil;
-  e.older = newest_;
-  if (newest_ != kNil) entries_[newest_].newer = index;
-  newest_ = index;
-  if (oldest_ == kNil) oldest_ = index;
+void ExpertCache::Route(uint32_t table, uint64_t tokens, std::span<const uint32_t> experts, std::span<const uint32_t> uses) {
+  clock_.Advance(table, tokens);
+  uint64_t hits = 0;
+  for (size_t i = 0; i < experts.size(); ++i) {
+    Entry& e = entries_[EntryIndex(table, experts[i])];
+    hits += e.resident;
+    clock_.Use(uses[i], &e.use);
+  }
+  stats_.hits += hits;
+  stats_.misses += experts.size() - hits;
+  GrowWhereHitsAreFew(hits, experts.size());
 }
 
-void ExpertCache::Unlink(uint32_t index) {
-  Entry& e = entries_[index];
-  (e.newer != kNil ? entries_[e.newer].older : newest_) = e.older;
-  (e.older != kNil ? entries_[e.older].newer : oldest_) = e.newer;
-  e.newer = e.older = kNil;
+void ExpertCache::GrowWhereHitsAreFew(uint64_t hits, uint64_t lookups) {
+  if (budget_bytes_ == options_.limit_bytes) return;
+  window_hits_ += hits;
+  window_lookups_ += lookups;
+  if (window_lookups_ < kGrowthLookups) return;
+  if (static_cast<double>(window_hits_) < options_.grow_below * static_cast<double>(window_lookups_)) {
+    const uint64_t growth = std::max<uint64_t>(1, options_.limit_bytes / kGrowthShare);
+    budget_bytes_ += std::min(growth, options_.limit_bytes - budget_bytes_);
+    ChooseKept();
+  }
+  window_hits_ = window_lookups_ = 0;
 }
 
 void ExpertCache::Evict(uint32_t index) {
-  Unlink(index);
   Entry& e = entries_[index];
   for (ResidentTensor& tensor : e.weights) tensor = ResidentTensor();
+  arena_->Remove(index);
   e.resident = false;
   used_bytes_ -= e.resident_bytes;
 }
 
-// Evicts unpinned entries, oldest first, until `bytes` more fit. Evicts nothing when they cannot.
+// Evicts what the policy gives up first until `bytes` more fit. Evicts nothing when they cannot.
 bool ExpertCache::MakeRoom(uint64_t bytes) {
-  if (bytes > budget_bytes_) return false;
   uint64_t free = budget_bytes_ - used_bytes_;
-  for (uint32_t i = oldest_; i != kNil && free < bytes; i = entries_[i].newer) {
-    if (entries_[i].pins == 0) free += entries_[i].resident_bytes;
+  if (free >= bytes) return true;
+  victims_.clear();
+  for (uint32_t i = 0; i < entries_.size(); ++i) {
+    const Entry& e = entries_[i];
+    if (!e.resident || e.kept || e.pins > 0) continue;
+    victims_.push_back({clock_.Score(e.use, e.table), e.use.last, e.hot_rank, i});
+    free += e.resident_bytes;
   }
   if (free < bytes) return false;
-  for (uint32_t i = oldest_; budget_bytes_ - used_bytes_ < bytes;) {
-    const uint32_t newer = entries_[i].newer;
-    if (entries_[i].pins == 0) Evict(i);
-    i = newer;
+  const auto stays_longer = [](const CacheCandidate& a, const CacheCandidate& b) { return a.StaysLongerThan(b); };
+  std::make_heap(victims_.begin(), victims_.end(), stays_longer);
+  while (budget_bytes_ - used_bytes_ < bytes) {
+    std::pop_heap(victims_.begin(), victims_.end(), stays_longer);
+    Evict(victims_.back().index);
+    ++stats_.evictions;
+    victims_.pop_back();
   }
   return true;
 }
 
-Status ExpertCache::LoadEntry(Entry& e) {
+// Takes the expert's bytes, which are free, and leaves it to be loaded.
+void ExpertCache::Place(uint32_t index) {
+  Entry& e = entries_[index];
+  e.resident = true;
+  used_bytes_ += e.resident_bytes;
+  pending_.push_back(index);
+  for (const uint32_t moved : arena_->Place(index, e.resident_bytes, budget_bytes_)) {
+    uint8_t* place = arena_->data(moved);
+    for (ResidentTensor& tensor : entries_[moved].weights) {
+      if (tensor.data() == nullptr) continue;
+      TensorPacker::MovedTo(place, &tensor);
+      place += (tensor.size_bytes() + kExpertAlignment - 1) / kExpertAlignment * kExpertAlignment;
+    }
+  }
+}
+
+Status ExpertCache::LoadEntry(uint32_t index) {
+  Entry& e = entries_[index];
   MOEPACK_ASSIGN_OR_RETURN(const PlainUnit plain, source_->ReadExpert(e.table, e.physical));
   uint64_t offset = 0;
+  uint8_t* place = arena_->data(index);
   for (const UnitTensor& tensor : source_->experts()[e.table].units[e.physical].tensors) {
-    MOEPACK_ASSIGN_OR_RETURN(e.weights[tensor.tensor], TensorPacker::Pack(tensor, plain, &offset, memory_.get()));
+    ResidentTensor& resident = e.weights[tensor.tensor];
+    MOEPACK_ASSIGN_OR_RETURN(resident, TensorPacker::PackAt(tensor, plain, &offset, place));
+    place += (resident.size_bytes() + kExpertAlignment - 1) / kExpertAlignment * kExpertAlignment;
   }
   return Status::Ok();
 }
@@ -139,10 +205,10 @@ std::string ExpertCache::NameOf(const Entry& e) const {
   return StrFormat("layer %d, expert %u", decl.layer, decl.original[expert]);
 }
 
-// Loads pending_ on all threads. Their bytes are already counted and they are linked and pinned.
+// Loads pending_ on all threads. Their bytes are already counted, their places taken.
 Status ExpertCache::LoadPending() {
   pool_->ParallelFor(pending_.size(), 1, [this](size_t begin, size_t end) {
-    for (size_t i = begin; i < end; ++i) load_status_[i] = LoadEntry(entries_[pending_[i]]);
+    for (size_t i = begin; i < end; ++i) load_status_[i] = LoadEntry(pending_[i]);
   });
   Status first;
   for (size_t i = 0; i < pending_.size(); ++i) {
@@ -164,17 +230,10 @@ Result<size_t> ExpertCache::Pin(uint32_t table, std::span<const uint32_t> expert
   for (; pinned < experts.size(); ++pinned) {
     const uint32_t index = EntryIndex(table, experts[pinned]);
     Entry& e = entries_[index];
-    if (e.resident) {
-      Unlink(index);
-      ++stats_.hits;
-    } else {
+    if (!e.resident) {
       if (!MakeRoom(e.resident_bytes)) break;
-      e.resident = true;
-      used_bytes_ += e.resident_bytes;
-      pending_.push_back(index);
-      ++stats_.misses;
+      Place(index);
     }
-    Link(index);
     ++e.pins;
   }
   const Status loaded = LoadPending();
@@ -191,15 +250,11 @@ Status ExpertCache::Preload() {
   pending_.clear();
   for (const auto& [table, expert] : source_->hot_list().experts) {
     const uint32_t index = EntryIndex(table, expert);
-    Entry& e = entries_[index];
+    const Entry& e = entries_[index];
     if (e.resident) continue;
     if (e.resident_bytes > budget_bytes_ - used_bytes_) break;
-    e.resident = true;
-    used_bytes_ += e.resident_bytes;
-    pending_.push_back(index);
+    Place(index);
   }
-  // Linked coldest first, so that the hottest are the last to make room.
-  for (size_t i = pending_.size(); i-- > 0;) Link(pending_[i]);
   return LoadPending();
 }
 

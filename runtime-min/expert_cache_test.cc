@@ -15,15 +15,18 @@ class ExpertCacheTest : public ::testing::Test {
  protected:
   ExpertCacheTest() : program_(testing::ToyLanguageModel()), source_(testing::ToyUnits(program_, "i4g16")), pool_(2) {}
 
-  ExpertCache MakeCache(uint64_t budget) {
+  ExpertCache MakeCache(const ExpertCacheOptions& options) {
     const uint32_t top_k[] = {3, 3};
-    auto cache = ExpertCache::Create(*source_, pool_, top_k, budget);
+    auto cache = ExpertCache::Create(*source_, pool_, top_k, options);
     EXPECT_TRUE(cache.ok()) << cache.status().message();
     return std::move(*cache);
   }
-  // Pins and unpins one expert at a time.
+  ExpertCache MakeCache(uint64_t budget) { return MakeCache({.limit_bytes = budget}); }
+  // Routes to, pins and unpins one expert at a time.
   static void Touch(ExpertCache& cache, uint32_t table, std::vector<uint32_t> experts) {
+    const uint32_t once = 1;
     for (uint32_t e : experts) {
+      cache.Route(table, 1, {&e, 1}, {&once, 1});
       ASSERT_EQ(cache.Pin(table, {&e, 1}).value(), 1u);
       cache.Unpin(table, {&e, 1});
     }
@@ -82,6 +85,8 @@ TEST_F(ExpertCacheTest, NeverExceedsItsBudget) {
     for (int i = 0; i < 300; ++i) {
       const uint32_t table = static_cast<uint32_t>(random.Next() % 2), first = static_cast<uint32_t>(random.Next() % 7);
       const uint32_t wanted[] = {first, (first + 2) % 7, (first + 5) % 7};
+      const uint32_t uses[] = {1, 1, 1};
+      cache.Route(table, 1, wanted, uses);
       const size_t pinned = cache.Pin(table, wanted).value();
       ASSERT_EQ(pinned, 3u) << "the minimum holds any token's experts";
       uint64_t resident = 0;
@@ -108,6 +113,57 @@ TEST_F(ExpertCacheTest, PreloadsTheHottestThatFitAndEvictsTheColdestFirst) {
   EXPECT_EQ(cache.stats().loads, 4u);
   Touch(cache, 0, {4});
   EXPECT_EQ(Resident(cache, 0), (std::vector<uint32_t>{0, 4, 5}));
+}
+
+TEST_F(ExpertCacheTest, ThePolicyChoosesWhoLeaves) {
+  const uint64_t one = source_->ExpertBytes(0, 0);
+  const struct {
+    CachePolicy policy;
+    std::vector<uint32_t> left;
+  } cases[] = {
+      {{}, {0, 1, 5}}, {{CachePolicyKind::kLfu, 64}, {0, 1, 3}}, {{CachePolicyKind::kHobbit, 0, 0, 100, 0}, {0, 1, 3}}};
+  for (const auto& c : cases) {
+    ExpertCache cache = MakeCache({.limit_bytes = 3 * one, .policy = c.policy});
+    Touch(cache, 0, {3, 3, 3, 0, 0, 0, 5, 0, 1});  // 3 is the oldest, 5 has the fewest uses
+    EXPECT_EQ(Resident(cache, 0), c.left) << DescribeCachePolicy(c.policy);
+    EXPECT_EQ(cache.stats().hits, 5u);
+    EXPECT_EQ(cache.stats().evictions, 1u);
+  }
+}
+
+TEST_F(ExpertCacheTest, PinnedHotExpertsNeverLeave) {
+  source_->hot.experts = {{0, 5}, {1, 2}, {0, 3}};
+  const ExpertCache probe = MakeCache(kAllExperts);
+  const uint64_t budget = probe.minimum_bytes() * 3 / 2;
+  ExpertCache cache = MakeCache({.limit_bytes = budget, .policy = {.pinned_percent = 30}});
+  ASSERT_TRUE(cache.Preload().ok());
+  const uint64_t kept = cache.kept_experts();
+  EXPECT_GE(kept, 1u);
+  EXPECT_LT(kept, 3u);
+  Random random(3);
+  for (int i = 0; i < 200; ++i) {
+    Touch(cache, static_cast<uint32_t>(random.Next() % 2), {static_cast<uint32_t>(random.Next() % 7)});
+    EXPECT_TRUE(cache.IsResident(0, 5));
+  }
+  const uint32_t widest[] = {0, 3, 1};
+  EXPECT_EQ(cache.Pin(0, widest).value(), 3u) << "any token still fits";
+}
+
+TEST_F(ExpertCacheTest, TheBudgetGrowsToItsLimitWhileHitsAreFew) {
+  const ExpertCache probe = MakeCache(kAllExperts);
+  for (const double below : {0.0, 0.9}) {
+    ExpertCache cache = MakeCache({.limit_bytes = kAllExperts, .start_bytes = probe.minimum_bytes(), .grow_below = below});
+    EXPECT_EQ(cache.budget_bytes(), probe.minimum_bytes());
+    EXPECT_EQ(cache.limit_bytes(), probe.all_bytes());
+    uint64_t budget = cache.budget_bytes();
+    for (uint32_t i = 0; i < 20 * ExpertCache::kGrowthLookups; ++i) {
+      Touch(cache, i / 7 % 2, {i % 7});
+      ASSERT_LE(cache.used_bytes(), cache.budget_bytes());
+      ASSERT_LE(cache.budget_bytes() - budget, cache.limit_bytes() / ExpertCache::kGrowthShare + 1);
+      budget = cache.budget_bytes();
+    }
+    EXPECT_EQ(budget, below > 0 ? probe.all_bytes() : probe.minimum_bytes());
+  }
 }
 
 TEST_F(ExpertCacheTest, AFailedLoadLeavesNothingPinnedOrCounted) {

@@ -16,19 +16,46 @@ std::optional<double> Percentile(std::span<const double> samples, double percent
   return sorted[static_cast<size_t>(std::clamp(rank, 1.0, static_cast<double>(sorted.size()))) - 1];
 }
 
-// getrusage would report the peak of a parent process that this one was started from.
-std::optional<uint64_t> PeakRssBytes() {
-  struct Close {
-    void operator()(std::FILE* f) const { std::fclose(f); }
-  };
-  const std::unique_ptr<std::FILE, Close> file(std::fopen("/proc/self/status", "r"));
+namespace {
+
+struct CloseFile {
+  void operator()(std::FILE* f) const { std::fclose(f); }
+};
+
+// The first number that `format` reads in a line of a file; none without the file or the line.
+std::optional<uint64_t> NumberIn(const char* path, const char* format) {
+  const std::unique_ptr<std::FILE, CloseFile> file(std::fopen(path, "r"));
   if (file == nullptr) return std::nullopt;
   char line[256];
-  unsigned long long kib = 0;
+  unsigned long long number = 0;
   while (std::fgets(line, sizeof(line), file.get()) != nullptr) {
-    if (std::sscanf(line, "VmHWM: %llu kB", &kib) == 1) return uint64_t{kib} * 1024;
+    if (std::sscanf(line, format, &number) == 1) return number;
   }
   return std::nullopt;
+}
+
+}  // namespace
+
+// getrusage would report the peak of a parent process that this one was started from.
+std::optional<uint64_t> PeakRssBytes() {
+  const std::optional<uint64_t> kib = NumberIn("/proc/self/status", "VmHWM: %llu kB");
+  return kib ? std::optional<uint64_t>(*kib * 1024) : std::nullopt;
+}
+
+std::optional<uint64_t> AvailableMemoryBytes() {
+  std::optional<uint64_t> available = NumberIn("/proc/meminfo", "MemAvailable: %llu kB");
+  if (!available) return std::nullopt;
+  *available *= 1024;
+  struct Group {
+    const char *limit, *usage;
+  };
+  for (const Group& group :
+       {Group{"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"},
+        Group{"/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"}}) {
+    const std::optional<uint64_t> limit = NumberIn(group.limit, "%llu"), usage = NumberIn(group.usage, "%llu");
+    if (limit && usage) available = std::min(*available, *limit - std::min(*limit, *usage));
+  }
+  return available;
 }
 
 void SummarizeDecode(std::span<const double> step_ms, RunMetrics* metrics) {

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 namespace moepack::runtime {
@@ -17,8 +18,15 @@ struct RunMetrics {
   std::optional<double> hit_rate;                // expert lookups that found the expert resident, 0..1
   std::optional<uint64_t> expert_loads;          // experts read and verified, preloads included
   std::optional<uint64_t> expert_bytes_read;     // stored bytes of those
-  std::optional<uint64_t> peak_rss_bytes;        // of the process
-  bool verified = false;                         // every byte used was checked against the signed manifest
+  // The expert cache since it was made.
+  std::optional<std::string> cache_policy;             // DescribeCachePolicy
+  std::optional<uint64_t> expert_hits, expert_misses;  // resident when the router chose them, or not
+  std::optional<uint64_t> expert_evictions;
+  std::optional<uint64_t> experts_pinned;             // hot ones that never leave
+  std::optional<uint64_t> expert_budget_bytes;        // now
+  std::optional<uint64_t> expert_budget_limit_bytes;  // what it may grow to
+  std::optional<uint64_t> peak_rss_bytes;             // of the process
+  bool verified = false;                              // every byte used was checked against the signed manifest
 };
 
 // Value at or below which `percent` of the samples lie (nearest rank); none for no samples. Sorts a copy.
@@ -26,6 +34,10 @@ std::optional<double> Percentile(std::span<const double> samples, double percent
 
 // VmHWM of this process; none where the system does not tell.
 std::optional<uint64_t> PeakRssBytes();
+
+// Bytes that this process could still take without pushing others out: what Linux estimates, or what the limit of its
+// control group leaves, whichever is less; none where the system does not tell.
+std::optional<uint64_t> AvailableMemoryBytes();
 
 // Fills decode_tokens_per_s and the percentiles from the durations of decode steps in milliseconds.
 void SummarizeDecode(std::span<const double> step_ms, RunMetrics* metrics);

@@ -58,6 +58,7 @@ Result<MoeExecutor> MoeExecutor::Create(const Program& program, ExpertCache& cac
   moe.counts_.resize(sizes.experts + 1);
   moe.groups_.reserve(sizes.experts);
   moe.turn_experts_.reserve(sizes.experts);
+  moe.turn_uses_.reserve(sizes.experts);
   moe.items_.reserve(kExpertsPerTurn * (std::max(sizes.hidden, sizes.intermediate) / 16 + 1));
   moe.middles_.resize(kExpertsPerTurn);
   moe.stride_ = sizes.intermediate;
@@ -82,6 +83,7 @@ Status MoeExecutor::Run(const MoeNode& node, const ExpertTableDecl& table, const
   });
   GroupByExpert(table, tokens, k);
   OrderGroups(node.table);
+  cache_->Route(node.table, tokens, turn_experts_, turn_uses_);
   const kernels::Activations& inputs = weight_on_input_ ? WeightInputs(tokens * k, table.hidden, x.values) : x.prepared;
   MOEPACK_RETURN_IF_ERROR(RunTurns(node, table.hidden, inputs));
   Combine(tokens, k, table.hidden, out);
@@ -124,7 +126,11 @@ void MoeExecutor::OrderGroups(uint32_t table) {
   std::sort(groups_.begin(), groups_.end(),
             [](const Group& a, const Group& b) { return a.resident != b.resident ? a.resident : a.expert < b.expert; });
   turn_experts_.clear();
-  for (const Group& group : groups_) turn_experts_.push_back(group.expert);
+  turn_uses_.clear();
+  for (const Group& group : groups_) {
+    turn_experts_.push_back(group.expert);
+    turn_uses_.push_back(static_cast<uint32_t>(group.rows()));
+  }
 }
 
 // The groups from `done` on that fit the buffers of a turn, with their places there.

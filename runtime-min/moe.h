@@ -86,6 +86,7 @@ class MoeExecutor {
   std::vector<size_t> counts_;     // scratch of the counting sort
   std::vector<Group> groups_;
   std::vector<uint32_t> turn_experts_;  // expert of each group
+  std::vector<uint32_t> turn_uses_;     // its tokens
   std::vector<Item> items_;
   std::vector<kernels::Activations> middles_;  // by group of the turn
   size_t turn_rows_ = 0;                       // most rows of a turn

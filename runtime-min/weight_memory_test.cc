@@ -2,10 +2,7 @@
 
 #include <gtest/gtest.h>
 
-#include <algorithm>
-#include <array>
 #include <cstring>
-#include <deque>
 #include <random>
 
 namespace moepack::runtime {
@@ -57,45 +54,6 @@ TEST(WeightMemory, WhatCannotBeHadIsAnError) {
   const Result<uint8_t*> large = memory.Allocate(300 << 20);
   ASSERT_TRUE(large.ok());
   memory.Release(*large);
-}
-
-// Experts of unequal sizes that push each other out for long: the gaps between them stay a small share of the budget.
-TEST(WeightMemory, ChurnOfMixedSizesStaysNearTheBudget) {
-  constexpr uint64_t kBudget = 4 << 20, kUnit = 16 << 10;
-  constexpr size_t kExperts = 1000;
-  WeightMemory memory;
-  std::vector<std::array<uint8_t*, 3>> where(kExperts);
-  std::deque<size_t> resident;
-  const auto matrix_bytes = [](size_t expert) { return kUnit * (40 + expert * 37 % 61) / 100; };
-  uint64_t used = 0, state = 1;
-  uintptr_t begin = UINTPTR_MAX, end = 0;
-  for (int step = 0; step < 20000; ++step) {
-    state = state * 6364136223846793005u + 1442695040888963407u;
-    const double draw = static_cast<double>(state >> 33) / static_cast<double>(uint64_t{1} << 31);
-    const size_t expert = static_cast<size_t>(draw * draw * kExperts);  // some are wanted more often
-    if (where[expert][0] != nullptr) {
-      std::erase(resident, expert);
-      resident.push_back(expert);
-      continue;
-    }
-    for (; used + 3 * matrix_bytes(expert) > kBudget; resident.pop_front()) {
-      for (uint8_t* p : where[resident.front()]) memory.Release(p);
-      where[resident.front()] = {};
-      used -= 3 * matrix_bytes(resident.front());
-    }
-    for (uint8_t*& p : where[expert]) {
-      p = memory.Allocate(matrix_bytes(expert)).value();
-      begin = std::min(begin, reinterpret_cast<uintptr_t>(p));
-      end = std::max(end, reinterpret_cast<uintptr_t>(p) + matrix_bytes(expert));
-    }
-    used += 3 * matrix_bytes(expert);
-    resident.push_back(expert);
-  }
-  EXPECT_LT(end - begin, kBudget * 4 / 3);
-  RecordProperty("span_over_budget_percent", static_cast<int>(100 * (end - begin) / kBudget));
-  for (const size_t expert : resident) {
-    for (uint8_t* p : where[expert]) memory.Release(p);
-  }
 }
 
 }  // namespace

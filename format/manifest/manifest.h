@@ -9,6 +9,7 @@
 
 #include "base/bytes.h"
 #include "base/status.h"
+#include "format/cache_policy.h"
 #include "format/codec/codec.h"
 #include "format/program.h"
 
@@ -77,9 +78,10 @@ struct DenseTable {
   bool operator==(const DenseTable&) const = default;
 };
 
-// Blob: experts to load first, most used first, as (table, logical expert).
+// Blob: experts to load first, most used first, as (table, logical expert), and which to keep when there is no room for all.
 struct HotList {
   std::vector<std::pair<uint32_t, uint32_t>> experts;
+  CachePolicy cache = {};
   bool operator==(const HotList&) const = default;
 };
 

@@ -49,6 +49,18 @@ TEST(Tables, OneEncodingOnly) {
   ExpectStrict(b.hot, SerializeHotList(b.hot), &ParseHotList);
 }
 
+TEST(HotList, KeepsItsCachePolicy) {
+  HotList list;
+  EXPECT_EQ(SerializeHotList(list).size(), 2u) << "LRU is what a list without a policy says";
+  for (const CachePolicy& policy :
+       {CachePolicy{CachePolicyKind::kLfu, 64}, CachePolicy{CachePolicyKind::kHobbit, 65536, 10, 80, 10, 50}}) {
+    list.cache = policy;
+    ExpectStrict(list, SerializeHotList(list), &ParseHotList);
+  }
+  list.cache = {CachePolicyKind::kHobbit, 64, 10, 80, 11};
+  EXPECT_THAT(ParseHotList(SerializeHotList(list)).status().message(), HasSubstr("hot list: cache policy hobbit: weights"));
+}
+
 TEST(HotList, AnEmptyOneHasBytes) {
   const Bytes bytes = SerializeHotList({});
   EXPECT_FALSE(bytes.empty());

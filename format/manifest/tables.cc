@@ -116,6 +116,12 @@ Bytes SerializeHotList(const HotList& list) {
     out->set_table(table);
     out->set_expert(expert);
   }
+  message.set_cache_policy(static_cast<uint32_t>(list.cache.kind));
+  message.set_half_life(list.cache.half_life);
+  message.set_recency(list.cache.recency);
+  message.set_frequency(list.cache.frequency);
+  message.set_nearness(list.cache.nearness);
+  message.set_pinned_percent(list.cache.pinned_percent);
   return SerializeMessage(message);
 }
 
@@ -132,6 +138,13 @@ Result<HotList> ParseHotList(ByteSpan bytes) {
     }
     out.experts.push_back(entry);
   }
+  out.cache = {static_cast<CachePolicyKind>(message.cache_policy()),
+               message.half_life(),
+               message.recency(),
+               message.frequency(),
+               message.nearness(),
+               message.pinned_percent()};
+  if (Status status = CheckCachePolicy(out.cache); !status.ok()) return status.With("hot list");
   return out;
 }
 

@@ -53,7 +53,12 @@ constexpr Field kDenseTableFields[] = {Number(1, "version", Type::kUint32), Many
 constexpr Field kHotExpertFields[] = {Number(1, "table", Type::kUint32), Number(2, "expert", Type::kUint32)};
 constexpr Message kHotExpert = {"HotExpert", kHotExpertFields};
 
-constexpr Field kHotListFields[] = {Number(1, "version", Type::kUint32), Many(2, "experts", &kHotExpert, kMaxHotExperts)};
+constexpr Field kHotListFields[] = {
+    Number(1, "version", Type::kUint32),         Many(2, "experts", &kHotExpert, kMaxHotExperts),
+    Number(3, "cache_policy", Type::kUint32, 2), Number(4, "half_life", Type::kUint32),
+    Number(5, "recency", Type::kUint32),         Number(6, "frequency", Type::kUint32),
+    Number(7, "nearness", Type::kUint32),        Number(8, "pinned_percent", Type::kUint32),
+};
 
 constexpr Field kBlobFields[] = {
     Number(1, "kind", Type::kUint32, 7), Number(2, "index", Type::kUint32), Number(3, "offset", Type::kUint64),

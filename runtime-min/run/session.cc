@@ -19,15 +19,47 @@ Result<kernels::Isa> ParseIsa(const std::string& name) {
   return Status(ErrorCode::kUsage, "--isa " + name + ": this processor has " + known);
 }
 
+// "auto", "SIZE" or "START..LIMIT".
+Status ReadExpertRam(const std::string& text, runtime::EngineOptions* options) {
+  if (text == "auto") {
+    options->expert_ram_bytes = runtime::kAutoExperts;
+    options->expert_ram_start_bytes = 0;
+    return Status::Ok();
+  }
+  const size_t dots = text.find("..");
+  if (dots != std::string::npos) {
+    MOEPACK_ASSIGN_OR_RETURN(options->expert_ram_start_bytes, ParseSize(text.substr(0, dots)));
+  }
+  MOEPACK_ASSIGN_OR_RETURN(options->expert_ram_bytes, ParseSize(dots == std::string::npos ? text : text.substr(dots + 2)));
+  if (dots != std::string::npos && options->expert_ram_start_bytes > options->expert_ram_bytes) {
+    return Status(ErrorCode::kUsage, "--expert-ram " + text + ": the first size is above the second");
+  }
+  return Status::Ok();
+}
+
+Status ReadCacheOptions(const cli::Command& command, runtime::EngineOptions* options) {
+  if (command.Has("expert-ram")) {
+    MOEPACK_RETURN_IF_ERROR(ReadExpertRam(command.Get<std::string>("expert-ram"), options));
+  }
+  options->grow_below = command.GetOr<double>("grow-below", options->grow_below);
+  if (!(options->grow_below >= 0 && options->grow_below <= 1)) {
+    return Status(ErrorCode::kUsage, "--grow-below: expected a share from 0 to 1");
+  }
+  if (command.Has("cache-policy")) {
+    auto policy = ParseCachePolicy(command.Get<std::string>("cache-policy"));
+    if (!policy.ok()) return policy.status().With("--cache-policy");
+    options->cache_policy = *policy;
+  }
+  return Status::Ok();
+}
+
 // Logits of a whole tile are large where the vocabulary is: then tiles are smaller.
 constexpr uint32_t kTileOfAllLogits = 128;
 
 Result<runtime::EngineOptions> EngineOptionsOf(const cli::Command& command, bool all_logits) {
   runtime::EngineOptions options;
   if (all_logits) options.tile_tokens = kTileOfAllLogits;
-  if (command.Has("expert-ram")) {
-    MOEPACK_ASSIGN_OR_RETURN(options.expert_ram_bytes, ParseSize(command.Get<std::string>("expert-ram")));
-  }
+  MOEPACK_RETURN_IF_ERROR(ReadCacheOptions(command, &options));
   if (command.Has("isa")) {
     MOEPACK_ASSIGN_OR_RETURN(options.isa, ParseIsa(command.Get<std::string>("isa")));
   }
@@ -77,7 +109,15 @@ void AddSessionOptions(cli::Command* command) {
   command->options().add_options()("trust", po::value<std::string>(), "trust file (T.json) or trust anchor")(
       "device", po::value<std::string>(),
       "run the bundle in use of this folder (moepack device), without BUNDLE and --trust")(
-      "expert-ram", po::value<std::string>(), "most memory for experts, e.g. 8MiB (default: all of them)")(
+      "expert-ram", po::value<std::string>(),
+      "most memory for experts, e.g. 8MiB; 4MiB..8MiB: grows from the first to the second when experts have to be loaded "
+      "too "
+      "often; auto: grows to what memory is free (default: all of them)")(
+      "grow-below", po::value<double>(), "grow when fewer than this share of lookups find their expert (default 0.9)")(
+      "cache-policy", po::value<std::string>(),
+      "which expert makes room instead of what the bundle says: lru, lfu, hobbit, or in full \"hobbit recency 10 frequency "
+      "80 "
+      "nearness 10 half-life 64 pinned 25\"")(
       "tile", po::value<uint32_t>(), "tokens computed at once in prefill (default 256, 128 where all logits are wanted)")(
       "isa", po::value<std::string>(), "kernels to use instead of the best: scalar, avx2, avx512-vnni, neon-dot");
 }
@@ -148,6 +188,14 @@ void FillFromEngine(const Session& session, runtime::RunMetrics* metrics) {
   if (lookups > 0) metrics->hit_rate = static_cast<double>(stats.hits) / static_cast<double>(lookups);
   metrics->expert_loads = stats.loads;
   metrics->expert_bytes_read = stats.bytes_read;
+  const runtime::ExpertCache& experts = session.engine->experts();
+  metrics->cache_policy = DescribeCachePolicy(experts.policy());
+  metrics->expert_hits = stats.hits;
+  metrics->expert_misses = stats.misses;
+  metrics->expert_evictions = stats.evictions;
+  metrics->experts_pinned = experts.kept_experts();
+  metrics->expert_budget_bytes = experts.budget_bytes();
+  metrics->expert_budget_limit_bytes = experts.limit_bytes();
   metrics->peak_rss_bytes = runtime::PeakRssBytes();
   metrics->verified = true;  // an engine is made from a verified bundle only
 }
@@ -162,6 +210,13 @@ nlohmann::json MetricsJson(const runtime::RunMetrics& m) {
           {"hit_rate", Nullable(m.hit_rate)},
           {"expert_loads", Nullable(m.expert_loads)},
           {"expert_bytes_read", Nullable(m.expert_bytes_read)},
+          {"cache_policy", Nullable(m.cache_policy)},
+          {"expert_hits", Nullable(m.expert_hits)},
+          {"expert_misses", Nullable(m.expert_misses)},
+          {"expert_evictions", Nullable(m.expert_evictions)},
+          {"experts_pinned", Nullable(m.experts_pinned)},
+          {"expert_budget_bytes", Nullable(m.expert_budget_bytes)},
+          {"expert_budget_limit_bytes", Nullable(m.expert_budget_limit_bytes)},
           {"peak_rss_bytes", Nullable(m.peak_rss_bytes)},
           {"verified", m.verified}};
 }

@@ -81,6 +81,22 @@ for name, experts in (("expert_twice", [{"expert": 2}, {"expert": 2}]), ("expert
     add("R-408", f"hot_{name}", put("hot.experts", experts), attack=TWICE if "twice" in name else LIES)
 add(None, "hot_list_empty", put("hot.experts", []))
 
+
+def policy(*values):
+    names = ("cache_policy", "half_life", "recency", "frequency", "nearness", "pinned_percent")
+    return lambda build: build.model["hot"].update(zip(names, values))
+
+
+for name, *values in (("lru_pinned", 0, 0, 0, 0, 0, 50), ("lfu", 1), ("lfu_aging", 1, 65536), ("hobbit", 2, 0, 30, 60, 10),
+                      ("hobbit_of_one_weight", 2, 64, 0, 0, 100, 25)):
+    add(None, f"cache_policy_{name}", policy(*values))
+for name, *values in (("lru_with_weights", 0, 0, 100), ("lru_that_ages", 0, 1), ("lfu_with_weights", 1, 64, 0, 100),
+                      ("lfu_of_a_long_half_life", 1, 65537), ("hobbit_without_weights", 2, 64),
+                      ("hobbit_of_99_percent", 2, 64, 9, 80, 10), ("hobbit_of_101_percent", 2, 64, 11, 80, 10),
+                      ("pinned_half_and_more", 0, 0, 0, 0, 0, 51)):
+    add("R-419", f"cache_policy_{name}", policy(*values), attack=LIES)
+add("R-419", "cache_policy_weights_of_2_to_the_32_and_100", policy(2, 0, 2**32 - 1, 101, 0), attack=OVERFLOW)
+
 # ---- units against the program ----
 
 add("R-409", "dense_unit_missing", dense(lambda units: units.pop()), attack=LIES)

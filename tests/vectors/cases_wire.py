@@ -84,6 +84,7 @@ for name, path, value in (
         ("bits_9", "dense.units.0.tensors.0.codec.bits", 9), ("has_min_2", "dense.units.0.tensors.0.codec.has_min", 2),
         ("group_size_257", "dense.units.0.tensors.0.codec.group_size", 257), ("n_16", "dense.units.0.tensors.0.codec.n", 16),
         ("m_17", "dense.units.0.tensors.0.codec.m", 17), ("encoding_3", "dense.units.0.chunks.0.encoding", 3),
+        ("cache_policy_3", "hot.cache_policy", 3),
         ("value_kind_2", "program.values.1.kind", 2), ("role_9", "program.tensors.0.role", 9),
         ("norm_kind_2", "program.nodes.1.norm.kind", 2), ("score_3", "program.nodes.12.moe.routing.score", 3),
         ("activation_5", "program.nodes.12.moe.activation.function", 5),

@@ -164,6 +164,17 @@ def check_experts(declared, entries, units):
     must(len(used) == len(units), "R-414", "unit that no expert names")
 
 
+def read_hot_list(data):
+    hot = parse(data, HOT_LIST)
+    experts = [(e["table"], e["expert"]) for e in hot["experts"]]
+    must(len(set(experts)) == len(experts), "R-408", "expert listed twice")
+    weights = hot["recency"] + hot["frequency"] + hot["nearness"]
+    must(weights == (100 if hot["cache_policy"] == 2 else 0), "R-419", "weights of the cache policy")
+    must(hot["half_life"] <= (65536 if hot["cache_policy"] else 0), "R-419", "half-life of the cache policy")
+    must(hot["pinned_percent"] <= 50, "R-419", "pinned share")
+    return experts
+
+
 class Bundle:
     def __init__(self, data, trust):
         self.data = data
@@ -199,8 +210,7 @@ class Bundle:
             must(table["table"] == blob["index"], "R-412", "order of expert tables")
             self.tables.append(table)
         elif blob["kind"] == 5:
-            self.hot = [(e["table"], e["expert"]) for e in parse(data, HOT_LIST)["experts"]]
-            must(len(set(self.hot)) == len(self.hot), "R-408", "expert listed twice")
+            self.hot = read_hot_list(data)
         elif blob["kind"] == 7:
             self.golden = read_golden(data)
 
@@ -289,8 +299,7 @@ class Folder:
         self.program = read_program(parts["program.pb"])
         entries = [table["experts"] for table in parse(parts["experts.pb"], FOLDER_EXPERTS)["tables"]]
         if "hot.pb" in self.files:
-            hot = [(e["table"], e["expert"]) for e in parse(parts["hot.pb"], HOT_LIST)["experts"]]
-            must(len(set(hot)) == len(hot), "R-408", "expert listed twice")
+            read_hot_list(parts["hot.pb"])
         self.blocks = {int(name[6:-5]): self.read_block(name) for name in self.files if name.startswith("block-")}
         self.check(entries)
         self.read("provenance.json")

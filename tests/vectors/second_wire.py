@@ -67,7 +67,9 @@ EXPERT_TABLE = {1: number("version", U32), 2: number("table", U32), 3: many("exp
                 4: many("units", UNIT, 8192)}
 DENSE_TABLE = {1: number("version", U32), 2: many("units", UNIT, 8192)}
 HOT_EXPERT = {1: number("table", U32), 2: number("expert", U32)}
-HOT_LIST = {1: number("version", U32), 2: many("experts", HOT_EXPERT, 2**20)}
+HOT_LIST = {1: number("version", U32), 2: many("experts", HOT_EXPERT, 2**20), 3: number("cache_policy", U32, 2),
+            4: number("half_life", U32), 5: number("recency", U32), 6: number("frequency", U32), 7: number("nearness", U32),
+            8: number("pinned_percent", U32)}
 
 GOLDEN_STEP = {1: packed("tokens", U32, 16), 2: packed("logits", F32, 16)}
 GOLDEN_PROMPT = {1: packed("tokens", U32, 4096), 2: many("steps", GOLDEN_STEP, 256)}

@@ -93,6 +93,7 @@ nlohmann::json Summary(const CompressReport& report) {
     codecs[tensor.codec.Name()] += tensor.bytes;
   }
   json["codecs"] = codecs;
+  json["cache_policy"] = DescribeCachePolicy(report.cache);
   return json;
 }
 

@@ -3,6 +3,7 @@
 #include <set>
 
 #include "base/digest/sha256.h"
+#include "compressor/hot_list.h"
 #include "compressor/pass/distill.h"
 #include "compressor/plan/planner.h"
 #include "compressor/replay.h"
@@ -32,6 +33,7 @@ class Compressor {
     MOEPACK_RETURN_IF_ERROR(MakePlan());
     CompressReport report;
     report.plan = plan_;
+    report.cache = hot_list_.cache;
     report.original_parameters = program_.original_parameters;
     if (request_.dry_run) return report;
     MOEPACK_ASSIGN_OR_RETURN(const ReplayReport replay, Write());
@@ -80,6 +82,7 @@ class Compressor {
     MOEPACK_ASSIGN_OR_RETURN(structure_, ChooseStructure(recipe_, model_, profile_ ? &*profile_ : nullptr));
     MOEPACK_ASSIGN_OR_RETURN(program_, ApplyStructure(model_.program, structure_));
     if (model_.tensors != nullptr) source_ = CutSource(model_.program, structure_, model_.tensors);
+    if (profile_) hot_list_ = MakeHotList(*profile_, program_, structure_, pool_);
     tensors_ = ListTensors(program_);
     MOEPACK_RETURN_IF_ERROR(CheckMatches(recipe_, ListTensors(model_.program)));
     for (const TensorRef& tensor : tensors_) {
@@ -110,7 +113,7 @@ class Compressor {
     PlannerInput in{&program_, tensors_, choices_, errors_ ? &*errors_ : nullptr, {}, like_};
     in.extras.tokenizer_bytes = model_.tokenizer.size();
     MOEPACK_ASSIGN_OR_RETURN(in.extras.provenance_bytes, ProvenanceBytes());
-    in.extras.hot_list = MakeHotList();
+    in.extras.hot_list = hot_list_;
     MOEPACK_ASSIGN_OR_RETURN(const Planner planner, Planner::Create(in));
     if (budget.max_kld) return SearchKld(planner, *budget.max_kld);
     auto plan = planner.ForLimits(Limits());
@@ -238,7 +241,7 @@ class Compressor {
     MOEPACK_RETURN_IF_ERROR(writer->WriteFile("provenance.json", AsBytes(provenance)));
     MOEPACK_RETURN_IF_ERROR(writer->WriteFile("plan.json", AsBytes(plan_text)));
     if (!model_.tokenizer.empty()) MOEPACK_RETURN_IF_ERROR(writer->WriteFile("tokenizer.bin", model_.tokenizer));
-    MOEPACK_RETURN_IF_ERROR(writer->WriteFile("hot.pb", SerializeHotList(MakeHotList())));
+    MOEPACK_RETURN_IF_ERROR(writer->WriteFile("hot.pb", SerializeHotList(hot_list_)));
     writer->SetExperts(MakeExperts());
     MOEPACK_ASSIGN_OR_RETURN(ReplayReport report, LearnsFromLogits() ? EncodeAndDistill(writer, provenance)
                                                                      : Replay(ReplayOf(writer), pool_, progress_));
@@ -374,27 +377,6 @@ class Compressor {
     return MostProvenanceBytes(record, result);
   }
 
-  HotList MakeHotList() const {
-    struct Entry {
-      uint64_t tokens;
-      uint32_t table, expert;
-    };
-    std::vector<Entry> entries;
-    for (uint32_t t = 0; profile_ && t < program_.expert_tables.size(); ++t) {
-      const TableProfile& seen = profile_->tables[t];
-      for (uint32_t e = 0; e < program_.expert_tables[t].experts(); ++e) {
-        uint64_t tokens = 0;
-        for (size_t d = 0; d < profile_->domains.size(); ++d)
-          tokens += seen.tokens[d * seen.experts + structure_.tables[t].experts[e]];
-        if (tokens > 0) entries.push_back({tokens, t, e});
-      }
-    }
-    std::stable_sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) { return a.tokens > b.tokens; });
-    HotList out;
-    for (const Entry& e : entries) out.experts.emplace_back(e.table, e.expert);
-    return out;
-  }
-
   std::vector<std::vector<ExpertEntry>> MakeExperts() const {
     std::vector<std::vector<ExpertEntry>> out;
     for (const ExpertTableDecl& table : program_.expert_tables) {
@@ -415,6 +397,7 @@ class Compressor {
   std::optional<Calibration> calibration_;
   Structure structure_;
   Program program_;
+  HotList hot_list_;
   std::shared_ptr<const TensorSource> source_;
   std::vector<TensorRef> tensors_;
   std::vector<Choice> choices_;

@@ -10,6 +10,7 @@
 #include "base/thread_pool.h"
 #include "compressor/plan/plan.h"
 #include "compressor/recipe.h"
+#include "format/cache_policy.h"
 #include "model/model.h"
 #include "model/profile.h"
 
@@ -31,6 +32,7 @@ struct CompressRequest {
 struct CompressReport {
   Plan plan;
   uint64_t original_parameters = 0;
+  CachePolicy cache;          // which expert a device gives up first
   std::optional<double> kld;  // mean on held-back calibration tokens, when the model was run
   // The same of each domain of the profile, nothing for one without held-back text; empty after distillation.
   std::map<std::string, std::optional<double>> domain_kld;

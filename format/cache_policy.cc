@@ -25,7 +25,7 @@ std::string DescribeCachePolicy(const CachePolicy& policy) {
   if (policy.kind == CachePolicyKind::kHobbit) {
     text += StrFormat(" recency %u frequency %u nearness %u", policy.recency, policy.frequency, policy.nearness);
   }
-  if (policy.half_life > 0) text += StrFormat(" half-life %u", policy.half_life);
+  if (policy.kind != CachePolicyKind::kLru) text += StrFormat(" half-life %u", policy.half_life);
   if (policy.pinned_percent > 0) text += StrFormat(" pinned %u", policy.pinned_percent);
   return text;
 }

@@ -99,7 +99,7 @@ TEST(CachePolicy, RefusesWhatTheSpecificationRefuses) {
 TEST(CachePolicy, WhatIsDescribedCanBeReadBack) {
   for (const CachePolicy& policy :
        {CachePolicy{}, CachePolicy{CachePolicyKind::kLru, 0, 0, 0, 0, 25}, CachePolicy{CachePolicyKind::kLfu, 64},
-        CachePolicy{CachePolicyKind::kHobbit, 128, 5, 90, 5, 50}}) {
+        CachePolicy{CachePolicyKind::kLfu, 0}, CachePolicy{CachePolicyKind::kHobbit, 128, 5, 90, 5, 50}}) {
     EXPECT_EQ(ParseCachePolicy(DescribeCachePolicy(policy)).value(), policy) << DescribeCachePolicy(policy);
   }
   EXPECT_EQ(ParseCachePolicy("lfu half-life 0").value(), (CachePolicy{CachePolicyKind::kLfu, 0}));

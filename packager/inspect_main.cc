@@ -214,6 +214,7 @@ Status DescribeBundle(const verify::VerifiedBundle& bundle, Inspection* out) {
   extra["manifest_sha256"] = ToHex(ByteSpan(bundle.manifest_digest()));
   extra["has_tokenizer"] = !bundle.tokenizer_blob().empty();
   extra["hot_experts"] = bundle.hot_list().experts.size();
+  extra["cache_policy"] = DescribeCachePolicy(bundle.hot_list().cache);
   extra["chunks_begin"] = chunks.begin == UINT64_MAX ? manifest.file_bytes : chunks.begin;
   extra["chunks"] = chunks.ToJson();
   extra["blobs"] = BlobsJson(manifest);

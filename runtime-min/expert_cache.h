@@ -42,7 +42,7 @@ using ExpertWeights = std::array<ResidentTensor, kExpertMatrices>;
 // a thread; they are not part of the budget. Not thread-safe; loads run on the pool.
 class ExpertCache {
  public:
-  static constexpr uint64_t kGrowthLookups = 512, kGrowthShare = 8;  // an eighth of the limit
+  static constexpr uint64_t kGrowthLookups = 256, kGrowthShare = 8;  // an eighth of the limit
 
   // `source` and `pool` must outlive it. `top_k[t]`: experts that one token of table t needs. kUsage, with the minimum,
   // when the limit cannot hold the experts of one token of every table; kNoMemory.

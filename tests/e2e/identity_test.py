@@ -41,6 +41,41 @@ class Identity(Case):
             self.assertGreater(other["expert_loads"], full["expert_loads"])
             self.assertLess(other["hit_rate"], 1)
 
+    def test_same_tokens_for_every_cache_policy(self):
+        full = self.generate("i4g64", "--threads", 2)
+        recorded = run("inspect", WORK / "wren-i4g64.moeb", "--trust", TRUST, "--json").json()["cache_policy"]
+        self.assertEqual(full["cache_policy"], recorded)
+        self.assertNotEqual(recorded, "lru", "wren's traces like another")
+        floor = self.minimum_cache("i4g64")
+        for policy in ("lru", "lru pinned 30", "lfu half-life 0", "hobbit", "hobbit recency 100 frequency 0 nearness 0 half-life 0"):
+            for ram in (floor, 4 * floor, f"{floor}..{4 * floor}", "auto"):
+                for threads in (1, 2):
+                    other = self.generate("i4g64", "--threads", threads, "--expert-ram", ram, "--cache-policy", policy)
+                    self.assertEqual(other["tokens"], full["tokens"], (policy, ram, threads))
+            self.assertEqual(other["cache_policy"].split()[0], policy.split()[0])
+
+    def test_metrics_of_the_expert_cache(self):
+        floor = self.minimum_cache("i4g64")
+        small = self.generate("i4g64", "--expert-ram", 2 * floor, "--cache-policy", "lru pinned 50")
+        self.assertEqual(small["expert_budget_bytes"], 2 * floor)
+        self.assertEqual(small["expert_budget_limit_bytes"], 2 * floor)
+        self.assertAlmostEqual(small["hit_rate"], small["expert_hits"] / (small["expert_hits"] + small["expert_misses"]))
+        self.assertGreaterEqual(small["expert_loads"], small["expert_misses"])
+        self.assertGreater(small["expert_evictions"], 0)
+        self.assertGreater(small["experts_pinned"], 0)
+        grown = self.generate("i4g64", "--expert-ram", f"{floor}..{8 * floor}")
+        self.assertGreater(grown["expert_budget_bytes"], floor)
+        self.assertLessEqual(grown["expert_budget_bytes"], 8 * floor)
+        kept = self.generate("i4g64", "--expert-ram", f"{floor}..{8 * floor}", "--grow-below", 0)
+        self.assertEqual(kept["expert_budget_bytes"], floor)
+
+    def test_options_of_the_expert_cache_that_cannot_be(self):
+        generate = ("run", "generate", WORK / "wren-i4g64.moeb", "--trust", TRUST, "--prompt", PROMPT)
+        for options, says in ((("--expert-ram", "8MiB..4MiB"), "above"), (("--expert-ram", "8MiB.."), "size"),
+                              (("--cache-policy", "fifo"), "lru, lfu or hobbit"), (("--cache-policy", "hobbit recency 50"), "140"),
+                              (("--grow-below", "1.5"), "0 to 1")):
+            self.assert_refused(*generate, *options, status=2, says=says)
+
     def minimum_cache(self, codec):
         """The message that refuses a cache of one byte names the least it takes."""
         outcome = run("run", "generate", WORK / f"wren-{codec}.moeb", "--trust", TRUST, "--prompt", PROMPT, "--expert-ram", "1", expect=2)

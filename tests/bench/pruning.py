@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
-"""What removing weights costs on wren, and a few experts at 3 bits or less. Needs a release build; run from anywhere:
+"""What removing weights costs on wren, and a few experts at 3 bits or less. Needs a release build
+(or MOEPACK_BIN, a folder of its programs); run from anywhere:
 
     python3 tests/bench/pruning.py draws    MoE-Pruner, Wanda and magnitude at 50 % over 5 calibration draws
-    python3 tests/bench/pruning.py sparse   50 % and 2:4, plain, with compensation, and distilled
+    python3 tests/bench/pruning.py sparse   50 % and 2:4, plain, with compensation, and the stages of distillation
     python3 tests/bench/pruning.py few      under 20 % of the experts at 3 and 2 bits, the rest in bf16; random ones as control
 
 Calibrates on *.calib.txt only and evaluates on mixed.eval.txt (chunks of 256 tokens, second half of each scored)."""
 import json
 import math
+import os
 import pathlib
 import random
 import statistics
@@ -24,8 +26,11 @@ CONTROLS = 5
 SHARE = 0.2  # of the experts, not reached
 
 
+BIN = pathlib.Path(os.environ.get("MOEPACK_BIN", ROOT / "build/release/bin"))
+
+
 def moepack(*args):
-    return run(ROOT / "build/release/bin/moepack", *args, messages=False)
+    return run(BIN / "moepack", *args, messages=False)
 
 
 class Bench:
@@ -84,9 +89,10 @@ def sparse(bench):
     print("|---|---|---|---|---|---|---|---|---|")
     for pattern, prune in (("50 % of every row", "sparsity: 0.5"), ("2:4", "nm: '2:4'")):
         lost = None
-        for method, keys in (("removed", "gptq: false\n"), ("others make up for it", ""), ("distilled", "distill: {}\n")):
+        for method, keys in (("removed", "gptq: false\n"), ("others make up for it", ""), ("experts distilled", "distill: {logits: none}\n"),
+                             ("norms too, from predictions", "distill: {}\n"), ("weights too, from predictions", "distill: {logits: all}\n")):
             recipe = f"version: 1\ndefaults:\n  codec: bf16\nprune:\n  {prune}\n{keys}"
-            r = bench.evaluate(f"{prune[:2]}-{method[:3]}", profile, recipe)
+            r = bench.evaluate(f"{prune[:2]}-{method}".replace(" ", "-").replace(",", ""), profile, recipe)
             lost = lost or 1 - r["same_top1"]
             print(f"| {pattern} | {method} | {r['kld_mean']:.5f} | {100 * r['same_top1']:.2f} % | {100 * (1 - (1 - r['same_top1']) / lost):.0f} % "
                   f"| {100 * r['top1_accuracy']:.2f} % | {100 * r['top1_accuracy'] / r['top1_accuracy_base']:.2f} % | {r['ppl']:.3f} "

@@ -2,6 +2,7 @@
 placed, digested and signed. The same bytes in every run."""
 import copy
 import hashlib
+import json
 import random
 import struct
 
@@ -206,6 +207,10 @@ def encode_tokenizer(t):
     out += b"".join(struct.pack("<II", *pair) for pair in t["merges"])
     return out + b"".join(struct.pack("<I", i) for i in t["special"] + t["ends"])
 
+# What `pack` asks of the build record in a folder (format/provenance/provenance.h).
+RECORD = json.dumps({"version": 2, "tool_version": "0", "family": "none", "recipe": {}, "inputs": {}, "calibration": {},
+                     "plan": "00" * 32}).encode()
+
 
 def make_model():
     rng = random.Random(7)
@@ -350,7 +355,7 @@ class BuildFolder:
         experts = {"version": 1, "tables": [{"experts": table["experts"]} for table in m["experts"]]}
         files = {"program.pb": encode(wire.PROGRAM, m["program"]), "experts.pb": encode(wire.FOLDER_EXPERTS, experts),
                  "tokenizer.bin": encode_tokenizer(m["tokenizer"]), "hot.pb": encode(wire.HOT_LIST, m["hot"]),
-                 "provenance.json": m["provenance"],
+                 "provenance.json": RECORD,
                  **{name: head + rest for name, (head, rest) in blocks.items()}}
         self.files(files)
         records = [{"name": name.encode(), "bytes": len(data), "digest": sha256(blocks[name][0] if name in blocks else data)}

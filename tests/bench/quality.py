@@ -143,7 +143,7 @@ def gap(subject, args, cache):
                        lambda: json.loads(bench_lib.run(program, subject.model, mine.profile, *GAP_CODECS, messages=False)))
     below = {r["role"]: r["below_gaussian_bits"] for r in report["matrices"]}
     text = [f"`python3 tests/bench/quality.py {subject.name} --gap`, bits a weight:",
-            table(("role", "codec", "method", "plain", "stored (zstd)", "entropy of codes", "entropy of scales", "stored - entropy",
+            table(("role", "codec", "method", "plain", "stored", "entropy of codes", "entropy of scales", "stored - entropy",
                    "error / energy", "stored - Gaussian bound", "weighted error / energy", "stored - weighted bound"), gap_rows(report)),
             "Differential entropy of the weights less a Gaussian's of the same variance (bits a weight): "
             + ", ".join(f"{role} {bits:.3f}" for role, bits in below.items()) + ".",

@@ -23,16 +23,6 @@ void KldGradient(const Matrix& teacher, std::span<const float> weights, ThreadPo
   });
 }
 
-// Sequences in an order that depends on the epoch only.
-std::vector<uint64_t> Shuffled(std::vector<uint64_t> sequences, uint64_t epoch) {
-  uint64_t state = 0x9E3779B97F4A7C15ull * (epoch + 1);
-  for (size_t i = sequences.size(); i > 1; --i) {
-    state = state * 6364136223846793005ull + 1442695040888963407ull;
-    std::swap(sequences[i - 1], sequences[(state >> 33) % i]);
-  }
-  return sequences;
-}
-
 class Distiller {
  public:
   Distiller(const DistillInput& in, ThreadPool& pool, Progress& progress)
@@ -145,7 +135,9 @@ class Distiller {
     for (uint64_t s : sequences) tokens += batch.end(s) - batch.begin(s);
     progress_.Begin("distill", tokens * recipe.epochs, "tokens");
     for (uint32_t epoch = 0; epoch < recipe.epochs; ++epoch) {
-      for (const std::vector<uint64_t>& part : CutIntoParts(batch, Shuffled(sequences, epoch))) {
+      std::vector<uint64_t> order = sequences;
+      ShuffleForEpoch(epoch, &order);
+      for (const std::vector<uint64_t>& part : CutIntoParts(batch, order)) {
         MOEPACK_RETURN_IF_ERROR(Step(part, StepSizeAt(++step, steps, recipe.rate, recipe.code_rate)));
       }
     }

@@ -16,15 +16,6 @@ constexpr size_t kLeastRows = 64;
 
 constexpr std::array kMatrices = {ExpertMatrix::kGate, ExpertMatrix::kUp, ExpertMatrix::kDown};
 
-// Indices in an order that depends on the epoch only.
-void Shuffle(uint64_t epoch, std::vector<ExpertInputs::Row>* rows) {
-  uint64_t state = 0x9E3779B97F4A7C15ull * (epoch + 1);
-  for (size_t i = rows->size(); i > 1; --i) {
-    state = state * 6364136223846793005ull + 1442695040888963407ull;
-    std::swap((*rows)[i - 1], (*rows)[(state >> 33) % i]);
-  }
-}
-
 class ExpertTrainer {
  public:
   ExpertTrainer(const ExpertDistillation& in, uint32_t expert, ExpertEncoding* encoding)
@@ -117,7 +108,7 @@ class ExpertTrainer {
     uint64_t step = 0;
     for (uint32_t epoch = 0; epoch < recipe.epochs; ++epoch) {
       std::vector<ExpertInputs::Row> rows = rows_;
-      Shuffle(epoch, &rows);
+      ShuffleForEpoch(epoch, &rows);
       for (size_t begin = 0; begin < rows.size(); begin += kRowsAStep) {
         Step(std::span(rows).subspan(begin, std::min(kRowsAStep, rows.size() - begin)),
              StepSizeAt(++step, steps, std::min(1.0, kRateOfExperts * recipe.rate), recipe.code_rate));

@@ -2,6 +2,9 @@
 // change it, and never holds more of a model than what learns.
 #pragma once
 
+#include <utility>
+#include <vector>
+
 #include "format/codec/codec.h"
 #include "forward/forward.h"
 
@@ -17,6 +20,16 @@ struct StepSize {
 
 // Step `step` (from 1) of `steps`: rises over the first twentieth, then falls to zero along a cosine.
 StepSize StepSizeAt(uint64_t step, uint64_t steps, double rate, double code_rate);
+
+// An order that depends on the epoch only.
+template <typename T>
+void ShuffleForEpoch(uint64_t epoch, std::vector<T>* items) {
+  uint64_t state = 0x9E3779B97F4A7C15ull * (epoch + 1);
+  for (size_t i = items->size(); i > 1; --i) {
+    state = state * 6364136223846793005ull + 1442695040888963407ull;
+    std::swap((*items)[i - 1], (*items)[(state >> 33) % i]);
+  }
+}
 
 // Moments of Adam (1412.6980) and the move they give.
 class Adam {

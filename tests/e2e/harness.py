@@ -98,3 +98,14 @@ class Case(unittest.TestCase):
         self.assertEqual(left, set(), "output left behind")
         if output is not None:
             self.assertFalse(pathlib.Path(output).exists())
+
+
+class DeviceCase(Case):
+    """A Case with a device at `root`, provisioned with the anchor a.trust, which trusts the key that signs test bundles."""
+
+    def setUp(self):
+        super().setUp()
+        run("pack", "keygen", "-o", self.dir / "root.pem")
+        run("pack", "anchor", TRUST, "--root", self.dir / "root.pem", "-o", self.dir / "a.trust")
+        self.root = self.dir / "device"
+        run("device", "provision", self.root, "--trust", self.dir / "a.trust")

@@ -9,19 +9,12 @@ import stat
 import subprocess
 import time
 
-from harness import BIN, TRUST, WORK, Case, run
+from harness import BIN, TRUST, WORK, DeviceCase, run
 
 KILLS = int(os.environ.get("MOEPACK_KILLS", "40"))
 
 
-class Install(Case):
-    def setUp(self):
-        super().setUp()
-        run("pack", "keygen", "-o", self.dir / "root.pem")
-        run("pack", "anchor", TRUST, "--root", self.dir / "root.pem", "-o", self.dir / "a.trust")
-        self.root = self.dir / "device"
-        run("device", "provision", self.root, "--trust", self.dir / "a.trust")
-
+class Install(DeviceCase):
     def pack(self, folder, counter):
         path = self.dir / f"{counter}.moeb"
         run("pack", WORK / folder, "--key", WORK / "key.pem", "--product", "wren", "--counter", counter, "-o", path)

@@ -6,7 +6,7 @@ import struct
 import subprocess
 import time
 
-from harness import BIN, SOURCE, TRUST, WORK, Case, run
+from harness import BIN, SOURCE, TRUST, WORK, DeviceCase, run
 
 PROMPTS = SOURCE / "examples/wren/golden.txt"
 KILLS = 12
@@ -20,14 +20,7 @@ def with_other_logits(blob):
     return re.sub(rb"\x12\x10(.{16})(?=\x12|\"|\Z)", change, blob, flags=re.S)
 
 
-class Trial(Case):
-    def setUp(self):
-        super().setUp()
-        run("pack", "keygen", "-o", self.dir / "root.pem")
-        run("pack", "anchor", TRUST, "--root", self.dir / "root.pem", "-o", self.dir / "a.trust")
-        self.root = self.dir / "device"
-        run("device", "provision", self.root, "--trust", self.dir / "a.trust")
-
+class Trial(DeviceCase):
     def pack(self, folder, counter, *args):
         path = self.dir / f"{counter}.moeb"
         report = run("pack", WORK / folder, "--key", WORK / "key.pem", "--product", "wren", "--counter", counter, *args, "-o", path,

@@ -6,6 +6,8 @@
 #include <cstdio>
 #include <memory>
 
+#include "runtime-min/engine.h"
+
 namespace moepack::runtime {
 
 std::optional<double> Percentile(std::span<const double> samples, double percent) {
@@ -61,10 +63,30 @@ std::optional<uint64_t> AvailableMemoryBytes() {
 void SummarizeDecode(std::span<const double> step_ms, RunMetrics* metrics) {
   double total = 0;
   for (double ms : step_ms) total += ms;
+  metrics->decode_ms = total;
+  metrics->decoded_tokens = step_ms.size();
   if (total > 0) metrics->decode_tokens_per_s = static_cast<double>(step_ms.size()) * 1000.0 / total;
   metrics->p50_ms = Percentile(step_ms, 50);
   metrics->p95_ms = Percentile(step_ms, 95);
   metrics->p99_ms = Percentile(step_ms, 99);
+}
+
+void FillFromEngine(const Engine& engine, RunMetrics* metrics) {
+  const ExpertCache& experts = engine.experts();
+  const ExpertCacheStats& stats = experts.stats();
+  const uint64_t lookups = stats.hits + stats.misses;
+  if (lookups > 0) metrics->hit_rate = static_cast<double>(stats.hits) / static_cast<double>(lookups);
+  metrics->expert_loads = stats.loads;
+  metrics->expert_bytes_read = stats.bytes_read;
+  metrics->cache_policy = DescribeCachePolicy(experts.policy());
+  metrics->expert_hits = stats.hits;
+  metrics->expert_misses = stats.misses;
+  metrics->expert_evictions = stats.evictions;
+  metrics->experts_pinned = experts.kept_experts();
+  metrics->expert_budget_bytes = experts.budget_bytes();
+  metrics->expert_budget_limit_bytes = experts.limit_bytes();
+  metrics->peak_rss_bytes = PeakRssBytes();
+  metrics->verified = true;  // an engine is made from a verified bundle only
 }
 
 double MonotonicMs() {

@@ -1,4 +1,4 @@
-// What a run is measured by. Keys of the JSON output are the field names.
+// What a run is measured by. Keys of the JSON output are the field names; metric_list.h makes every output.
 #pragma once
 
 #include <cstdint>
@@ -9,12 +9,17 @@
 
 namespace moepack::runtime {
 
+class Engine;
+
 // A value that was not measured has none, and is printed as null.
 struct RunMetrics {
   std::optional<double> ttft_ms;                 // prompt given to first token chosen
+  std::optional<uint64_t> prefilled_tokens;      // of prompts
   std::optional<double> prefill_tokens_per_s;    // prompt tokens / time of prefill
   std::optional<double> decode_tokens_per_s;     // decode steps / their time
   std::optional<double> p50_ms, p95_ms, p99_ms;  // of one decode step
+  std::optional<double> decode_ms;               // of all of them
+  std::optional<uint64_t> decoded_tokens;        // how many
   std::optional<double> hit_rate;                // expert lookups that found the expert resident, 0..1
   std::optional<uint64_t> expert_loads;          // experts read and verified, preloads included
   std::optional<uint64_t> expert_bytes_read;     // stored bytes of those
@@ -26,6 +31,8 @@ struct RunMetrics {
   std::optional<uint64_t> expert_budget_bytes;        // now
   std::optional<uint64_t> expert_budget_limit_bytes;  // what it may grow to
   std::optional<uint64_t> peak_rss_bytes;             // of the process
+  std::optional<double> energy_joules;                // of the whole machine meanwhile
+  std::optional<std::string> energy_source;           // what told it
   bool verified = false;                              // every byte used was checked against the signed manifest
 };
 
@@ -39,8 +46,11 @@ std::optional<uint64_t> PeakRssBytes();
 // control group leaves, whichever is less; none where the system does not tell.
 std::optional<uint64_t> AvailableMemoryBytes();
 
-// Fills decode_tokens_per_s and the percentiles from the durations of decode steps in milliseconds.
+// Fills what is about decoding from the durations of decode steps in milliseconds.
 void SummarizeDecode(std::span<const double> step_ms, RunMetrics* metrics);
+
+// Fills what the expert cache, the process and `verified` tell.
+void FillFromEngine(const Engine& engine, RunMetrics* metrics);
 
 // Milliseconds since some fixed moment; never goes back.
 double MonotonicMs();

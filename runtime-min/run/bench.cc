@@ -62,9 +62,10 @@ Result<runtime::RunMetrics> Measure(Session& session, const std::vector<int32_t>
   }
   runtime::RunMetrics metrics;
   metrics.ttft_ms = runtime::Percentile(first_ms, 50);
+  metrics.prefilled_tokens = prompt.size() * prefill_ms.size();
   metrics.prefill_tokens_per_s = static_cast<double>(prompt.size()) * 1000.0 / *runtime::Percentile(prefill_ms, 50);
   SummarizeDecode(step_ms, &metrics);
-  FillFromEngine(session, &metrics);
+  runtime::FillFromEngine(*session.engine, &metrics);
   return metrics;
 }
 

@@ -76,6 +76,7 @@ Status RunGeneration(Session& session, const runtime::SamplerOptions& sampling, 
   const double prefilled = runtime::MonotonicMs();
   int32_t token = sampler.Sample(engine.logits());
   out->metrics.ttft_ms = runtime::MonotonicMs() - start;
+  out->metrics.prefilled_tokens = out->prompt.size();
   out->metrics.prefill_tokens_per_s = static_cast<double>(out->prompt.size()) * 1000.0 / (prefilled - start);
   while (Accept(session, token, limit, stream, out)) {
     const double before = runtime::MonotonicMs();
@@ -84,7 +85,7 @@ Status RunGeneration(Session& session, const runtime::SamplerOptions& sampling, 
     step_ms.push_back(runtime::MonotonicMs() - before);
   }
   SummarizeDecode(step_ms, &out->metrics);
-  FillFromEngine(session, &out->metrics);
+  runtime::FillFromEngine(*session.engine, &out->metrics);
   return Status::Ok();
 }
 

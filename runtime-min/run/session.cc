@@ -3,6 +3,7 @@
 #include "device/device.h"
 #include "device/file_store.h"
 #include "format/provenance/provenance.h"
+#include "runtime-min/metric_list.h"
 #include "verify/trust_json.h"
 
 namespace moepack::run {
@@ -65,11 +66,6 @@ Result<runtime::EngineOptions> EngineOptionsOf(const cli::Command& command, bool
   }
   options.tile_tokens = command.GetOr<uint32_t>("tile", options.tile_tokens);
   return options;
-}
-
-template <typename T>
-nlohmann::json Nullable(const std::optional<T>& value) {
-  return value.has_value() ? nlohmann::json(*value) : nlohmann::json(nullptr);
 }
 
 // Of the texts that calibrated the bundle, as its provenance says; none when it says nothing that can be read.
@@ -182,43 +178,20 @@ Result<EvalChunks> ChunksOf(const cli::Command& command, uint64_t tokens) {
                                              static_cast<unsigned long long>(tokens), ctx));
 }
 
-void FillFromEngine(const Session& session, runtime::RunMetrics* metrics) {
-  const runtime::ExpertCacheStats& stats = session.engine->experts().stats();
-  const uint64_t lookups = stats.hits + stats.misses;
-  if (lookups > 0) metrics->hit_rate = static_cast<double>(stats.hits) / static_cast<double>(lookups);
-  metrics->expert_loads = stats.loads;
-  metrics->expert_bytes_read = stats.bytes_read;
-  const runtime::ExpertCache& experts = session.engine->experts();
-  metrics->cache_policy = DescribeCachePolicy(experts.policy());
-  metrics->expert_hits = stats.hits;
-  metrics->expert_misses = stats.misses;
-  metrics->expert_evictions = stats.evictions;
-  metrics->experts_pinned = experts.kept_experts();
-  metrics->expert_budget_bytes = experts.budget_bytes();
-  metrics->expert_budget_limit_bytes = experts.limit_bytes();
-  metrics->peak_rss_bytes = runtime::PeakRssBytes();
-  metrics->verified = true;  // an engine is made from a verified bundle only
-}
-
-nlohmann::json MetricsJson(const runtime::RunMetrics& m) {
-  return {{"ttft_ms", Nullable(m.ttft_ms)},
-          {"prefill_tokens_per_s", Nullable(m.prefill_tokens_per_s)},
-          {"decode_tokens_per_s", Nullable(m.decode_tokens_per_s)},
-          {"p50_ms", Nullable(m.p50_ms)},
-          {"p95_ms", Nullable(m.p95_ms)},
-          {"p99_ms", Nullable(m.p99_ms)},
-          {"hit_rate", Nullable(m.hit_rate)},
-          {"expert_loads", Nullable(m.expert_loads)},
-          {"expert_bytes_read", Nullable(m.expert_bytes_read)},
-          {"cache_policy", Nullable(m.cache_policy)},
-          {"expert_hits", Nullable(m.expert_hits)},
-          {"expert_misses", Nullable(m.expert_misses)},
-          {"expert_evictions", Nullable(m.expert_evictions)},
-          {"experts_pinned", Nullable(m.experts_pinned)},
-          {"expert_budget_bytes", Nullable(m.expert_budget_bytes)},
-          {"expert_budget_limit_bytes", Nullable(m.expert_budget_limit_bytes)},
-          {"peak_rss_bytes", Nullable(m.peak_rss_bytes)},
-          {"verified", m.verified}};
+nlohmann::json MetricsJson(const runtime::RunMetrics& metrics) {
+  nlohmann::json object;
+  for (const runtime::Metric& metric : runtime::MetricList()) {
+    std::visit(
+        [&](const auto& value) {
+          if constexpr (std::is_same_v<std::decay_t<decltype(value)>, std::monostate>) {
+            object[metric.key] = nullptr;
+          } else {
+            object[metric.key] = value;
+          }
+        },
+        metric.value(metrics));
+  }
+  return object;
 }
 
 std::string MetricsText(const runtime::RunMetrics& m) {

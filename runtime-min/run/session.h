@@ -70,8 +70,6 @@ Status ForEachScoredTile(Session& session, const std::vector<int32_t>& tokens, c
   return Status::Ok();
 }
 
-// Adds expert cache, peak memory and `verified` to what was timed.
-void FillFromEngine(const Session& session, runtime::RunMetrics* metrics);
 nlohmann::json MetricsJson(const runtime::RunMetrics& metrics);
 // The metrics in two lines for people.
 std::string MetricsText(const runtime::RunMetrics& metrics);

@@ -63,6 +63,37 @@ void ExpectNothingAllocated(const Program& program) {
   EXPECT_EQ(allocations.load() - before, 0u);
 }
 
+// Prompts in chunks beside a sequence that decodes, sequences that share a prefix, all decoding together, all emptied.
+void RunBatches(Engine& engine, const std::vector<int32_t>& tokens) {
+  const SequenceId second = engine.OpenSequence().value();
+  for (size_t at = 0; at < tokens.size(); at += 8) {
+    const SequenceTokens batch[] = {{kFirstSequence, {&tokens[at], 8}, 0}, {second, {&tokens[at], 1}}};
+    ASSERT_TRUE(engine.RunBatch(batch).ok());
+  }
+  const SequenceId third = engine.ForkSequence(kFirstSequence, engine.position()).value();
+  for (const int32_t& token : tokens) {
+    const SequenceTokens batch[] = {{third, {&token, 1}}, {kFirstSequence, {&token, 1}}, {second, {&token, 1}}};
+    ASSERT_TRUE(engine.RunBatch(batch).ok());
+  }
+  ASSERT_TRUE(engine.ReleaseSequence(second).ok());
+  ASSERT_TRUE(engine.ReleaseSequence(third).ok());
+  engine.Reset();
+}
+
+TEST(Allocation, SeveralSequencesAllocateNothing) {
+  for (const Program& program : {testing::ToyLanguageModel(), testing::ToyVariants(testing::kToyVocabulary)}) {
+    ThreadPool pool(2);
+    const auto engine =
+        Engine::Create(testing::ToyUnits(program, "i4g16"), pool, {.context = 256, .tile_tokens = 16, .sequences = 3});
+    ASSERT_TRUE(engine.ok()) << engine.status().message();
+    const std::vector<int32_t> tokens = testing::ToyTokens(64);
+    RunBatches(**engine, tokens);
+    const size_t before = allocations.load();
+    RunBatches(**engine, tokens);
+    EXPECT_EQ(allocations.load() - before, 0u);
+  }
+}
+
 TEST(Allocation, DecodingWithResidentExpertsAllocatesNothing) {
   ExpectNothingAllocated(testing::ToyLanguageModel());
   ExpectNothingAllocated(testing::ToyVariants(testing::kToyVocabulary));

@@ -12,9 +12,9 @@ namespace {
 
 // scores[j] = sum over d of q[d] * keys[d][j].
 void BlockScores(const float* q, const float* keys, uint32_t head_dim, float* scores) {
-  constexpr size_t kVectors = KvCache::kKeyBlock / kLanes;
+  constexpr size_t kVectors = kBlockPositions / kLanes;
   Lanes sums[kVectors] = {};
-  for (uint32_t d = 0; d < head_dim; ++d, keys += KvCache::kKeyBlock) {
+  for (uint32_t d = 0; d < head_dim; ++d, keys += kBlockPositions) {
     for (size_t i = 0; i < kVectors; ++i) sums[i] += q[d] * LanesAt(keys + i * kLanes);
   }
   for (size_t i = 0; i < kVectors; ++i) StoreLanes(scores + i * kLanes, sums[i]);
@@ -22,7 +22,7 @@ void BlockScores(const float* q, const float* keys, uint32_t head_dim, float* sc
 
 float Largest(const float* scores) {
   Lanes largest = LanesAt(scores);
-  for (size_t i = kLanes; i < KvCache::kKeyBlock; i += kLanes) {
+  for (size_t i = kLanes; i < kBlockPositions; i += kLanes) {
     const Lanes v = LanesAt(scores + i);
     largest = v > largest ? v : largest;
   }
@@ -32,14 +32,14 @@ float Largest(const float* scores) {
 
 // p[j] -> e^(p[j] - largest) for positions [begin, end) of a block, 0 outside; returns their sum.
 float Exponentials(float largest, uint32_t begin, uint32_t end, float* p) {
-  MapLanes(p, KvCache::kKeyBlock, p, [largest](Lanes* v) {
+  MapLanes(p, kBlockPositions, p, [largest](Lanes* v) {
     *v -= largest;
     ExpLanes(v);
   });
   std::fill(p, p + begin, 0.0f);
-  std::fill(p + end, p + KvCache::kKeyBlock, 0.0f);
+  std::fill(p + end, p + kBlockPositions, 0.0f);
   Lanes sum = LanesAt(p);
-  for (size_t i = kLanes; i < KvCache::kKeyBlock; i += kLanes) sum += LanesAt(p + i);
+  for (size_t i = kLanes; i < kBlockPositions; i += kLanes) sum += LanesAt(p + i);
   return SumLanes(sum);
 }
 
@@ -84,59 +84,60 @@ uint32_t FirstPosition(const AttentionNode& node, uint32_t position) {
 void MaskedScores(const AttentionNode& node, float scale, const float* q, const float* keys, uint32_t begin, uint32_t end,
                   float* scores) {
   BlockScores(q, keys, node.head_dim, scores);
-  for (uint32_t j = 0; j < KvCache::kKeyBlock; ++j) scores[j] *= scale;
+  for (uint32_t j = 0; j < kBlockPositions; ++j) scores[j] *= scale;
   if (node.softcap > 0) {
     for (uint32_t j = begin; j < end; ++j) scores[j] = node.softcap * std::tanh(scores[j] / node.softcap);
   }
   std::fill(scores, scores + begin, -INFINITY);
-  std::fill(scores + end, scores + KvCache::kKeyBlock, -INFINITY);
+  std::fill(scores + end, scores + kBlockPositions, -INFINITY);
 }
 
 }  // namespace
 
-Result<KvCache> KvCache::Create(uint32_t kv_heads, uint32_t head_dim, uint32_t value_dim, uint32_t positions) {
+Result<KvCache> KvCache::Create(uint32_t kv_heads, uint32_t head_dim, uint32_t value_dim, uint32_t blocks) {
   KvCache cache;
   cache.kv_heads_ = kv_heads;
   cache.head_dim_ = head_dim;
   cache.value_dim_ = value_dim;
-  cache.positions_ = positions;
-  cache.blocks_ = static_cast<uint32_t>(CeilDiv(positions, kKeyBlock));
-  const CheckedU64 heads(kv_heads);
-  const CheckedU64 keys = heads * CheckedU64(head_dim) * CheckedU64(cache.blocks_) * CheckedU64(kKeyBlock);
-  const CheckedU64 values = heads * CheckedU64(value_dim) * CheckedU64(positions);
-  if (!keys.valid() || !values.valid()) return Status(ErrorCode::kLimit, "KV cache: size overflows");
-  MOEPACK_ASSIGN_OR_RETURN(cache.keys_, FloatBuffer::Create(keys.value()));
-  MOEPACK_ASSIGN_OR_RETURN(cache.values_, FloatBuffer::Create(values.value()));
+  cache.head_floats_ = (uint64_t{head_dim} + value_dim) * kBlockPositions;
+  const CheckedU64 floats = CheckedU64(kv_heads) * CheckedU64(cache.head_floats_) * CheckedU64(blocks);
+  if (!floats.valid()) return Status(ErrorCode::kLimit, "KV cache: size overflows");
+  MOEPACK_ASSIGN_OR_RETURN(cache.data_, FloatBuffer::Create(floats.value()));
   return cache;
 }
 
-void KvCache::Store(uint32_t position, const float* k, const float* v) {
-  const uint32_t block = position / kKeyBlock, lane = position % kKeyBlock;
-  for (uint32_t h = 0; h < kv_heads_; ++h, k += head_dim_, v += value_dim_) {
-    float* keys = keys_.data() + (uint64_t{h} * blocks_ + block) * head_dim_ * kKeyBlock + lane;
-    for (uint32_t d = 0; d < head_dim_; ++d) keys[uint64_t{d} * kKeyBlock] = k[d];
-    std::memcpy(values_.data() + (uint64_t{h} * positions_ + position) * value_dim_, v, value_dim_ * sizeof(float));
+void KvCache::Store(uint32_t block, uint32_t lane, const float* k, const float* v) {
+  float* keys = data_.data() + uint64_t{block} * kv_heads_ * head_floats_;
+  for (uint32_t h = 0; h < kv_heads_; ++h, k += head_dim_, v += value_dim_, keys += head_floats_) {
+    for (uint32_t d = 0; d < head_dim_; ++d) keys[uint64_t{d} * kBlockPositions + lane] = k[d];
+    float* values = keys + uint64_t{head_dim_} * kBlockPositions;
+    std::memcpy(values + uint64_t{lane} * value_dim_, v, value_dim_ * sizeof(float));
   }
 }
 
-void AttendHead(const AttentionNode& node, const KvCache& cache, const float* sinks, uint32_t head, uint32_t position,
-                const float* q, float* out) {
+void KvCache::CopyBlock(const BlockCopy& copy) {
+  const uint64_t floats = kv_heads_ * head_floats_;
+  std::memcpy(data_.data() + copy.to * floats, data_.data() + copy.from * floats, block_bytes());
+}
+
+void AttendHead(const AttentionNode& node, const KvCache& cache, const uint32_t* blocks, const float* sinks, uint32_t head,
+                uint32_t position, const float* q, float* out) {
   const uint32_t kv_head = head / (node.heads / node.kv_heads);
   const uint32_t first = FirstPosition(node, position), value_dim = node.value_width();
-  const float* values = cache.values(kv_head);
   const float scale = ScoreScale(node, position);
-  float scores[KvCache::kKeyBlock];
+  float scores[kBlockPositions];
   float largest = sinks == nullptr ? -INFINITY : sinks[head], sum = sinks == nullptr ? 0.0f : 1.0f;
   std::fill(out, out + value_dim, 0.0f);
-  for (uint32_t block = first / KvCache::kKeyBlock; block <= position / KvCache::kKeyBlock; ++block) {
-    const uint32_t base = block * KvCache::kKeyBlock;
-    const uint32_t begin = std::max(first, base) - base, end = std::min(position - base + 1, KvCache::kKeyBlock);
-    MaskedScores(node, scale, q, cache.key_block(kv_head, block), begin, end, scores);
+  for (uint32_t block = first / kBlockPositions; block <= position / kBlockPositions; ++block) {
+    const uint32_t base = block * kBlockPositions;
+    const uint32_t begin = std::max(first, base) - base, end = std::min(position - base + 1, kBlockPositions);
+    MaskedScores(node, scale, q, cache.keys(blocks[block], kv_head), begin, end, scores);
     const float block_largest = std::max(largest, Largest(scores));
     const float keep = largest == -INFINITY ? 0.0f : Exp(largest - block_largest);
     largest = block_largest;
     sum = sum * keep + Exponentials(largest, begin, end, scores);
-    Accumulate(scores + begin, values + (uint64_t{base} + begin) * value_dim, end - begin, value_dim, keep, out);
+    const float* values = cache.values(blocks[block], kv_head) + uint64_t{begin} * value_dim;
+    Accumulate(scores + begin, values, end - begin, value_dim, keep, out);
   }
   const float inverse = 1.0f / sum;
   for (uint32_t d = 0; d < value_dim; ++d) out[d] *= inverse;

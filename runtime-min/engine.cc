@@ -6,6 +6,7 @@
 #include "runtime-min/dense_weights.h"
 #include "runtime-min/executor.h"
 #include "runtime-min/metrics.h"
+#include "runtime-min/sequence_state.h"
 #include "runtime-min/unit_source.h"
 
 namespace moepack::runtime {
@@ -20,6 +21,19 @@ uint32_t DefaultContext(const Program& program) {
     if (node.kind == NodeKind::kRotary && node.rotary.long_from > 0) context = std::min(context, node.rotary.long_from);
   }
   return context;
+}
+
+// Tiles, rows of logits and state of as many sequences as are asked for.
+Status CheckSequences(EngineOptions* options) {
+  if (options->sequences < 1 || options->sequences > options->tile_tokens) {
+    return Status(ErrorCode::kUsage, StrFormat("%u sequences: expected 1 to the tokens of a tile, %u", options->sequences,
+                                               options->tile_tokens));
+  }
+  const uint64_t all_tokens = uint64_t{options->sequences} * options->context;
+  options->tile_tokens = static_cast<uint32_t>(std::min<uint64_t>(options->tile_tokens, all_tokens));
+  options->logit_rows = std::min(std::max(options->logit_rows, options->sequences), options->tile_tokens);
+  if (options->state_tokens == 0) options->state_tokens = UINT64_MAX;
+  return Status::Ok();
 }
 
 Status CheckOptions(const Program& program, EngineOptions* options) {
@@ -38,9 +52,7 @@ Status CheckOptions(const Program& program, EngineOptions* options) {
     return Status(ErrorCode::kUsage, StrFormat("a context of %u tokens is too long: the model takes at most %u",
                                                options->context, program.max_positions));
   }
-  options->tile_tokens = std::min(options->tile_tokens, options->context);
-  options->logit_rows = std::min(options->logit_rows, options->tile_tokens);
-  return Status::Ok();
+  return CheckSequences(options);
 }
 
 // Experts that one token needs, by expert table.
@@ -118,54 +130,159 @@ Result<std::unique_ptr<Engine>> Engine::Create(std::unique_ptr<UnitSource> sourc
   engine->cache_ = std::make_unique<ExpertCache>(std::move(cache));
   MOEPACK_ASSIGN_OR_RETURN(DenseWeights weights, DenseWeights::Load(*engine->source_, pool));
   engine->weights_ = std::make_unique<DenseWeights>(std::move(weights));
+  MOEPACK_RETURN_IF_ERROR(engine->CreateState());
   ExecutorOptions execution;
   execution.isa = options.isa;
   execution.context = engine->options_.context;
   execution.tile_tokens = engine->options_.tile_tokens;
   execution.logit_rows = engine->options_.logit_rows;
   MOEPACK_ASSIGN_OR_RETURN(engine->executor_,
-                           Executor::Create(program, *engine->weights_, *engine->cache_, pool, execution));
+                           Executor::Create(program, *engine->weights_, *engine->state_, *engine->cache_, pool, execution));
   MOEPACK_RETURN_IF_ERROR(engine->cache_->Preload());
   return engine;
 }
 
-Status Engine::Run(std::span<const int32_t> tokens, uint32_t logit_rows) {
-  if (tokens.empty() || tokens.size() > options_.tile_tokens) {
+Status Engine::CreateState() {
+  SequenceStateOptions options;
+  options.sequences = options_.sequences;
+  options.context = options_.context;
+  options.positions = options_.state_tokens;
+  options.tile_tokens = options_.tile_tokens;
+  MOEPACK_ASSIGN_OR_RETURN(state_, SequenceState::Create(source_->program(), options));
+  MOEPACK_ASSIGN_OR_RETURN([[maybe_unused]] const SequenceId first, state_->Open());
+  tile_.reserve(options_.tile_tokens);
+  in_batch_.resize(options_.sequences);
+  return Status::Ok();
+}
+
+Status Engine::CheckOpen(SequenceId id) const {
+  if (state_->sequences().is_open(id)) return Status::Ok();
+  return Status(ErrorCode::kUsage, StrFormat("sequence %u is not open", id));
+}
+
+// Of one sequence of a batch.
+Status Engine::CheckTokens(const SequenceTokens& part) const {
+  MOEPACK_RETURN_IF_ERROR(CheckOpen(part.sequence));
+  if (part.tokens.empty() || part.tokens.size() > options_.tile_tokens) {
     return Status(ErrorCode::kUsage,
-                  StrFormat("%zu tokens in one run: expected 1 to %u", tokens.size(), options_.tile_tokens));
+                  StrFormat("%zu tokens in one run: expected 1 to %u", part.tokens.size(), options_.tile_tokens));
   }
-  if (logit_rows > options_.logit_rows || logit_rows > tokens.size()) {
-    return Status(ErrorCode::kUsage, StrFormat("logits of %u tokens of %zu: at most %u were planned for", logit_rows,
-                                               tokens.size(), options_.logit_rows));
+  if (part.logit_rows > part.tokens.size()) {
+    return Status(ErrorCode::kUsage, StrFormat("logits of %u tokens of %zu", part.logit_rows, part.tokens.size()));
   }
-  if (tokens.size() > options_.context - position_) {
+  if (part.tokens.size() > options_.context - position(part.sequence)) {
     return Status(ErrorCode::kLimit,
                   StrFormat("the context of %u tokens is full; raise --ctx or shorten the prompt", options_.context));
   }
-  for (int32_t token : tokens) {
+  for (int32_t token : part.tokens) {
     if (token < 0 || static_cast<uint64_t>(token) >= token_limit_) {
       return Status(ErrorCode::kBadInput, StrFormat("token %d: the model has tokens 0 to %llu", token,
                                                     static_cast<unsigned long long>(token_limit_ - 1)));
     }
   }
-  MOEPACK_RETURN_IF_ERROR(executor_->Run(tokens, position_, logit_rows));
-  position_ += static_cast<uint32_t>(tokens.size());
   return Status::Ok();
 }
 
-Status Engine::Prefill(std::span<const int32_t> tokens) {
+Status Engine::CheckBatch(std::span<const SequenceTokens> batch) {
+  uint64_t tokens = 0, logit_rows = 0;
+  std::fill(in_batch_.begin(), in_batch_.end(), false);
+  for (const SequenceTokens& part : batch) {
+    MOEPACK_RETURN_IF_ERROR(CheckTokens(part));
+    if (in_batch_[part.sequence]) {
+      return Status(ErrorCode::kUsage, StrFormat("sequence %u stands twice in one run", part.sequence));
+    }
+    in_batch_[part.sequence] = true;
+    tokens += part.tokens.size();
+    logit_rows += part.logit_rows;
+  }
+  if (tokens == 0 || tokens > options_.tile_tokens) {
+    return Status(ErrorCode::kUsage, StrFormat("%llu tokens in one run: expected 1 to %u",
+                                               static_cast<unsigned long long>(tokens), options_.tile_tokens));
+  }
+  if (logit_rows <= options_.logit_rows) return Status::Ok();
+  return Status(ErrorCode::kUsage, StrFormat("logits of %llu tokens: at most %u were planned for",
+                                             static_cast<unsigned long long>(logit_rows), options_.logit_rows));
+}
+
+// The executor computes logits of the last tokens of a tile: those of all sequences stand there, in the order of the batch.
+void Engine::LayOut(std::span<const SequenceTokens> batch) {
+  tile_.clear();
+  for (const bool wanted : {false, true}) {
+    for (const SequenceTokens& part : batch) {
+      const size_t unwanted = part.tokens.size() - part.logit_rows;
+      const size_t end = wanted ? part.tokens.size() : unwanted;
+      for (size_t i = wanted ? unwanted : 0; i < end; ++i) {
+        tile_.push_back({part.tokens[i], part.sequence, position(part.sequence) + static_cast<uint32_t>(i)});
+      }
+    }
+  }
+}
+
+Status Engine::ExtendAndRun(std::span<const SequenceTokens> batch) {
+  uint32_t logit_rows = 0;
+  for (const SequenceTokens& part : batch) {
+    MOEPACK_RETURN_IF_ERROR(state_->Extend(part.sequence, static_cast<uint32_t>(part.tokens.size())));
+    logit_rows += part.logit_rows;
+  }
+  return executor_->Run(tile_, logit_rows);
+}
+
+Status Engine::RunBatch(std::span<const SequenceTokens> batch) {
+  MOEPACK_RETURN_IF_ERROR(CheckBatch(batch));
+  LayOut(batch);
+  const Status status = ExtendAndRun(batch);
+  for (const SequenceTokens& part : batch) {
+    if (status.ok()) state_->Advance(part.sequence, static_cast<uint32_t>(part.tokens.size()));
+    state_->Trim(part.sequence);
+  }
+  return status;
+}
+
+Status Engine::Run(std::span<const int32_t> tokens, uint32_t logit_rows, SequenceId id) {
+  const SequenceTokens part{id, tokens, logit_rows};
+  return RunBatch({&part, 1});
+}
+
+Status Engine::Prefill(std::span<const int32_t> tokens, SequenceId id) {
   while (!tokens.empty()) {
     const size_t count = std::min<size_t>(tokens.size(), options_.tile_tokens);
-    MOEPACK_RETURN_IF_ERROR(Run(tokens.first(count), count == tokens.size() ? 1 : 0));
+    MOEPACK_RETURN_IF_ERROR(Run(tokens.first(count), count == tokens.size() ? 1 : 0, id));
     tokens = tokens.subspan(count);
   }
   return Status::Ok();
 }
 
+Result<SequenceId> Engine::OpenSequence() { return state_->Open(); }
+
+Result<SequenceId> Engine::ForkSequence(SequenceId from, uint32_t tokens) {
+  MOEPACK_RETURN_IF_ERROR(CheckOpen(from));
+  return state_->Fork(from, tokens);
+}
+
+Status Engine::ReleaseSequence(SequenceId id) {
+  MOEPACK_RETURN_IF_ERROR(CheckOpen(id));
+  if (id == kFirstSequence) return Status(ErrorCode::kUsage, "the first sequence stays open; empty it instead");
+  state_->Close(id);
+  return Status::Ok();
+}
+
+void Engine::Reset() { state_->Empty(kFirstSequence); }
+
+Status Engine::ResetSequence(SequenceId id) {
+  MOEPACK_RETURN_IF_ERROR(CheckOpen(id));
+  state_->Empty(id);
+  return Status::Ok();
+}
+
+uint32_t Engine::position(SequenceId id) const {
+  return state_->sequences().is_open(id) ? state_->sequences().position(id) : 0;
+}
+
 std::span<const float> Engine::logits() const { return executor_->logits(); }
 uint64_t Engine::vocab_size() const { return source_->program().values[source_->program().output].width; }
 uint64_t Engine::dense_bytes() const { return weights_->resident_bytes(); }
-uint64_t Engine::state_bytes() const { return executor_->state_bytes(); }
+uint64_t Engine::state_bytes() const { return state_->size_bytes(); }
+uint64_t Engine::used_state_bytes() const { return state_->used_bytes(); }
 
 uint64_t Engine::weight_bytes_per_token() const {
   const Program& program = source_->program();

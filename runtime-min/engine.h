@@ -8,18 +8,22 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <vector>
 
 #include "base/status.h"
 #include "base/thread_pool.h"
 #include "runtime-min/expert_cache.h"
 #include "runtime-min/kernels/kernels.h"
+#include "runtime-min/sequences.h"
 #include "verify/verify.h"
 
 namespace moepack::runtime {
 
 class DenseWeights;
 class Executor;
+class SequenceState;
 class UnitSource;
+struct TileToken;
 
 inline constexpr uint64_t kAllExperts = UINT64_MAX, kAutoExperts = UINT64_MAX - 1;
 
@@ -36,11 +40,25 @@ struct EngineOptions {
   uint32_t context = 0;
   uint32_t expected_tokens = 0;  // of the sequence to come, where that is known: the context when that is 0
   uint32_t tile_tokens = 256;    // tokens computed at once in prefill, 1..4096; less takes less memory
-  uint32_t logit_rows = 1;       // most tokens of one Run whose logits are wanted
+  uint32_t logit_rows = 1;       // most tokens of one Run whose logits are wanted; at least one for each sequence
+  uint32_t sequences = 1;        // most that are open at once, 1..tile_tokens
+  // Most tokens of all sequences together whose state is kept, in whole blocks of kBlockPositions; 0: sequences * context.
+  // Memory is taken as sequences grow; this is what it may come to.
+  uint64_t state_tokens = 0;
 };
 
-// One sequence of tokens through one model. Logits do not depend on threads, tile, expert budget or on how the sequence is
-// cut into calls, bit for bit. One thread at a time.
+// What a run appends to one sequence.
+struct SequenceTokens {
+  SequenceId sequence = kFirstSequence;
+  std::span<const int32_t> tokens;  // at least one
+  uint32_t logit_rows = 1;          // of its last tokens
+};
+
+// Sequences of tokens through one model. Logits do not depend on threads, tile, expert budget, on how a sequence is cut into
+// calls or on the other sequences of a call, bit for bit. One thread at a time.
+//
+// kFirstSequence is always open, and is what calls without a sequence mean. Sequences that were opened or forked are known
+// by their id until they are released; a later one may get the same id. An id that is not open is kUsage.
 class Engine {
  public:
   // Loads dense weights and the experts of the hot list that fit. `pool` must outlive the engine. kUsage for options that
@@ -55,15 +73,31 @@ class Engine {
   // Appends 1..tile_tokens() tokens to the sequence and computes logits of the last `logit_rows` of them. kBadInput for a
   // token that the model does not have, kLimit when the context is full, errors of loading experts (kDigest: layer, expert
   // and offset). After an error the sequence is as before.
-  Status Run(std::span<const int32_t> tokens, uint32_t logit_rows = 1);
+  Status Run(std::span<const int32_t> tokens, uint32_t logit_rows = 1, SequenceId id = kFirstSequence);
+  // Appends tokens to several sequences at once, each named at most once, together 1..tile_tokens(): weights are read once
+  // for all of them. logits() has the rows of the first, then of the second... Errors as of Run, and kLimit when the memory
+  // of all sequences is full; after an error every sequence is as before.
+  Status RunBatch(std::span<const SequenceTokens> batch);
   // At least one token, in tiles, and the logits of the last one. After an error whole tiles may have been appended.
-  Status Prefill(std::span<const int32_t> tokens);
+  Status Prefill(std::span<const int32_t> tokens, SequenceId id = kFirstSequence);
   // [logit_rows, vocab_size()] of the last Run. Valid until the next call.
   std::span<const float> logits() const;
-  // Starts a new sequence. Experts stay resident.
-  void Reset() { position_ = 0; }
 
-  uint32_t position() const { return position_; }
+  // A new sequence without tokens. kLimit when as many are open as were planned for.
+  Result<SequenceId> OpenSequence();
+  // A new sequence that begins with the first `tokens` tokens of `from`. Their state is shared and nothing is computed
+  // again; each of the two takes memory for what it appends. kUsage when `from` has fewer, or has more and the model has
+  // convolutions, which remember the end of a sequence only; kLimit as of OpenSequence.
+  Result<SequenceId> ForkSequence(SequenceId from, uint32_t tokens);
+  // Any but the first, which can be emptied by Reset.
+  Status ReleaseSequence(SequenceId id);
+  // Takes all tokens off the sequence. Experts stay resident.
+  void Reset();
+  Status ResetSequence(SequenceId id);
+
+  // Tokens of an open sequence; 0 of one that is not.
+  uint32_t position(SequenceId id = kFirstSequence) const;
+  uint32_t sequences() const { return options_.sequences; }
   uint32_t context() const { return options_.context; }
   uint32_t tile_tokens() const { return options_.tile_tokens; }
   kernels::Isa isa() const { return options_.isa; }
@@ -71,20 +105,30 @@ class Engine {
   const ExpertCache& experts() const { return *cache_; }
   void ResetStats() { cache_->ResetStats(); }
   uint64_t dense_bytes() const;  // resident weights outside of experts
-  uint64_t state_bytes() const;  // KV caches and the inputs that convolutions remember
+  // What sequences remember, KV caches and inputs of convolutions: at most, and of the tokens they have.
+  uint64_t state_bytes() const;
+  uint64_t used_state_bytes() const;
   // Resident bytes that decoding one token reads: every matrix once, of experts the top k at their mean size.
   uint64_t weight_bytes_per_token() const;
 
  private:
   Engine(std::unique_ptr<UnitSource> source, const EngineOptions& options);
+  Status CreateState();
+  Status CheckOpen(SequenceId id) const;
+  Status CheckBatch(std::span<const SequenceTokens> batch);
+  Status CheckTokens(const SequenceTokens& part) const;
+  void LayOut(std::span<const SequenceTokens> batch);
+  Status ExtendAndRun(std::span<const SequenceTokens> batch);
 
   std::unique_ptr<UnitSource> source_;
   EngineOptions options_;
   std::unique_ptr<DenseWeights> weights_;
   std::unique_ptr<ExpertCache> cache_;
+  std::unique_ptr<SequenceState> state_;
   std::unique_ptr<Executor> executor_;
-  uint64_t token_limit_ = 0;  // rows of the smallest embedding table
-  uint32_t position_ = 0;
+  uint64_t token_limit_ = 0;     // rows of the smallest embedding table
+  std::vector<TileToken> tile_;  // of the run
+  std::vector<bool> in_batch_;   // by sequence
 };
 
 }  // namespace moepack::runtime

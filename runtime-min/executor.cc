@@ -12,34 +12,15 @@
 
 namespace moepack::runtime {
 
-Result<std::unique_ptr<Executor>> Executor::Create(const Program& program, const DenseWeights& weights, ExpertCache& cache,
-                                                   ThreadPool& pool, const ExecutorOptions& options) {
-  std::unique_ptr<Executor> executor(new Executor(program, weights, pool, options));
+Result<std::unique_ptr<Executor>> Executor::Create(const Program& program, const DenseWeights& weights, SequenceState& state,
+                                                   ExpertCache& cache, ThreadPool& pool, const ExecutorOptions& options) {
+  std::unique_ptr<Executor> executor(new Executor(program, weights, state, pool, options));
   MOEPACK_ASSIGN_OR_RETURN(executor->plan_, MakePlan(program, options.tile_tokens, options.logit_rows));
   MOEPACK_ASSIGN_OR_RETURN(executor->arena_, FloatBuffer::Create(executor->plan_.arena_floats));
-  MOEPACK_RETURN_IF_ERROR(executor->CreateState());
   MOEPACK_RETURN_IF_ERROR(executor->CreateRotaryTables());
   MOEPACK_ASSIGN_OR_RETURN(MoeExecutor moe, MoeExecutor::Create(program, cache, pool, options.isa, options.tile_tokens));
   executor->moe_ = std::make_unique<MoeExecutor>(std::move(moe));
   return executor;
-}
-
-Status Executor::CreateState() {
-  state_.resize(program_.state_slots);
-  history_.resize(program_.state_slots);
-  for (const Node& node : program_.nodes) {
-    if (node.kind == NodeKind::kConvolution) {
-      MOEPACK_ASSIGN_OR_RETURN(
-          history_[node.convolution.state_slot],
-          ConvolutionState::Create(program_.tensors[node.convolution.weight].rows,
-                                   program_.tensors[node.convolution.weight].cols, options_.tile_tokens));
-    }
-    if (node.kind != NodeKind::kAttention) continue;
-    const AttentionNode& attention = node.attention;
-    MOEPACK_ASSIGN_OR_RETURN(state_[attention.state_slot], KvCache::Create(attention.kv_heads, attention.head_dim,
-                                                                           attention.value_width(), options_.context));
-  }
-  return Status::Ok();
 }
 
 Status Executor::CreateRotaryTables() {
@@ -67,36 +48,29 @@ Status Executor::CreateRotaryTables() {
   return Status::Ok();
 }
 
-uint64_t Executor::state_bytes() const {
-  uint64_t bytes = 0;
-  for (const KvCache& cache : state_) bytes += cache.size_bytes();
-  for (const ConvolutionState& state : history_) bytes += state.size_bytes();
-  return bytes;
-}
-
-Status Executor::Run(std::span<const int32_t> tokens, uint32_t position, uint32_t logit_rows) {
+Status Executor::Run(std::span<const TileToken> tokens, uint32_t logit_rows) {
+  tokens_ = tokens;
   prepared_ = kNone;
   for (RotaryTable& table : rotary_) {
     for (size_t t = 0; t < tokens.size(); ++t) {
-      RotaryAngles(*table.node, table.longer, position + static_cast<uint32_t>(t),
-                   table.cos_sin.data() + t * table.node->rotary_dim);
+      RotaryAngles(*table.node, table.longer, tokens[t].position, table.cos_sin.data() + t * table.node->rotary_dim);
     }
   }
   const Rows all{0, tokens.size()}, wanted{tokens.size() - logit_rows, logit_rows};
   for (const Step& step : plan_.steps) {
-    MOEPACK_RETURN_IF_ERROR(RunStep(step, tokens, position, step.tail ? wanted : all));
+    MOEPACK_RETURN_IF_ERROR(RunStep(step, step.tail ? wanted : all));
   }
   logits_ = {Row(program_.output, wanted), Width(program_.output) * logit_rows};
   return Status::Ok();
 }
 
-Status Executor::RunStep(const Step& step, std::span<const int32_t> tokens, uint32_t position, Rows rows) {
+Status Executor::RunStep(const Step& step, Rows rows) {
   const Node& node = program_.nodes[step.nodes[0]];
   const bool has_state = step.kind == NodeKind::kAttention || step.kind == NodeKind::kConvolution;
   if (rows.count == 0 && !has_state) return Status::Ok();
   switch (step.kind) {
     case NodeKind::kEmbedding:
-      RunEmbedding(node, tokens, rows);
+      RunEmbedding(node, rows);
       break;
     case NodeKind::kLinear:
       RunLinears(step, rows);
@@ -108,7 +82,7 @@ Status Executor::RunStep(const Step& step, std::span<const int32_t> tokens, uint
       RunRotary(node, rows);
       break;
     case NodeKind::kAttention:
-      RunAttention(node, rows, tokens.size(), position);
+      RunAttention(node, rows);
       break;
     case NodeKind::kMoe:
       return RunMoe(node, rows);
@@ -122,7 +96,7 @@ Status Executor::RunStep(const Step& step, std::span<const int32_t> tokens, uint
       RunConcat(node, rows);
       break;
     case NodeKind::kConvolution:
-      RunConvolution(node, rows, tokens.size(), position);
+      RunConvolution(node, rows);
       break;
   }
   return Status::Ok();
@@ -144,12 +118,12 @@ const kernels::Activations& Executor::Prepare(ValueId value, Rows rows) {
   return activations_;
 }
 
-void Executor::RunEmbedding(const Node& node, std::span<const int32_t> tokens, Rows rows) {
+void Executor::RunEmbedding(const Node& node, Rows rows) {
   const ResidentTensor& table = weights_.matrix(node.embedding.table);
   float* out = Row(node.output, rows);
   const uint64_t width = Width(node.output);
   ForEach(pool_, rows.count, width * 4,
-          [&](size_t i) { kernels::DecodeRow(table, static_cast<size_t>(tokens[rows.begin + i]), out + i * width); });
+          [&](size_t i) { kernels::DecodeRow(table, static_cast<size_t>(tokens_[rows.begin + i].token), out + i * width); });
 }
 
 void Executor::RunLinears(const Step& step, Rows rows) {
@@ -201,22 +175,27 @@ void Executor::RunRotary(const Node& node, Rows rows) {
 }
 
 // Keys and values of every token are stored, also when the output of few or none is wanted.
-void Executor::RunAttention(const Node& node, Rows rows, size_t tokens, uint32_t position) {
+void Executor::RunAttention(const Node& node, Rows rows) {
   const AttentionNode& attention = node.attention;
-  KvCache& cache = state_[attention.state_slot];
-  const Rows all{0, tokens};
+  const Sequences& sequences = state_.sequences();
+  KvCache& cache = state_.keys_and_values(attention.state_slot);
+  const Rows all{0, tokens_.size()};
   const float* k = Row(node.inputs[1], all);
   const float* v = Row(node.inputs[2], all);
   const uint64_t k_width = Width(node.inputs[1]), v_width = Width(node.inputs[2]);
-  ForEach(pool_, tokens, k_width * 4,
-          [&](size_t t) { cache.Store(position + static_cast<uint32_t>(t), k + t * k_width, v + t * v_width); });
+  ForEach(pool_, all.count, k_width * 4, [&](size_t t) {
+    const TileToken& token = tokens_[t];
+    const uint32_t block = sequences.blocks(token.sequence)[token.position / kBlockPositions];
+    cache.Store(block, token.position % kBlockPositions, k + t * k_width, v + t * v_width);
+  });
   const float* sinks = weights_.vector(attention.sinks);
   const float* q = Row(node.inputs[0], rows);
   float* out = Row(node.output, rows);
-  const uint32_t first = position + static_cast<uint32_t>(rows.begin);
-  ForEach(pool_, rows.count * attention.heads, uint64_t{position + 32} * attention.head_dim, [&](size_t i) {
-    const uint32_t t = static_cast<uint32_t>(i / attention.heads), head = static_cast<uint32_t>(i % attention.heads);
-    AttendHead(attention, cache, sinks, head, first + t, q + i * attention.head_dim, out + i * attention.value_width());
+  const uint64_t cost = (uint64_t{tokens_.back().position} + 32) * attention.head_dim;
+  ForEach(pool_, rows.count * attention.heads, cost, [&](size_t i) {
+    const TileToken& token = tokens_[rows.begin + i / attention.heads];
+    AttendHead(attention, cache, sequences.blocks(token.sequence), sinks, static_cast<uint32_t>(i % attention.heads),
+               token.position, q + i * attention.head_dim, out + i * attention.value_width());
   });
 }
 
@@ -243,7 +222,8 @@ void Executor::RunSlice(const Node& node, Rows rows) {
   const uint64_t in_width = Width(node.inputs[0]), width = Width(node.output);
   const float* in = Row(node.inputs[0], rows) + node.slice.begin;
   float* out = Row(node.output, rows);
-  ForEach(pool_, rows.count, width, [&](size_t i) { std::memcpy(out + i * width, in + i * in_width, width * sizeof(float)); });
+  ForEach(pool_, rows.count, width,
+          [&](size_t i) { std::memcpy(out + i * width, in + i * in_width, width * sizeof(float)); });
 }
 
 void Executor::RunConcat(const Node& node, Rows rows) {
@@ -264,17 +244,20 @@ void Executor::RunConcat(const Node& node, Rows rows) {
 }
 
 // Inputs of every token are stored, also when the output of few or none is wanted.
-void Executor::RunConvolution(const Node& node, Rows rows, size_t tokens, uint32_t position) {
-  ConvolutionState& state = history_[node.convolution.state_slot];
+void Executor::RunConvolution(const Node& node, Rows rows) {
+  ConvolutionState& state = state_.inputs(node.convolution.state_slot);
   const uint64_t channels = Width(node.output);
-  const float* in = Row(node.inputs[0], {0, tokens});
-  ForEach(pool_, tokens, channels, [&](size_t t) { state.Store(position + static_cast<uint32_t>(t), in + t * channels); });
+  const Rows all{0, tokens_.size()};
+  const float* in = Row(node.inputs[0], all);
+  ForEach(pool_, all.count, channels,
+          [&](size_t t) { state.Store(tokens_[t].sequence, tokens_[t].position, in + t * channels); });
   const float* weight = weights_.convolution(node.convolution.weight);
   const float* bias = weights_.vector(node.convolution.bias);
   float* out = Row(node.output, rows);
-  const uint32_t first = position + static_cast<uint32_t>(rows.begin);
-  ForEach(pool_, rows.count, channels * state.width(),
-          [&](size_t i) { state.Convolve(first + static_cast<uint32_t>(i), weight, bias, out + i * channels); });
+  ForEach(pool_, rows.count, channels * state.width(), [&](size_t i) {
+    const TileToken& token = tokens_[rows.begin + i];
+    state.Convolve(token.sequence, token.position, weight, bias, out + i * channels);
+  });
 }
 
 }  // namespace moepack::runtime

@@ -1,5 +1,5 @@
-// Runs a program over a tile of tokens of one sequence: steps of the plan in order, values in one arena, keys and values of
-// earlier positions in KV caches.
+// Runs a program over a tile of tokens of one or more sequences: steps of the plan in order, values in one arena, keys and
+// values of earlier positions in the state of sequences.
 #pragma once
 
 #include <cstdint>
@@ -9,14 +9,13 @@
 
 #include "base/status.h"
 #include "base/thread_pool.h"
-#include "runtime-min/attention.h"
 #include "runtime-min/buffer.h"
-#include "runtime-min/convolution.h"
 #include "runtime-min/dense_weights.h"
 #include "runtime-min/expert_cache.h"
 #include "runtime-min/kernels/kernels.h"
 #include "runtime-min/moe.h"
 #include "runtime-min/plan.h"
+#include "runtime-min/sequence_state.h"
 
 namespace moepack::runtime {
 
@@ -27,20 +26,27 @@ struct ExecutorOptions {
   uint32_t logit_rows = 1;   // most tokens of a run whose logits are wanted
 };
 
-// A token's values depend on the tokens before it only: not on how a sequence is cut into runs, and not on threads.
+// A token of a tile.
+struct TileToken {
+  int32_t token = 0;  // id, in range
+  SequenceId sequence = 0;
+  uint32_t position = 0;
+};
+
+// A token's values depend on the tokens before it in its sequence only: not on how a sequence is cut into runs, on other
+// sequences of a run, or on threads.
 class Executor {
  public:
-  // `program` (validated), `weights`, `cache` and `pool` must outlive it. kNoMemory, kLimit.
-  static Result<std::unique_ptr<Executor>> Create(const Program& program, const DenseWeights& weights, ExpertCache& cache,
-                                                  ThreadPool& pool, const ExecutorOptions& options);
+  // `program` (validated), `weights`, `state`, `cache` and `pool` must outlive it. kNoMemory, kLimit.
+  static Result<std::unique_ptr<Executor>> Create(const Program& program, const DenseWeights& weights, SequenceState& state,
+                                                  ExpertCache& cache, ThreadPool& pool, const ExecutorOptions& options);
 
-  // tokens: 1..tile_tokens ids in range, at positions position, position + 1, ... (position + tokens <= context). State of
-  // earlier positions must be there. Computes logits of the last `logit_rows` tokens, none when 0. Allocates nothing once
-  // scratch has grown to the largest tile.
-  Status Run(std::span<const int32_t> tokens, uint32_t position, uint32_t logit_rows);
+  // 1..tile_tokens tokens in any order; for each the state has room, and every position before it is in the state or in the
+  // tile. Computes logits of the last `logit_rows` tokens, none when 0. Allocates nothing once scratch has grown to the
+  // largest tile.
+  Status Run(std::span<const TileToken> tokens, uint32_t logit_rows);
   // [logit_rows, vocab] of the last run, row-major.
   std::span<const float> logits() const { return logits_; }
-  uint64_t state_bytes() const;
 
  private:
   // The rows of a tile that a step computes.
@@ -58,21 +64,21 @@ class Executor {
     FloatBuffer cos_sin;  // [tile, rotary_dim]
   };
 
-  Executor(const Program& program, const DenseWeights& weights, ThreadPool& pool, const ExecutorOptions& options)
-      : program_(program), weights_(weights), pool_(pool), options_(options) {}
-  Status CreateState();
+  Executor(const Program& program, const DenseWeights& weights, SequenceState& state, ThreadPool& pool,
+           const ExecutorOptions& options)
+      : program_(program), weights_(weights), state_(state), pool_(pool), options_(options) {}
   Status CreateRotaryTables();
-  Status RunStep(const Step& step, std::span<const int32_t> tokens, uint32_t position, Rows rows);
-  void RunEmbedding(const Node& node, std::span<const int32_t> tokens, Rows rows);
+  Status RunStep(const Step& step, Rows rows);
+  void RunEmbedding(const Node& node, Rows rows);
   void RunLinears(const Step& step, Rows rows);
   void RunNorm(const Node& node, Rows rows);
   void RunRotary(const Node& node, Rows rows);
-  void RunAttention(const Node& node, Rows rows, size_t tokens, uint32_t position);
+  void RunAttention(const Node& node, Rows rows);
   Status RunMoe(const Node& node, Rows rows);
   void RunElementwise(const Node& node, Rows rows);
   void RunSlice(const Node& node, Rows rows);
   void RunConcat(const Node& node, Rows rows);
-  void RunConvolution(const Node& node, Rows rows, size_t tokens, uint32_t position);
+  void RunConvolution(const Node& node, Rows rows);
 
   float* Row(ValueId value, Rows rows);  // first row of `rows`
   uint64_t Width(ValueId value) const { return plan_.values[value].width; }
@@ -80,12 +86,12 @@ class Executor {
 
   const Program& program_;
   const DenseWeights& weights_;
+  SequenceState& state_;
   ThreadPool& pool_;
   ExecutorOptions options_;
   Plan plan_;
   FloatBuffer arena_;
-  std::vector<KvCache> state_;             // by state slot; empty for those of convolutions
-  std::vector<ConvolutionState> history_;  // by state slot; empty for those of attention
+  std::span<const TileToken> tokens_;  // of the run
   std::vector<RotaryTable> rotary_;
   std::vector<uint32_t> rotary_table_;  // by node
   std::unique_ptr<MoeExecutor> moe_;

@@ -1,0 +1,70 @@
+#include "runtime-min/sequence_state.h"
+
+namespace moepack::runtime {
+
+Result<std::unique_ptr<SequenceState>> SequenceState::Create(const Program& program, const SequenceStateOptions& options) {
+  std::unique_ptr<SequenceState> state(new SequenceState(program));
+  MOEPACK_ASSIGN_OR_RETURN(state->sequences_, Sequences::Create(options.sequences, options.context, options.positions));
+  MOEPACK_RETURN_IF_ERROR(state->CreateSlots(options));
+  return state;
+}
+
+Status SequenceState::CreateSlots(const SequenceStateOptions& options) {
+  caches_.resize(program_.state_slots);
+  inputs_.resize(program_.state_slots);
+  for (const Node& node : program_.nodes) {
+    if (node.kind == NodeKind::kConvolution) {
+      const TensorDecl& weight = program_.tensors[node.convolution.weight];
+      MOEPACK_ASSIGN_OR_RETURN(inputs_[node.convolution.state_slot],
+                               ConvolutionState::Create(weight.rows, weight.cols, options.tile_tokens, options.sequences));
+    }
+    if (node.kind != NodeKind::kAttention) continue;
+    const AttentionNode& attention = node.attention;
+    MOEPACK_ASSIGN_OR_RETURN(
+        caches_[attention.state_slot],
+        KvCache::Create(attention.kv_heads, attention.head_dim, attention.value_width(), sequences_.all_blocks()));
+  }
+  return Status::Ok();
+}
+
+Result<SequenceId> SequenceState::Fork(SequenceId from, uint32_t positions) {
+  const uint32_t there = sequences_.position(from);
+  if (positions > there) {
+    return Status(ErrorCode::kUsage,
+                  StrFormat("sequence %u has %u tokens: its first %u cannot be shared", from, there, positions));
+  }
+  if (positions < there && convolution_bytes() > 0) {
+    return Status(ErrorCode::kUsage,
+                  StrFormat("sequence %u has %u tokens: a model with convolutions shares all of them or none", from, there));
+  }
+  MOEPACK_ASSIGN_OR_RETURN(const SequenceId id, sequences_.Fork(from, positions));
+  for (ConvolutionState& inputs : inputs_) {
+    if (inputs.size_bytes() > 0) inputs.Copy(from, id);
+  }
+  return id;
+}
+
+Status SequenceState::Extend(SequenceId id, uint32_t tokens) {
+  MOEPACK_ASSIGN_OR_RETURN(const std::optional<BlockCopy> copy, sequences_.Extend(id, tokens));
+  for (KvCache& cache : caches_) {
+    if (copy && cache.block_bytes() > 0) cache.CopyBlock(*copy);
+  }
+  return Status::Ok();
+}
+
+uint64_t SequenceState::block_bytes() const {
+  uint64_t bytes = 0;
+  for (const KvCache& cache : caches_) bytes += cache.block_bytes();
+  return bytes;
+}
+
+uint64_t SequenceState::convolution_bytes() const {
+  uint64_t bytes = 0;
+  for (const ConvolutionState& inputs : inputs_) bytes += inputs.size_bytes();
+  return bytes;
+}
+
+uint64_t SequenceState::size_bytes() const { return block_bytes() * sequences_.all_blocks() + convolution_bytes(); }
+uint64_t SequenceState::used_bytes() const { return block_bytes() * sequences_.used_blocks() + convolution_bytes(); }
+
+}  // namespace moepack::runtime

@@ -2,6 +2,8 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "runtime-min/energy.h"
+#include "runtime-min/run/metrics_output.h"
 #include "runtime-min/run/session.h"
 
 namespace moepack::run {
@@ -51,6 +53,7 @@ Status RunOnce(Session& session, const std::vector<int32_t>& prompt, uint32_t de
 // Medians over the repeats; the first one warms caches up and counts for experts only.
 Result<runtime::RunMetrics> Measure(Session& session, const std::vector<int32_t>& prompt, const BenchSize& size) {
   std::vector<double> prefill_ms, first_ms, step_ms;
+  runtime::EnergyMeter energy;
   MOEPACK_RETURN_IF_ERROR(RunOnce(session, prompt, size.decode_tokens, &prefill_ms, &first_ms, &step_ms));
   if (size.repeats > 1) {
     prefill_ms.clear();
@@ -58,13 +61,17 @@ Result<runtime::RunMetrics> Measure(Session& session, const std::vector<int32_t>
     step_ms.clear();
   }
   for (uint32_t i = 1; i < size.repeats; ++i) {
+    energy.Sample(runtime::MonotonicMs());
     MOEPACK_RETURN_IF_ERROR(RunOnce(session, prompt, size.decode_tokens, &prefill_ms, &first_ms, &step_ms));
   }
+  energy.Sample(runtime::MonotonicMs());
   runtime::RunMetrics metrics;
   metrics.ttft_ms = runtime::Percentile(first_ms, 50);
   metrics.prefilled_tokens = prompt.size() * prefill_ms.size();
   metrics.prefill_tokens_per_s = static_cast<double>(prompt.size()) * 1000.0 / *runtime::Percentile(prefill_ms, 50);
   SummarizeDecode(step_ms, &metrics);
+  metrics.energy_joules = energy.joules();
+  metrics.energy_source = energy.source();
   runtime::FillFromEngine(*session.engine, &metrics);
   return metrics;
 }
@@ -107,6 +114,7 @@ Status Bench(int argc, char** argv) {
       "repeats", po::value<uint32_t>(), "times to measure, the first to warm up (default 6)")(
       "data", po::value<std::string>(), "text file for the prompt (default: ids drawn evenly)")(
       "seed", po::value<uint64_t>(), "seed of the drawn ids (default 0)");
+  MetricsOutput::AddOptions(&command, false);
   MOEPACK_RETURN_IF_ERROR(command.Parse(argc, argv));
   if (command.help_shown()) return Status::Ok();
   const BenchSize size{command.GetOr<uint32_t>("prompt-tokens", 128), command.GetOr<uint32_t>("n-tokens", 64),
@@ -117,10 +125,12 @@ Status Bench(int argc, char** argv) {
   if (size.decode_tokens > UINT32_MAX - size.prompt_tokens) {
     return Status(ErrorCode::kUsage, "--prompt-tokens and --n-tokens: together too many");
   }
+  MOEPACK_ASSIGN_OR_RETURN(MetricsOutput output, MetricsOutput::Open(command));
   MOEPACK_ASSIGN_OR_RETURN(Session session, OpenSession(command, size.prompt_tokens + size.decode_tokens, false));
   MOEPACK_ASSIGN_OR_RETURN(const std::vector<int32_t> prompt, PromptTokens(command, session, size.prompt_tokens));
   MOEPACK_ASSIGN_OR_RETURN(const runtime::RunMetrics metrics, Measure(session, prompt, size));
-  PrintReport(command, session, size, metrics);
+  MOEPACK_RETURN_IF_ERROR(output.Finish(metrics));
+  if (!output.takes_stdout()) PrintReport(command, session, size, metrics);
   return Status::Ok();
 }
 

@@ -1,6 +1,8 @@
 // moepack run generate: text from a prompt, as it comes.
 #include <cstdio>
 
+#include "runtime-min/generation.h"
+#include "runtime-min/run/metrics_output.h"
 #include "runtime-min/run/session.h"
 
 namespace moepack::run {
@@ -13,7 +15,7 @@ constexpr uint64_t kMaxPromptBytes = 64 << 20;
 struct Generation {
   std::vector<int32_t> prompt, tokens;
   std::string text;
-  const char* stopped = "length";  // "length", "end_of_text" or "context"
+  runtime::StopReason stopped = runtime::StopReason::kLength;
   runtime::RunMetrics metrics;
 };
 
@@ -48,52 +50,40 @@ Result<runtime::SamplerOptions> SamplerOptionsOf(const cli::Command& command) {
   return options;
 }
 
-// Takes a token over: false when generation ends with it.
-bool Accept(const Session& session, int32_t token, uint64_t limit, bool stream, Generation* out) {
-  if (session.tokenizer->IsEndOfText(token)) {
-    out->stopped = "end_of_text";
-    return false;
-  }
-  out->tokens.push_back(token);
-  const std::string piece = session.tokenizer->Decode({&token, 1});
-  out->text += piece;
-  if (stream) {
-    std::fwrite(piece.data(), 1, piece.size(), stdout);
-    std::fflush(stdout);
-  }
-  if (session.engine->position() == session.engine->context()) out->stopped = "context";
-  return out->tokens.size() < limit && session.engine->position() < session.engine->context();
-}
-
+// Every token into `out`, its text to standard output when it streams, metrics where they are asked for.
 Status RunGeneration(Session& session, const runtime::SamplerOptions& sampling, uint64_t limit, bool stream,
-                     Generation* out) {
-  runtime::Engine& engine = *session.engine;
+                     MetricsOutput& metrics, Generation* out) {
   runtime::Sampler sampler(sampling);
-  std::vector<double> step_ms;
-  step_ms.reserve(std::min<uint64_t>(limit, engine.context()));
-  const double start = runtime::MonotonicMs();
-  MOEPACK_RETURN_IF_ERROR(engine.Prefill(out->prompt));
-  const double prefilled = runtime::MonotonicMs();
-  int32_t token = sampler.Sample(engine.logits());
-  out->metrics.ttft_ms = runtime::MonotonicMs() - start;
-  out->metrics.prefilled_tokens = out->prompt.size();
-  out->metrics.prefill_tokens_per_s = static_cast<double>(out->prompt.size()) * 1000.0 / (prefilled - start);
-  while (Accept(session, token, limit, stream, out)) {
-    const double before = runtime::MonotonicMs();
-    MOEPACK_RETURN_IF_ERROR(engine.Run({&token, 1}));
-    token = sampler.Sample(engine.logits());
-    step_ms.push_back(runtime::MonotonicMs() - before);
-  }
-  SummarizeDecode(step_ms, &out->metrics);
-  runtime::FillFromEngine(*session.engine, &out->metrics);
-  return Status::Ok();
+  runtime::Recorder recorder;
+  const auto measure = [&] {
+    runtime::RunMetrics now;
+    recorder.Fill(*session.engine, &now);
+    return now;
+  };
+  Status written;
+  const auto take = [&](int32_t token, std::string_view text) {
+    out->text += text;
+    if (stream) {
+      std::fwrite(text.data(), 1, text.size(), stdout);
+      std::fflush(stdout);
+    }
+    if (token == runtime::kRestOfText) return false;
+    out->tokens.push_back(token);
+    written = metrics.Update(measure);
+    return written.ok() && std::ferror(stdout) == 0;  // nobody reads any more
+  };
+  MOEPACK_ASSIGN_OR_RETURN(out->stopped, runtime::Generate(*session.engine, session.tokenizer.get(), sampler,
+                                                           {out->prompt, limit}, take, recorder));
+  MOEPACK_RETURN_IF_ERROR(written);
+  out->metrics = measure();
+  return metrics.Finish(out->metrics);
 }
 
 nlohmann::json Report(const Session& session, const Generation& g) {
   nlohmann::json report = {{"text", ValidUtf8(g.text)},
                            {"tokens", g.tokens},
                            {"prompt_tokens", g.prompt},
-                           {"stopped", g.stopped},
+                           {"stopped", runtime::StopReasonName(g.stopped)},
                            {"load_ms", session.load_ms}};
   report.update(MetricsJson(g.metrics));
   return report;
@@ -120,20 +110,23 @@ Status Generate(int argc, char** argv) {
       "top-k", po::value<uint32_t>(), "sample among the k most likely tokens (default 0: all)")(
       "top-p", po::value<float>(), "sample among the most likely tokens of this total probability (default 1: all)")(
       "seed", po::value<uint64_t>(), "seed of the sampling (default 0)");
+  MetricsOutput::AddOptions(&command, true);
   MOEPACK_RETURN_IF_ERROR(command.Parse(argc, argv));
   if (command.help_shown()) return Status::Ok();
   MOEPACK_ASSIGN_OR_RETURN(const runtime::SamplerOptions sampling, SamplerOptionsOf(command));
   const uint64_t limit = command.GetOr<uint64_t>("n-tokens", 128);
   if (limit == 0) return Status(ErrorCode::kUsage, "-n: expected at least 1");
+  MOEPACK_ASSIGN_OR_RETURN(MetricsOutput metrics, MetricsOutput::Open(command));
   MOEPACK_ASSIGN_OR_RETURN(Session session, OpenSession(command, command.GetOr<uint32_t>("ctx", 0), false));
   MOEPACK_RETURN_IF_ERROR(RequireTokenizer(session));
   Generation generation;
   MOEPACK_ASSIGN_OR_RETURN(generation.prompt, Prompt(command, session));
-  MOEPACK_RETURN_IF_ERROR(RunGeneration(session, sampling, limit, !command.json(), &generation));
+  const bool stream = !command.json() && !metrics.takes_stdout();
+  MOEPACK_RETURN_IF_ERROR(RunGeneration(session, sampling, limit, stream, metrics, &generation));
   if (command.json()) {
     cli::PrintJson(Report(session, generation));
   } else {
-    std::printf("\n");
+    if (stream) std::printf("\n");
     if (!command.Has("quiet")) std::fprintf(stderr, "%s\n", MetricsText(generation.metrics).c_str());
   }
   return Status::Ok();

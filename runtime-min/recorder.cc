@@ -1,0 +1,46 @@
+#include "runtime-min/recorder.h"
+
+namespace moepack::runtime {
+namespace {
+
+// Counters of RAPL wrap around within minutes at most loads.
+constexpr double kEnergyIntervalMs = 10'000;
+
+}  // namespace
+
+void Recorder::SampleEnergy(double now_ms) {
+  energy_.Sample(now_ms);
+  energy_ms_ = now_ms;
+}
+
+void Recorder::AddPrefill(uint64_t tokens, double ms) {
+  prefilled_tokens_ += tokens;
+  prefill_ms_ += ms;
+}
+
+void Recorder::AddStep(double ms) {
+  if (step_ms_.size() < kSteps) {
+    step_ms_.push_back(ms);
+  } else {
+    step_ms_[decoded_tokens_ % kSteps] = ms;
+  }
+  ++decoded_tokens_;
+  decode_ms_ += ms;
+  if (const double now = MonotonicMs(); now - energy_ms_ > kEnergyIntervalMs) SampleEnergy(now);
+}
+
+void Recorder::Fill(const Engine& engine, RunMetrics* metrics) {
+  SummarizeDecode(step_ms_, metrics);
+  metrics->decode_ms = decode_ms_;
+  metrics->decoded_tokens = decoded_tokens_;
+  if (decode_ms_ > 0) metrics->decode_tokens_per_s = static_cast<double>(decoded_tokens_) * 1000.0 / decode_ms_;
+  metrics->ttft_ms = ttft_ms_;
+  metrics->prefilled_tokens = prefilled_tokens_;
+  if (prefill_ms_ > 0) metrics->prefill_tokens_per_s = static_cast<double>(prefilled_tokens_) * 1000.0 / prefill_ms_;
+  SampleEnergy(MonotonicMs());
+  metrics->energy_joules = energy_.joules();
+  metrics->energy_source = energy_.source();
+  FillFromEngine(engine, metrics);
+}
+
+}  // namespace moepack::runtime

@@ -13,6 +13,7 @@ set(MOEPACK_MAY_LINK_verify manifest digest)
 set(MOEPACK_MAY_LINK_trust_json verify)
 set(MOEPACK_MAY_LINK_kernels format)
 set(MOEPACK_MAY_LINK_runtime verify kernels tokenizer)
+set(MOEPACK_MAY_LINK_runtime_c runtime trust_json)
 set(MOEPACK_MAY_LINK_device verify runtime)
 set(MOEPACK_MAY_LINK_model manifest format digest tokenizer)
 set(MOEPACK_MAY_LINK_forward model)
@@ -21,7 +22,7 @@ set(MOEPACK_MAY_LINK_compressor forward provenance)
 set(MOEPACK_MAY_LINK_packager verify format provenance)
 
 # Libraries that run on the device: no exceptions, no RTTI.
-set(MOEPACK_DEVICE_LIBRARIES base digest format tokenizer manifest verify kernels runtime device)
+set(MOEPACK_DEVICE_LIBRARIES base digest format tokenizer manifest verify kernels runtime runtime_c device)
 
 # moepack_library(NAME SOURCES ... [LINK ours ...] [EXTERNAL theirs ...])
 function(moepack_library name)

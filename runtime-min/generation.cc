@@ -30,6 +30,7 @@ struct Loop {
   Engine& engine;
   const Tokenizer* tokenizer;
   const TokenSink& sink;
+  SequenceId sequence;
   uint64_t left;  // tokens that may still be given out
   WholeCharacters characters;
 
@@ -39,7 +40,7 @@ struct Loop {
     const std::string text = tokenizer != nullptr ? characters.Push(tokenizer->Decode({&token, 1})) : "";
     --left;
     if (!sink(token, text)) return StopReason::kCaller;
-    if (engine.position() == engine.context()) return StopReason::kContext;
+    if (engine.position(sequence) == engine.context()) return StopReason::kContext;
     if (left == 0) return StopReason::kLength;
     return std::nullopt;
   }
@@ -74,16 +75,16 @@ Result<StopReason> Generate(Engine& engine, const Tokenizer* tokenizer, Sampler&
   if (request.prompt.empty() || request.max_tokens == 0) {
     return Status(ErrorCode::kUsage, "generation: expected a prompt of at least one token, and at least one to generate");
   }
-  Loop loop{engine, tokenizer, sink, request.max_tokens, {}};
+  Loop loop{engine, tokenizer, sink, request.sequence, request.max_tokens, {}};
   const double start = MonotonicMs();
-  MOEPACK_RETURN_IF_ERROR(engine.Prefill(request.prompt));
+  MOEPACK_RETURN_IF_ERROR(engine.Prefill(request.prompt, request.sequence));
   recorder.AddPrefill(request.prompt.size(), MonotonicMs() - start);
   int32_t token = sampler.Sample(engine.logits());
   recorder.SetFirstToken(MonotonicMs() - start);
   std::optional<StopReason> stopped;
   while (!(stopped = loop.Take(token))) {
     const double before = MonotonicMs();
-    MOEPACK_RETURN_IF_ERROR(engine.Run({&token, 1}));
+    MOEPACK_RETURN_IF_ERROR(engine.Run({&token, 1}, 1, request.sequence));
     token = sampler.Sample(engine.logits());
     recorder.AddStep(MonotonicMs() - before);
   }

@@ -30,14 +30,15 @@ class WholeCharacters {
 enum class StopReason : uint8_t { kLength, kEndOfText, kContext, kCaller };
 const char* StopReasonName(StopReason reason);  // "length", "end_of_text", "context", "caller"; static storage
 
-// A token as it is chosen, with the whole characters that end with it; kRestOfText once at the end where bytes of a
+// A token as it is chosen, with the whole characters that end with it (a zero byte follows them); kRestOfText once at the end where bytes of a
 // character were left that never became whole. false ends the generation.
 inline constexpr int32_t kRestOfText = -1;
 using TokenSink = std::function<bool(int32_t token, std::string_view text)>;
 
 struct GenerationRequest {
-  std::span<const int32_t> prompt;  // at least one token, appended to the engine's sequence
+  std::span<const int32_t> prompt;  // at least one token, appended to the sequence
   uint64_t max_tokens = 128;        // at least 1
+  SequenceId sequence = kFirstSequence;
 };
 
 // Appends the prompt and chooses tokens until max_tokens, an end of text (which the sink does not get), a full context, or

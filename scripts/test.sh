@@ -17,7 +17,7 @@ ctest --test-dir build/asan-ubsan -L quick --output-on-failure --no-tests=error 
   { tail -60 build/asan-ctest.log; exit 1; }
 tail -4 build/asan-ctest.log
 say "Threaded parts under ThreadSanitizer"
-build_preset tsan base_test runtime_test verify_test
+build_preset tsan base_test runtime_test runtime_c_test verify_test
 ctest --test-dir build/tsan -R 'Thread|Engine|ExpertCache' --output-on-failure --no-tests=error -j "$(nproc)" >build/tsan-ctest.log 2>&1 ||
   { tail -60 build/tsan-ctest.log; exit 1; }
 tail -4 build/tsan-ctest.log

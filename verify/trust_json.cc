@@ -80,14 +80,12 @@ Result<Json> ParseObject(const std::string& path, ByteSpan bytes) {
   return object;
 }
 
-}  // namespace
-
-Result<TrustPolicy> ReadTrustJson(Env& env, const std::string& path) {
-  Result<Bytes> bytes = ReadFile(env, path, kMaxTrustBytes);
-  if (!bytes.ok() && bytes.status().code() == ErrorCode::kLimit)
-    return Status(ErrorCode::kTrustRecord, bytes.status().message());
-  if (!bytes.ok()) return bytes.status();
-  MOEPACK_ASSIGN_OR_RETURN(const Json object, ParseObject(path, *bytes));
+Result<TrustPolicy> ParseTrustJson(ByteSpan contents, const std::string& path) {
+  if (contents.size() > kMaxTrustBytes) {
+    return Status(ErrorCode::kTrustRecord, StrFormat("%s: %zu bytes, at most %llu are read", path.c_str(), contents.size(),
+                                                     static_cast<unsigned long long>(kMaxTrustBytes)));
+  }
+  MOEPACK_ASSIGN_OR_RETURN(const Json object, ParseObject(path, contents));
   const Reader reader(path, object);
   MOEPACK_ASSIGN_OR_RETURN(const uint64_t version, reader.Unsigned("moepack_trust", UINT32_MAX));
   if (version != kTrustVersion) {
@@ -104,17 +102,33 @@ Result<TrustPolicy> ReadTrustJson(Env& env, const std::string& path) {
   return policy;
 }
 
-Result<TrustPolicy> ReadTrust(Env& env, const std::string& path) {
-  const Result<Bytes> bytes = ReadFile(env, path, kMaxTrustRecordBytes);
+// A file that is too large is no trust record.
+Result<Bytes> ReadRecord(Env& env, const std::string& path, uint64_t max_bytes) {
+  Result<Bytes> bytes = ReadFile(env, path, max_bytes);
   if (!bytes.ok() && bytes.status().code() == ErrorCode::kLimit) {
     return Status(ErrorCode::kTrustRecord, bytes.status().message());
   }
-  if (!bytes.ok()) return bytes.status();
+  return bytes;
+}
+
+}  // namespace
+
+Result<TrustPolicy> ReadTrustJson(Env& env, const std::string& path) {
+  MOEPACK_ASSIGN_OR_RETURN(const Bytes bytes, ReadRecord(env, path, kMaxTrustBytes));
+  return ParseTrustJson(bytes, path);
+}
+
+Result<TrustPolicy> ParseTrust(ByteSpan contents, const std::string& path) {
   // A JSON text begins with a brace or a space.
-  if (bytes->empty() || (*bytes)[0] != kAnchorMagic[0]) return ReadTrustJson(env, path);
-  const Result<TrustAnchor> anchor = OpenAnchor(*bytes);
+  if (contents.empty() || contents[0] != kAnchorMagic[0]) return ParseTrustJson(contents, path);
+  const Result<TrustAnchor> anchor = OpenAnchor(contents);
   if (!anchor.ok()) return anchor.status().With(path);
   return PolicyOf(*anchor, {});
+}
+
+Result<TrustPolicy> ReadTrust(Env& env, const std::string& path) {
+  MOEPACK_ASSIGN_OR_RETURN(const Bytes bytes, ReadRecord(env, path, kMaxTrustRecordBytes));
+  return ParseTrust(bytes, path);
 }
 
 std::string WriteTrustJson(const TrustPolicy& policy) {

@@ -15,6 +15,8 @@ Result<TrustPolicy> ReadTrustJson(Env& env, const std::string& path);
 // What --trust names: T.json, or a trust anchor (verify/trust_anchor.h), told apart by the anchor's magic. The codes of
 // both.
 Result<TrustPolicy> ReadTrust(Env& env, const std::string& path);
+// The same of its contents; errors name `path`.
+Result<TrustPolicy> ParseTrust(ByteSpan contents, const std::string& path);
 std::string WriteTrustJson(const TrustPolicy& policy);
 
 }  // namespace moepack::verify

@@ -99,9 +99,9 @@ std::vector<TinyBlob> Serialize(const TinyContents& c, uint64_t chunks_begin) {
     }
     return units;
   };
-  std::vector<TinyBlob> blobs = {{BlobKind::kProgram, 0, SerializeProgram(c.program)},
-                                 {BlobKind::kTokenizer, 0, c.tokenizer},
-                                 {BlobKind::kDenseTable, 0, SerializeDenseTable({shift(c.dense.units)})}};
+  std::vector<TinyBlob> blobs = {{BlobKind::kProgram, 0, SerializeProgram(c.program)}};
+  if (!c.tokenizer.empty()) blobs.push_back({BlobKind::kTokenizer, 0, c.tokenizer});
+  blobs.push_back({BlobKind::kDenseTable, 0, SerializeDenseTable({shift(c.dense.units)})});
   for (const ExpertTable& t : c.experts) {
     blobs.push_back({BlobKind::kExpertTable, t.table, SerializeExpertTable({t.table, t.experts, shift(t.units)})});
   }

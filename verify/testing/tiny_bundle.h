@@ -33,7 +33,8 @@ struct TinyContents {
   DenseTable dense;
   std::vector<ExpertTable> experts;
   HotList hot_list;
-  Bytes tokenizer, provenance;
+  Bytes tokenizer;  // without bytes there is no such blob
+  Bytes provenance;
   GoldenPrompts golden;  // without prompts there is no such blob
   Bytes chunk_area;      // offsets in the tables count from its start until they are placed
 };

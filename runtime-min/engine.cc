@@ -52,6 +52,14 @@ Status CheckOptions(const Program& program, EngineOptions* options) {
     return Status(ErrorCode::kUsage, StrFormat("a context of %u tokens is too long: the model takes at most %u",
                                                options->context, program.max_positions));
   }
+  if (options->prefetch.value_or(0) > kMaxPrefetchDepth) {
+    return Status(ErrorCode::kUsage,
+                  StrFormat("prefetch %u layers ahead: expected 0 to %u", *options->prefetch, kMaxPrefetchDepth));
+  }
+  if (options->prefetch_lanes > kMaxPrefetchLanes) {
+    return Status(ErrorCode::kUsage,
+                  StrFormat("%u prefetch lanes: expected at most %u", options->prefetch_lanes, kMaxPrefetchLanes));
+  }
   return CheckSequences(options);
 }
 
@@ -128,6 +136,12 @@ Result<std::unique_ptr<Engine>> Engine::Create(std::unique_ptr<UnitSource> sourc
   MOEPACK_ASSIGN_OR_RETURN(const ExpertCacheOptions caching, CacheOptionsOf(*engine->source_, options));
   MOEPACK_ASSIGN_OR_RETURN(ExpertCache cache, ExpertCache::Create(*engine->source_, pool, TopKByTable(program), caching));
   engine->cache_ = std::make_unique<ExpertCache>(std::move(cache));
+  const bool all_fit = engine->cache_->limit_bytes() == engine->cache_->all_bytes();
+  engine->prefetch_ = options.prefetch.value_or(all_fit ? 0 : kDefaultPrefetch);
+  if (engine->prefetch_ > 0) {
+    const uint32_t half = std::max(1u, static_cast<uint32_t>(pool.threads()) / 2);
+    MOEPACK_RETURN_IF_ERROR(engine->cache_->StartLanes(options.prefetch_lanes > 0 ? options.prefetch_lanes : half));
+  }
   MOEPACK_ASSIGN_OR_RETURN(DenseWeights weights, DenseWeights::Load(*engine->source_, pool));
   engine->weights_ = std::make_unique<DenseWeights>(std::move(weights));
   MOEPACK_RETURN_IF_ERROR(engine->CreateState());
@@ -136,6 +150,7 @@ Result<std::unique_ptr<Engine>> Engine::Create(std::unique_ptr<UnitSource> sourc
   execution.context = engine->options_.context;
   execution.tile_tokens = engine->options_.tile_tokens;
   execution.logit_rows = engine->options_.logit_rows;
+  execution.prefetch = engine->prefetch_;
   MOEPACK_ASSIGN_OR_RETURN(engine->executor_,
                            Executor::Create(program, *engine->weights_, *engine->state_, *engine->cache_, pool, execution));
   MOEPACK_RETURN_IF_ERROR(engine->cache_->Preload());

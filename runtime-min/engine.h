@@ -26,6 +26,7 @@ class UnitSource;
 struct TileToken;
 
 inline constexpr uint64_t kAllExperts = UINT64_MAX, kAutoExperts = UINT64_MAX - 1;
+inline constexpr uint32_t kDefaultPrefetch = 1, kMaxPrefetchLanes = 64;
 
 struct EngineOptions {
   kernels::Isa isa = kernels::BestIsa();
@@ -36,6 +37,10 @@ struct EngineOptions {
   uint64_t expert_ram_start_bytes = UINT64_MAX;
   double grow_below = 0.9;                  // share of lookups that found their expert
   std::optional<CachePolicy> cache_policy;  // the bundle's when not given; kMalformed when not valid
+  // MoE layers ahead for which experts are foretold and loaded, 0..kMaxPrefetchDepth. When not given: kDefaultPrefetch where
+  // the budget cannot hold all experts, 0 where it can.
+  std::optional<uint32_t> prefetch;
+  uint32_t prefetch_lanes = 0;  // threads that load them; 0: half as many as the pool has, at least one
   // Longest sequence in tokens; 0: what the program allows without the frequencies of long sequences (RotaryNode).
   uint32_t context = 0;
   uint32_t expected_tokens = 0;  // of the sequence to come, where that is known: the context when that is 0
@@ -102,6 +107,7 @@ class Engine {
   uint32_t tile_tokens() const { return options_.tile_tokens; }
   kernels::Isa isa() const { return options_.isa; }
   uint64_t vocab_size() const;
+  uint32_t prefetch() const { return prefetch_; }  // MoE layers ahead
   const ExpertCache& experts() const { return *cache_; }
   void ResetStats() { cache_->ResetStats(); }
   uint64_t dense_bytes() const;  // resident weights outside of experts
@@ -126,6 +132,7 @@ class Engine {
   std::unique_ptr<ExpertCache> cache_;
   std::unique_ptr<SequenceState> state_;
   std::unique_ptr<Executor> executor_;
+  uint32_t prefetch_ = 0;
   uint64_t token_limit_ = 0;     // rows of the smallest embedding table
   std::vector<TileToken> tile_;  // of the run
   std::vector<bool> in_batch_;   // by sequence

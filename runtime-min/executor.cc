@@ -20,6 +20,10 @@ Result<std::unique_ptr<Executor>> Executor::Create(const Program& program, const
   MOEPACK_RETURN_IF_ERROR(executor->CreateRotaryTables());
   MOEPACK_ASSIGN_OR_RETURN(MoeExecutor moe, MoeExecutor::Create(program, cache, pool, options.isa, options.tile_tokens));
   executor->moe_ = std::make_unique<MoeExecutor>(std::move(moe));
+  if (options.prefetch > 0) {
+    MOEPACK_ASSIGN_OR_RETURN(executor->predictor_,
+                             RoutePredictor::Create(program, weights, cache, pool, options.isa, options.prefetch));
+  }
   return executor;
 }
 
@@ -58,7 +62,9 @@ Status Executor::Run(std::span<const TileToken> tokens, uint32_t logit_rows) {
   }
   const Rows all{0, tokens.size()}, wanted{tokens.size() - logit_rows, logit_rows};
   for (const Step& step : plan_.steps) {
-    MOEPACK_RETURN_IF_ERROR(RunStep(step, step.tail ? wanted : all));
+    const Rows rows = step.tail ? wanted : all;
+    MOEPACK_RETURN_IF_ERROR(RunStep(step, rows));
+    if (predictor_ != nullptr) Foretell(step, rows);
   }
   logits_ = {Row(program_.output, wanted), Width(program_.output) * logit_rows};
   return Status::Ok();
@@ -100,6 +106,13 @@ Status Executor::RunStep(const Step& step, Rows rows) {
       break;
   }
   return Status::Ok();
+}
+
+void Executor::Foretell(const Step& step, Rows rows) {
+  for (const uint32_t node : step.nodes) {
+    const ValueId value = predictor_->ValueFor(node);
+    if (value != kNone) predictor_->Run(node, Row(value, rows), rows.count);
+  }
 }
 
 float* Executor::Row(ValueId value, Rows rows) {

@@ -15,6 +15,7 @@
 #include "runtime-min/kernels/kernels.h"
 #include "runtime-min/moe.h"
 #include "runtime-min/plan.h"
+#include "runtime-min/route_predictor.h"
 #include "runtime-min/sequence_state.h"
 
 namespace moepack::runtime {
@@ -24,6 +25,7 @@ struct ExecutorOptions {
   uint32_t context = 0;      // longest sequence
   uint32_t tile_tokens = 0;  // most tokens a run
   uint32_t logit_rows = 1;   // most tokens of a run whose logits are wanted
+  uint32_t prefetch = 0;     // MoE nodes whose experts are foretold, 0..kMaxPrefetchDepth
 };
 
 // A token of a tile.
@@ -69,6 +71,7 @@ class Executor {
       : program_(program), weights_(weights), state_(state), pool_(pool), options_(options) {}
   Status CreateRotaryTables();
   Status RunStep(const Step& step, Rows rows);
+  void Foretell(const Step& step, Rows rows);
   void RunEmbedding(const Node& node, Rows rows);
   void RunLinears(const Step& step, Rows rows);
   void RunNorm(const Node& node, Rows rows);
@@ -95,6 +98,7 @@ class Executor {
   std::vector<RotaryTable> rotary_;
   std::vector<uint32_t> rotary_table_;  // by node
   std::unique_ptr<MoeExecutor> moe_;
+  std::unique_ptr<RoutePredictor> predictor_;  // null: nothing is foretold
   kernels::Activations activations_;
   ValueId prepared_ = kNone;  // what activations_ holds
   Rows prepared_rows_;

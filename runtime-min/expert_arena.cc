@@ -47,11 +47,16 @@ size_t ExpertArena::FindGap(uint64_t bytes, uint64_t capacity) const {
   return i;
 }
 
-// Of all runs of blocks whose gaps together suffice, the one with the fewest bytes moves to the low end of its first gap.
-size_t ExpertArena::MakeGap(uint64_t bytes, uint64_t capacity) {
-  size_t best_first = 0, best_last = blocks_.size();
+// Of all runs of blocks that may move and whose gaps together suffice, the one with the fewest bytes moves to the low end of
+// its first gap.
+std::optional<size_t> ExpertArena::MakeGap(uint64_t bytes, uint64_t capacity) {
+  size_t best_first = 0, best_last = 0;
   uint64_t best = UINT64_MAX, gaps = 0, between = 0;
   for (size_t first = 0, last = 0; last <= blocks_.size(); ++last) {  // gaps first .. last, blocks first .. last - 1
+    if (last > 0 && blocks_[last - 1].fixed) {
+      first = last;
+      gaps = between = 0;
+    }
     gaps += Gap(last, capacity);
     if (last > first) between += blocks_[last - 1].bytes;
     for (; first < last && gaps - Gap(first, capacity) >= bytes; ++first) {
@@ -64,6 +69,7 @@ size_t ExpertArena::MakeGap(uint64_t bytes, uint64_t capacity) {
       best_last = last;
     }
   }
+  if (best == UINT64_MAX) return std::nullopt;
   for (size_t i = best_first; i < best_last; ++i) {
     Block& block = blocks_[i];
     const uint64_t to = i == 0 ? 0 : blocks_[i - 1].end();
@@ -74,20 +80,25 @@ size_t ExpertArena::MakeGap(uint64_t bytes, uint64_t capacity) {
   return best_last;
 }
 
-std::span<const uint32_t> ExpertArena::Place(uint32_t owner, uint64_t bytes, uint64_t capacity) {
+std::optional<std::span<const uint32_t>> ExpertArena::Place(uint32_t owner, uint64_t bytes, uint64_t capacity) {
   capacity = capacity / kExpertAlignment * kExpertAlignment;
   moved_.clear();
   size_t at = FindGap(bytes, capacity);
-  if (at > blocks_.size()) at = MakeGap(bytes, capacity);
+  if (at > blocks_.size()) {
+    const std::optional<size_t> made = MakeGap(bytes, capacity);
+    if (!made) return std::nullopt;
+    at = *made;
+  }
   offset_[owner] = at == 0 ? 0 : blocks_[at - 1].end();
   blocks_.insert(blocks_.begin() + static_cast<std::ptrdiff_t>(at), {offset_[owner], bytes, owner});
-  return moved_;
+  return std::span<const uint32_t>(moved_);
 }
 
-void ExpertArena::Remove(uint32_t owner) {
-  const auto block = std::lower_bound(blocks_.begin(), blocks_.end(), offset_[owner],
-                                      [](const Block& b, uint64_t offset) { return b.offset < offset; });
-  blocks_.erase(block);
+std::vector<ExpertArena::Block>::iterator ExpertArena::FindBlock(uint32_t owner) {
+  return std::lower_bound(blocks_.begin(), blocks_.end(), offset_[owner],
+                          [](const Block& b, uint64_t offset) { return b.offset < offset; });
 }
+
+void ExpertArena::Remove(uint32_t owner) { blocks_.erase(FindBlock(owner)); }
 
 }  // namespace moepack::runtime

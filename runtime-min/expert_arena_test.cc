@@ -25,15 +25,15 @@ TEST(ExpertArena, MovesTheFewestBytesThatMakeAGap) {
   // 0: 4 units, 1: 6, 2: 3, 3: 1, 4: 2, 5: 4.
   const uint64_t sizes[] = {4, 6, 3, 1, 2, 4};
   for (uint32_t o = 0; o < 6; ++o) {
-    EXPECT_TRUE(arena.Place(o, sizes[o] * kUnit, 20 * kUnit).empty());
+    EXPECT_TRUE(arena.Place(o, sizes[o] * kUnit, 20 * kUnit)->empty());
     EXPECT_EQ(reinterpret_cast<uintptr_t>(arena.data(o)) % kUnit, 0u);
     Fill(arena, o, sizes[o] * kUnit);
   }
   for (const uint32_t gone : {0u, 2u, 4u}) arena.Remove(gone);  // gaps of 4, 3 and 2 units
-  const auto moved = arena.Place(6, 5 * kUnit, 20 * kUnit);
+  const auto moved = *arena.Place(6, 5 * kUnit, 20 * kUnit);
   EXPECT_EQ(std::vector<uint32_t>(moved.begin(), moved.end()), std::vector<uint32_t>{3}) << "1 unit instead of 6";
   for (const uint32_t kept : {1u, 3u, 5u}) ExpectFilled(arena, kept, sizes[kept] * kUnit);
-  EXPECT_TRUE(arena.Place(7, 4 * kUnit, 20 * kUnit).empty()) << "the lowest gap is large enough";
+  EXPECT_TRUE(arena.Place(7, 4 * kUnit, 20 * kUnit)->empty()) << "the lowest gap is large enough";
 }
 
 // Experts of unequal sizes that push each other out for long stay below the budget, to the last byte of it.
@@ -57,7 +57,7 @@ TEST(ExpertArena, ChurnOfMixedSizesStaysWithinTheBudget) {
       is_resident[resident.front()] = false;
       used -= bytes_of(resident.front());
     }
-    moves += !arena.Place(expert, bytes_of(expert), kBudget).empty();
+    moves += !arena.Place(expert, bytes_of(expert), kBudget)->empty();
     if (begin == nullptr) begin = arena.data(expert);
     Fill(arena, expert, bytes_of(expert));
     ASSERT_LE(arena.data(expert) + bytes_of(expert), begin + kBudget);

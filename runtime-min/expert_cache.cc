@@ -76,6 +76,8 @@ Status ExpertCache::AddEntries() {
     Entry& e = entries_[EntryIndex(table, expert)];
     if (e.hot_rank == kNotHot) e.hot_rank = static_cast<uint32_t>(rank);
   }
+  expectation_.assign(source_->experts().size(), calls_);
+  expected_.reserve(entries_.size());
   victims_.reserve(entries_.size());
   pending_.reserve(entries_.size());
   load_status_.resize(entries_.size());
@@ -112,16 +114,21 @@ uint64_t ExpertCache::mean_bytes(uint32_t table) const {
 bool ExpertCache::IsResident(uint32_t table, uint32_t expert) const { return entry(table, expert).resident; }
 
 void ExpertCache::Route(uint32_t table, uint64_t tokens, std::span<const uint32_t> experts, std::span<const uint32_t> uses) {
+  FinishDoneLoads();
   clock_.Advance(table, tokens);
-  uint64_t hits = 0;
+  last_route_ = ++calls_;
+  uint64_t found = 0;
   for (size_t i = 0; i < experts.size(); ++i) {
-    Entry& e = entries_[EntryIndex(table, experts[i])];
-    hits += e.resident;
+    const uint32_t index = EntryIndex(table, experts[i]);
+    CountRouted(index);
+    Entry& e = entries_[index];
+    found += e.resident;
+    e.routed = last_route_;
     clock_.Use(uses[i], &e.use);
   }
-  stats_.hits += hits;
-  stats_.misses += experts.size() - hits;
-  GrowWhereHitsAreFew(hits, experts.size());
+  expectation_[table] = last_route_;
+  DropUnexpected(table);
+  GrowWhereHitsAreFew(found, experts.size());
 }
 
 void ExpertCache::GrowWhereHitsAreFew(uint64_t hits, uint64_t lookups) {
@@ -137,12 +144,18 @@ void ExpertCache::GrowWhereHitsAreFew(uint64_t hits, uint64_t lookups) {
   window_hits_ = window_lookups_ = 0;
 }
 
+// Gives the bytes of an expert back that is resident, or was to be.
 void ExpertCache::Evict(uint32_t index) {
   Entry& e = entries_[index];
   for (ResidentTensor& tensor : e.weights) tensor = ResidentTensor();
   arena_->Remove(index);
-  e.resident = false;
+  e.resident = e.prefetched = false;
   used_bytes_ -= e.resident_bytes;
+}
+
+CacheCandidate ExpertCache::CandidateOf(uint32_t index) const {
+  const Entry& e = entries_[index];
+  return {clock_.Score(e.use, e.table), e.use.last, e.hot_rank, index};
 }
 
 // Evicts what the policy gives up first until `bytes` more fit. Evicts nothing when they cannot.
@@ -152,29 +165,45 @@ bool ExpertCache::MakeRoom(uint64_t bytes) {
   victims_.clear();
   for (uint32_t i = 0; i < entries_.size(); ++i) {
     const Entry& e = entries_[i];
-    if (!e.resident || e.kept || e.pins > 0) continue;
-    victims_.push_back({clock_.Score(e.use, e.table), e.use.last, e.hot_rank, i});
+    if (!(e.resident || e.loading) || e.kept || e.pins > 0) continue;
+    victims_.push_back({static_cast<uint8_t>(e.loading ? 2 : IsExpected(e) ? 1 : 0), CandidateOf(i)});
     free += e.resident_bytes;
   }
   if (free < bytes) return false;
-  const auto stays_longer = [](const CacheCandidate& a, const CacheCandidate& b) { return a.StaysLongerThan(b); };
-  std::make_heap(victims_.begin(), victims_.end(), stays_longer);
-  while (budget_bytes_ - used_bytes_ < bytes) {
-    std::pop_heap(victims_.begin(), victims_.end(), stays_longer);
-    Evict(victims_.back().index);
-    ++stats_.evictions;
-    victims_.pop_back();
-  }
+  EvictVictims(bytes);
   return true;
+}
+
+// Evicts victims_, in their order, until `bytes` more fit.
+void ExpertCache::EvictVictims(uint64_t bytes) {
+  const auto stays_longer = [](const Victim& a, const Victim& b) { return a.StaysLongerThan(b); };
+  std::make_heap(victims_.begin(), victims_.end(), stays_longer);
+  for (; budget_bytes_ - used_bytes_ < bytes; victims_.pop_back()) {
+    std::pop_heap(victims_.begin(), victims_.end(), stays_longer);
+    const uint32_t index = victims_.back().candidate.index;
+    if (entries_[index].loading && (CancelLoad(index) || !FinishLoad(lanes_->Wait(index)))) continue;
+    Evict(index);
+    ++stats_.evictions;
+  }
 }
 
 // Takes the expert's bytes, which are free, and leaves it to be loaded.
 void ExpertCache::Place(uint32_t index) {
-  Entry& e = entries_[index];
-  e.resident = true;
-  used_bytes_ += e.resident_bytes;
+  if (!TakePlace(index)) {  // between blocks that lanes write to
+    FinishAllLoads();
+    TakePlace(index);
+  }
+  entries_[index].resident = entries_[index].missing = true;
   pending_.push_back(index);
-  for (const uint32_t moved : arena_->Place(index, e.resident_bytes, budget_bytes_)) {
+}
+
+// False when the free bytes lie apart and what is between may not move.
+bool ExpertCache::TakePlace(uint32_t index) {
+  Entry& e = entries_[index];
+  const auto all_moved = arena_->Place(index, e.resident_bytes, budget_bytes_);
+  if (!all_moved) return false;
+  used_bytes_ += e.resident_bytes;
+  for (const uint32_t moved : *all_moved) {
     uint8_t* place = arena_->data(moved);
     for (ResidentTensor& tensor : entries_[moved].weights) {
       if (tensor.data() == nullptr) continue;
@@ -182,19 +211,7 @@ void ExpertCache::Place(uint32_t index) {
       place += (tensor.size_bytes() + kExpertAlignment - 1) / kExpertAlignment * kExpertAlignment;
     }
   }
-}
-
-Status ExpertCache::LoadEntry(uint32_t index) {
-  Entry& e = entries_[index];
-  MOEPACK_ASSIGN_OR_RETURN(const PlainUnit plain, source_->ReadExpert(e.table, e.physical));
-  uint64_t offset = 0;
-  uint8_t* place = arena_->data(index);
-  for (const UnitTensor& tensor : source_->experts()[e.table].units[e.physical].tensors) {
-    ResidentTensor& resident = e.weights[tensor.tensor];
-    MOEPACK_ASSIGN_OR_RETURN(resident, TensorPacker::PackAt(tensor, plain, &offset, place));
-    place += (resident.size_bytes() + kExpertAlignment - 1) / kExpertAlignment * kExpertAlignment;
-  }
-  return Status::Ok();
+  return true;
 }
 
 // "layer 3, expert 5": 5 is the index in the original checkpoint.
@@ -205,14 +222,22 @@ std::string ExpertCache::NameOf(const Entry& e) const {
   return StrFormat("layer %d, expert %u", decl.layer, decl.original[expert]);
 }
 
-// Loads pending_ on all threads. Their bytes are already counted, their places taken.
+// Loads pending_ on all threads, and waits for those that lanes have. Their bytes are already counted, their places taken.
 Status ExpertCache::LoadPending() {
   pool_->ParallelFor(pending_.size(), 1, [this](size_t begin, size_t end) {
-    for (size_t i = begin; i < end; ++i) load_status_[i] = LoadEntry(pending_[i]);
+    for (size_t i = begin; i < end; ++i) {
+      Entry& e = entries_[pending_[i]];
+      if (e.missing) load_status_[i] = LoadExpert(*source_, e.table, e.physical, arena_->data(pending_[i]), &e.weights);
+    }
   });
   Status first;
   for (size_t i = 0; i < pending_.size(); ++i) {
     Entry& e = entries_[pending_[i]];
+    if (e.loading && !TakeFromLane(pending_[i])) {
+      load_status_[i] = LoadExpert(*source_, e.table, e.physical, arena_->data(pending_[i]), &e.weights);
+    }
+    if (!e.missing) continue;
+    e.missing = false;
     if (load_status_[i].ok()) {
       ++stats_.loads;
       stats_.bytes_read += e.stored_bytes;
@@ -225,17 +250,22 @@ Status ExpertCache::LoadPending() {
 }
 
 Result<size_t> ExpertCache::Pin(uint32_t table, std::span<const uint32_t> experts) {
+  FinishDoneLoads();
   pending_.clear();
   size_t pinned = 0;
   for (; pinned < experts.size(); ++pinned) {
     const uint32_t index = EntryIndex(table, experts[pinned]);
     Entry& e = entries_[index];
-    if (!e.resident) {
+    if (e.loading && e.pins == 0 && !CancelLoad(index)) pending_.push_back(index);
+    if (!e.resident && !e.loading) {
       if (!MakeRoom(e.resident_bytes)) break;
       Place(index);
     }
+    if (e.prefetched) --stats_.wasted;
+    e.prefetched = false;
     ++e.pins;
   }
+  StartExpected();
   const Status loaded = LoadPending();
   if (loaded.ok()) return pinned;
   Unpin(table, experts.first(pinned));
@@ -251,7 +281,7 @@ Status ExpertCache::Preload() {
   for (const auto& [table, expert] : source_->hot_list().experts) {
     const uint32_t index = EntryIndex(table, expert);
     const Entry& e = entries_[index];
-    if (e.resident) continue;
+    if (e.resident || e.loading) continue;
     if (e.resident_bytes > budget_bytes_ - used_bytes_) break;
     Place(index);
   }

@@ -1,8 +1,7 @@
 // Resident experts within a budget of bytes. The policy of the bundle says which make room; those in use are pinned and
-// stay.
+// stay. Experts that are expected to be chosen are loaded ahead (expert_cache_prefetch.cc).
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -14,6 +13,8 @@
 #include "format/cache_policy.h"
 #include "format/verified.h"
 #include "runtime-min/expert_arena.h"
+#include "runtime-min/expert_load.h"
+#include "runtime-min/load_lanes.h"
 #include "runtime-min/unit_source.h"
 
 namespace moepack::runtime {
@@ -27,19 +28,21 @@ struct ExpertCacheOptions {
 };
 
 struct ExpertCacheStats {
-  uint64_t hits = 0;        // experts that were resident when the router chose them
-  uint64_t misses = 0;      // those that were not
-  uint64_t loads = 0;       // experts read, verified and packed: misses and preloads
+  // Experts that the router chose, by what it found: resident, but not for the first time since a lane loaded them;
+  // resident since a lane loaded them, in time for it; not resident.
+  uint64_t hits = 0, prefetched = 0, misses = 0;
+  uint64_t late = 0;      // of the misses: a lane was loading them
+  uint64_t foreseen = 0;  // of all three: they were expected
+  uint64_t loads = 0;     // experts read, verified and packed: misses, preloads and those that lanes loaded
   uint64_t bytes_read = 0;  // stored bytes of those loads
   uint64_t evictions = 0;
+  uint64_t prefetch_loads = 0, prefetch_bytes_read = 0;  // of loads and bytes_read: those that lanes loaded
+  uint64_t wasted = 0;                                   // of prefetch_loads: not used, evicted or not
 };
-
-// The matrices of one expert, by ExpertMatrix; kGate is empty when the table is not gated.
-using ExpertWeights = std::array<ResidentTensor, kExpertMatrices>;
 
 // Counts resident bytes: ResidentBytes of every matrix, each rounded up to kExpertAlignment. They lie in one run of memory
 // no longer than the budget. While an expert is being loaded its stored and plain bytes are held too, for at most one expert
-// a thread; they are not part of the budget. Not thread-safe; loads run on the pool.
+// a thread of the pool and a lane; they are not part of the budget. Not thread-safe; loads run on the pool and on lanes.
 class ExpertCache {
  public:
   static constexpr uint64_t kGrowthLookups = 256, kGrowthShare = 8;  // an eighth of the limit
@@ -49,9 +52,15 @@ class ExpertCache {
   static Result<ExpertCache> Create(UnitSource& source, ThreadPool& pool, std::span<const uint32_t> top_k,
                                     const ExpertCacheOptions& options);
 
+  // Starts threads that load expected experts; once, lanes at least 1. kNoMemory.
+  Status StartLanes(uint32_t lanes);
   // Loads experts of the hot list, hottest first, as long as they fit.
   Status Preload();
   bool IsResident(uint32_t table, uint32_t expert) const;
+  // `experts` (logical, most likely first) are expected when `table` is routed next, instead of those named before. They
+  // leave last. Those that are not resident are loaded by lanes from the next Pin on, in the room of experts that the policy
+  // gives up before them and nobody uses or expects; the others stay out. Does nothing without lanes.
+  void Expect(uint32_t table, std::span<const uint32_t> experts);
   // The router of `table` chose `experts` (logical, each once) for `tokens` tokens, experts[i] for uses[i] of them. Counts
   // hits and misses, ages uses, and lets the budget grow.
   void Route(uint32_t table, uint64_t tokens, std::span<const uint32_t> experts, std::span<const uint32_t> uses);
@@ -64,7 +73,7 @@ class ExpertCache {
   void Unpin(uint32_t table, std::span<const uint32_t> experts);
 
   const ExpertCacheStats& stats() const { return stats_; }
-  void ResetStats() { stats_ = {}; }
+  void ResetStats();
   const CachePolicy& policy() const { return options_.policy; }
   uint64_t used_bytes() const { return used_bytes_; }
   uint64_t budget_bytes() const { return budget_bytes_; }  // now
@@ -82,7 +91,12 @@ class ExpertCache {
     uint32_t pins = 0;
     uint32_t hot_rank = kNotHot;  // place in the hot list
     bool resident = false;
-    bool kept = false;  // hot: never leaves
+    bool missing = false;     // resident but for its weights: Pin loads them
+    bool loading = false;     // a lane has it; its block is taken, its bytes count
+    bool prefetched = false;  // resident since a lane loaded it, and not used yet
+    bool kept = false;        // hot: never leaves
+    uint64_t expected = 0;    // Expect call that named it
+    uint64_t routed = 0;      // Route call that chose it
     ExpertUse use;
     ExpertWeights weights;
   };
@@ -98,12 +112,25 @@ class ExpertCache {
   void GrowWhereHitsAreFew(uint64_t hits, uint64_t lookups);
   uint32_t EntryIndex(uint32_t table, uint32_t expert) const;
   const Entry& entry(uint32_t table, uint32_t expert) const { return entries_[EntryIndex(table, expert)]; }
+  CacheCandidate CandidateOf(uint32_t index) const;
   bool MakeRoom(uint64_t bytes);
+  void EvictVictims(uint64_t bytes);
   void Evict(uint32_t index);
   void Place(uint32_t index);
+  bool TakePlace(uint32_t index);
   Status LoadPending();
-  Status LoadEntry(uint32_t index);
   std::string NameOf(const Entry& entry) const;
+
+  bool IsExpected(const Entry& e) const { return e.expected == expectation_[e.table]; }
+  void CountRouted(uint32_t index);
+  void StartExpected();
+  bool MakeRoomForExpected(uint32_t index);
+  bool CancelLoad(uint32_t index);
+  void DropUnexpected(uint32_t table);
+  bool TakeFromLane(uint32_t index);
+  bool FinishLoad(LaneResult result);
+  void FinishDoneLoads();
+  void FinishAllLoads();
 
   UnitSource* source_;
   ThreadPool* pool_;
@@ -114,10 +141,24 @@ class ExpertCache {
   std::vector<uint32_t> table_begin_;    // first entry of each table
   std::vector<uint32_t> pending_;        // entries to load, reused between calls
   std::vector<Status> load_status_;      // one a pending entry
-  std::vector<CacheCandidate> victims_;  // scratch of MakeRoom, a heap
+  // Scratch of MakeRoom, a heap. Those with a lower `last` leave first.
+  struct Victim {
+    uint8_t last = 0;  // 0: nobody expects it, 1: expected, 2: a lane has it
+    CacheCandidate candidate;
+    bool StaysLongerThan(const Victim& other) const {
+      return last != other.last ? last > other.last : candidate.StaysLongerThan(other.candidate);
+    }
+  };
+  std::vector<Victim> victims_;
   uint64_t budget_bytes_ = 0, used_bytes_ = 0, all_bytes_ = 0, minimum_bytes_ = 0, kept_experts_ = 0;
   uint64_t window_hits_ = 0, window_lookups_ = 0;  // since the budget was last looked at
   ExpertCacheStats stats_;
+
+  std::vector<uint64_t> expectation_;  // number of the last Expect or Route of each table
+  uint64_t calls_ = 1;                 // of Expect and Route, and one before them
+  uint64_t last_route_ = 1;
+  std::vector<uint32_t> expected_;     // entries, in the order to load them
+  std::unique_ptr<LoadLanes> lanes_;  // ends before the memory that it loads to
 };
 
 }  // namespace moepack::runtime

@@ -74,13 +74,20 @@ void SummarizeDecode(std::span<const double> step_ms, RunMetrics* metrics) {
 void FillFromEngine(const Engine& engine, RunMetrics* metrics) {
   const ExpertCache& experts = engine.experts();
   const ExpertCacheStats& stats = experts.stats();
-  const uint64_t lookups = stats.hits + stats.misses;
+  const uint64_t lookups = stats.hits + stats.prefetched + stats.misses;
   if (lookups > 0) metrics->hit_rate = static_cast<double>(stats.hits) / static_cast<double>(lookups);
   metrics->expert_loads = stats.loads;
   metrics->expert_bytes_read = stats.bytes_read;
   metrics->cache_policy = DescribeCachePolicy(experts.policy());
   metrics->expert_hits = stats.hits;
+  metrics->experts_prefetched = stats.prefetched;
   metrics->expert_misses = stats.misses;
+  metrics->experts_prefetched_late = stats.late;
+  metrics->experts_foreseen = stats.foreseen;
+  metrics->prefetch_depth = engine.prefetch();
+  metrics->prefetches = stats.prefetch_loads;
+  metrics->prefetches_wasted = stats.wasted;
+  metrics->prefetch_bytes_read = stats.prefetch_bytes_read;
   metrics->expert_evictions = stats.evictions;
   metrics->experts_pinned = experts.kept_experts();
   metrics->expert_budget_bytes = experts.budget_bytes();

@@ -20,12 +20,18 @@ struct RunMetrics {
   std::optional<double> p50_ms, p95_ms, p99_ms;  // of one decode step
   std::optional<double> decode_ms;               // of all of them
   std::optional<uint64_t> decoded_tokens;        // how many
-  std::optional<double> hit_rate;                // expert lookups that found the expert resident, 0..1
+  std::optional<double> hit_rate;                // experts that the router chose: expert_hits / (all of them), 0..1
   std::optional<uint64_t> expert_loads;          // experts read and verified, preloads included
   std::optional<uint64_t> expert_bytes_read;     // stored bytes of those
   // The expert cache since it was made.
   std::optional<std::string> cache_policy;             // DescribeCachePolicy
-  std::optional<uint64_t> expert_hits, expert_misses;  // resident when the router chose them, or not
+  // Experts by what the router found: resident; resident since they were loaded ahead, and used for the first time; not
+  // resident. Of those: being loaded ahead; named by the prediction.
+  std::optional<uint64_t> expert_hits, experts_prefetched, expert_misses, experts_prefetched_late, experts_foreseen;
+  std::optional<uint64_t> prefetch_depth;       // layers ahead; 0: none
+  std::optional<uint64_t> prefetches;           // experts loaded ahead
+  std::optional<uint64_t> prefetches_wasted;    // of those: not used
+  std::optional<uint64_t> prefetch_bytes_read;  // of expert_bytes_read: loaded ahead
   std::optional<uint64_t> expert_evictions;
   std::optional<uint64_t> experts_pinned;             // hot ones that never leave
   std::optional<uint64_t> expert_budget_bytes;        // now

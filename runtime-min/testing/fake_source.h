@@ -88,6 +88,7 @@ class FakeSource final : public runtime::UnitSource {
   const HotList& hot_list() const override { return hot; }
   Result<PlainUnit> ReadDense(size_t unit) override { return VerifiedPeer::Plain(dense_plain_[unit]); }
   Result<PlainUnit> ReadExpert(uint32_t table, uint32_t physical) override {
+    if (before_read) before_read(table, physical);
     if (broken.count({table, physical}) != 0) return Status(ErrorCode::kDigest, "chunk at offset 4096 does not match");
     return VerifiedPeer::Plain(expert_plain_[table][physical]);
   }
@@ -98,8 +99,12 @@ class FakeSource final : public runtime::UnitSource {
     return bytes;
   }
 
+  // Logical experts `expert` and `into` (of equal widths) share the weights of `into`.
+  void Merge(uint32_t table, uint32_t expert, uint32_t into) { experts_[table].experts[expert] = experts_[table].experts[into]; }
+
   HotList hot;
-  std::set<std::pair<uint32_t, uint32_t>> broken;  // experts whose chunks fail their digest
+  std::function<void(uint32_t table, uint32_t physical)> before_read;  // of an expert, on the thread that reads it
+  std::set<std::pair<uint32_t, uint32_t>> broken;                      // experts whose chunks fail their digest
 
  private:
   static void Add(uint32_t id, const Codec& codec, const MatrixShape& shape, const std::vector<float>& values, Unit* unit,

@@ -41,10 +41,11 @@ TEST(EnginePrefetch, TokensAreTheSameForAnyPrefetchCacheAndThreads) {
       for (const uint64_t ram : {minimum, all / 2, all}) {
         for (const uint32_t prefetch : {0u, 1u, 2u}) {
           for (const uint32_t tile : {1u, 3u, 64u}) {
-            const auto engine =
-                MakeEngine(Units(program, merged), *pool, {.expert_ram_bytes = ram, .prefetch = prefetch, .tile_tokens = tile});
+            const auto engine = MakeEngine(Units(program, merged), *pool,
+                                           {.expert_ram_bytes = ram, .prefetch = prefetch, .tile_tokens = tile});
             EXPECT_EQ(AllLogits(*engine, ToyTokens(kTokens), tile), expected)
-                << pool->threads() << " threads, " << ram << " bytes of experts, prefetch " << prefetch << ", tiles of " << tile;
+                << pool->threads() << " threads, " << ram << " bytes of experts, prefetch " << prefetch << ", tiles of "
+                << tile;
             EXPECT_LE(engine->experts().used_bytes(), ram);
             EXPECT_TRUE(prefetch > 0 || engine->experts().stats().prefetch_loads == 0);
             foreseen += engine->experts().stats().foreseen;

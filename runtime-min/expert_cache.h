@@ -31,9 +31,9 @@ struct ExpertCacheStats {
   // Experts that the router chose, by what it found: resident, but not for the first time since a lane loaded them;
   // resident since a lane loaded them, in time for it; not resident.
   uint64_t hits = 0, prefetched = 0, misses = 0;
-  uint64_t late = 0;      // of the misses: a lane was loading them
-  uint64_t foreseen = 0;  // of all three: they were expected
-  uint64_t loads = 0;     // experts read, verified and packed: misses, preloads and those that lanes loaded
+  uint64_t late = 0;        // of the misses: a lane was loading them
+  uint64_t foreseen = 0;    // of all three: they were expected
+  uint64_t loads = 0;       // experts read, verified and packed: misses, preloads and those that lanes loaded
   uint64_t bytes_read = 0;  // stored bytes of those loads
   uint64_t evictions = 0;
   uint64_t prefetch_loads = 0, prefetch_bytes_read = 0;  // of loads and bytes_read: those that lanes loaded
@@ -138,9 +138,9 @@ class ExpertCache {
   CacheClock clock_;
   std::unique_ptr<ExpertArena> arena_ = std::make_unique<ExpertArena>();  // outlives entries_; blocks by entry
   std::vector<Entry> entries_;
-  std::vector<uint32_t> table_begin_;    // first entry of each table
-  std::vector<uint32_t> pending_;        // entries to load, reused between calls
-  std::vector<Status> load_status_;      // one a pending entry
+  std::vector<uint32_t> table_begin_;  // first entry of each table
+  std::vector<uint32_t> pending_;      // entries to load, reused between calls
+  std::vector<Status> load_status_;    // one a pending entry
   // Scratch of MakeRoom, a heap. Those with a lower `last` leave first.
   struct Victim {
     uint8_t last = 0;  // 0: nobody expects it, 1: expected, 2: a lane has it
@@ -157,7 +157,7 @@ class ExpertCache {
   std::vector<uint64_t> expectation_;  // number of the last Expect or Route of each table
   uint64_t calls_ = 1;                 // of Expect and Route, and one before them
   uint64_t last_route_ = 1;
-  std::vector<uint32_t> expected_;     // entries, in the order to load them
+  std::vector<uint32_t> expected_;    // entries, in the order to load them
   std::unique_ptr<LoadLanes> lanes_;  // ends before the memory that it loads to
 };
 

@@ -75,7 +75,8 @@ struct LoadLanes::State {
   }
 };
 
-LoadLanes::LoadLanes(std::unique_ptr<State> state, uint32_t most_loads) : state_(std::move(state)), most_loads_(most_loads) {}
+LoadLanes::LoadLanes(std::unique_ptr<State> state, uint32_t most_loads)
+    : state_(std::move(state)), most_loads_(most_loads) {}
 
 Result<std::unique_ptr<LoadLanes>> LoadLanes::Start(UnitSource& source, uint32_t lanes, uint32_t most_loads) {
   std::unique_ptr<LoadLanes> out(new LoadLanes(std::make_unique<State>(source), most_loads));

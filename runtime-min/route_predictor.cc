@@ -90,9 +90,8 @@ void RoutePredictor::Foretell(const Router& router, const float* values, size_t 
       sums_[ids_[i]] += gates_[i];
     }
   }
-  std::sort(experts_.begin(), experts_.end(), [&](uint32_t a, uint32_t b) {
-    return sums_[a] != sums_[b] ? sums_[a] > sums_[b] : a < b;
-  });
+  std::sort(experts_.begin(), experts_.end(),
+            [&](uint32_t a, uint32_t b) { return sums_[a] != sums_[b] ? sums_[a] > sums_[b] : a < b; });
   cache_.Expect(moe.table, experts_);
 }
 

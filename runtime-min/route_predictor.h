@@ -57,9 +57,9 @@ class RoutePredictor {
   std::vector<uint32_t> router_at_;  // by node: the router whose `from` is there once the node has run, kNone
   FloatBuffer normed_, logits_;      // [kMostRows, widest], [kMostRows, most experts]
   kernels::Activations activations_;
-  std::vector<float> scores_;                // [2 * most experts], scratch of routing
-  std::vector<uint32_t> ids_, experts_;      // of a row, in all rows
-  std::vector<float> gates_, sums_;          // of a row's experts; of every expert over rows
+  std::vector<float> scores_;            // [2 * most experts], scratch of routing
+  std::vector<uint32_t> ids_, experts_;  // of a row, in all rows
+  std::vector<float> gates_, sums_;      // of a row's experts; of every expert over rows
 };
 
 }  // namespace moepack::runtime

@@ -215,9 +215,9 @@ std::string MetricsText(const runtime::RunMetrics& m) {
                      Number(m.prefill_tokens_per_s, 0, " tokens/s") + ", decode " +
                      Number(m.decode_tokens_per_s, 0, " tokens/s") + " (a token: median " + Number(m.p50_ms, 2, "") +
                      ", 95% " + Number(m.p95_ms, 2, "") + ", 99% " + Number(m.p99_ms, 2, " ms") + ")\n";
-  text += "expert cache: " + Number(m.hit_rate, 1, "% hits", 100) + PrefetchText(m) + ", " + std::to_string(m.expert_loads.value_or(0)) +
-          " loads, " + FormatBytes(m.expert_bytes_read.value_or(0)) + " read; peak memory " +
-          FormatBytes(m.peak_rss_bytes.value_or(0)) + (m.verified ? "; verified" : "; NOT verified");
+  text += "expert cache: " + Number(m.hit_rate, 1, "% hits", 100) + PrefetchText(m) + ", " +
+          std::to_string(m.expert_loads.value_or(0)) + " loads, " + FormatBytes(m.expert_bytes_read.value_or(0)) +
+          " read; peak memory " + FormatBytes(m.peak_rss_bytes.value_or(0)) + (m.verified ? "; verified" : "; NOT verified");
   return text;
 }
 

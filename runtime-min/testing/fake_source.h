@@ -100,7 +100,9 @@ class FakeSource final : public runtime::UnitSource {
   }
 
   // Logical experts `expert` and `into` (of equal widths) share the weights of `into`.
-  void Merge(uint32_t table, uint32_t expert, uint32_t into) { experts_[table].experts[expert] = experts_[table].experts[into]; }
+  void Merge(uint32_t table, uint32_t expert, uint32_t into) {
+    experts_[table].experts[expert] = experts_[table].experts[into];
+  }
 
   HotList hot;
   std::function<void(uint32_t table, uint32_t physical)> before_read;  // of an expert, on the thread that reads it

@@ -54,12 +54,38 @@ class Identity(Case):
                     self.assertEqual(other["tokens"], full["tokens"], (policy, ram, threads))
             self.assertEqual(other["cache_policy"].split()[0], policy.split()[0])
 
+    def test_same_tokens_for_every_prefetch(self):
+        full = self.generate("i4g64", "--threads", 2)
+        self.assertEqual(full["prefetch_depth"], 0, "all experts fit")
+        floor = self.minimum_cache("i4g64")
+        for ram in (floor, 8 * floor):
+            for threads in (1, 2):
+                for prefetch in (("--prefetch", 0), (), ("--prefetch", 2), ("--prefetch", 4, "--prefetch-lanes", 3)):
+                    other = self.generate("i4g64", "--threads", threads, "--expert-ram", ram, *prefetch)
+                    self.assertEqual(other["tokens"], full["tokens"], (ram, threads, prefetch))
+                    self.assertEqual(other["prefetch_depth"] > 0, prefetch != ("--prefetch", 0))
+
+    def test_metrics_of_prefetching(self):
+        floor = self.minimum_cache("i4g64")
+        off = self.generate("i4g64", "--expert-ram", 8 * floor, "--prefetch", 0)
+        for key in ("experts_prefetched", "experts_prefetched_late", "experts_foreseen", "prefetches", "prefetches_wasted", "prefetch_bytes_read"):
+            self.assertEqual(off[key], 0, key)
+        on = self.generate("i4g64", "--expert-ram", 8 * floor, "--prefetch", 1)
+        lookups = on["expert_hits"] + on["experts_prefetched"] + on["expert_misses"]
+        self.assertEqual(lookups, off["expert_hits"] + off["expert_misses"], "the same tokens")
+        self.assertGreater(on["experts_foreseen"], lookups // 4)
+        self.assertGreater(on["prefetches"], 0)
+        self.assertLessEqual(on["prefetches_wasted"], on["prefetches"])
+        self.assertLessEqual(on["prefetch_bytes_read"], on["expert_bytes_read"])
+        self.assertLessEqual(on["experts_prefetched_late"], on["expert_misses"])
+
     def test_metrics_of_the_expert_cache(self):
         floor = self.minimum_cache("i4g64")
         small = self.generate("i4g64", "--expert-ram", 2 * floor, "--cache-policy", "lru pinned 50")
         self.assertEqual(small["expert_budget_bytes"], 2 * floor)
         self.assertEqual(small["expert_budget_limit_bytes"], 2 * floor)
-        self.assertAlmostEqual(small["hit_rate"], small["expert_hits"] / (small["expert_hits"] + small["expert_misses"]))
+        lookups = small["expert_hits"] + small["experts_prefetched"] + small["expert_misses"]
+        self.assertAlmostEqual(small["hit_rate"], small["expert_hits"] / lookups)
         self.assertGreaterEqual(small["expert_loads"], small["expert_misses"])
         self.assertGreater(small["expert_evictions"], 0)
         self.assertGreater(small["experts_pinned"], 0)
@@ -73,7 +99,7 @@ class Identity(Case):
         generate = ("run", "generate", WORK / "wren-i4g64.moeb", "--trust", TRUST, "--prompt", PROMPT)
         for options, says in ((("--expert-ram", "8MiB..4MiB"), "above"), (("--expert-ram", "8MiB.."), "size"),
                               (("--cache-policy", "fifo"), "lru, lfu or hobbit"), (("--cache-policy", "hobbit recency 50"), "140"),
-                              (("--grow-below", "1.5"), "0 to 1")):
+                              (("--grow-below", "1.5"), "0 to 1"), (("--prefetch", "5"), "0 to 4"), (("--prefetch-lanes", "65"), "64")):
             self.assert_refused(*generate, *options, status=2, says=says)
 
     def minimum_cache(self, codec):

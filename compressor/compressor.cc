@@ -254,8 +254,7 @@ class Compressor {
     return report;
   }
 
-  // Blocks are encoded into a folder of their own and learn from there, so that a kill at any time can be resumed: an
-  // interrupted training starts again and ends in the same bytes.
+  // Blocks are encoded into a folder of their own and learn from there, so that a kill at any time can be resumed.
   Result<ReplayReport> EncodeAndDistill(ModelFolderWriter* writer, const std::string& provenance) {
     bool distilled = true;
     for (int32_t b = 0; b < program_.blocks(); ++b) distilled = distilled && writer->HasBlock(b);
@@ -307,6 +306,8 @@ class Compressor {
     in.calibration = &calibration;
     in.encoded = &encoded;
     in.writer = writer;
+    in.env = &env_;
+    in.save_seconds = request_.distill_save_seconds;
     return in;
   }
 

@@ -24,6 +24,7 @@ struct CompressRequest {
   std::string like_path;         // plan.json whose choices are kept where the gain is small; empty: none
   std::string error_table_path;  // error table to reuse, or to write when the file is not there; empty: neither
   bool resume = false;           // continue an interrupted run of the same request
+  double distill_save_seconds = 60;  // a kill loses as much training and one step
   bool dry_run = false;          // plan only, nothing is written (a missing error table is kUsage) and `output` is not
                                  // looked at; works from a config.json, then every tensor needs a single codec
   std::string tool_version;      // for provenance

@@ -225,6 +225,7 @@ TEST_F(CompressTest, InterruptedDistillationResumesToTheSameBytes) {
     const std::string name = "killed" + std::to_string(writes);
     CompressRequest request = Request(recipe, name);
     request.resume = true;
+    request.distill_save_seconds = 0;
     ::moepack::testing::FaultEnv env(PosixEnv(), ::moepack::testing::FaultEnv::Count::kWrites);
     env.FailAt(writes, ErrorCode::kNoSpace, ::moepack::testing::FaultEnv::Duration::kFromThenOn);
     whole = Run(request, 2, env).ok();
@@ -232,6 +233,27 @@ TEST_F(CompressTest, InterruptedDistillationResumesToTheSameBytes) {
     ExpectSameFolders("whole", name);
     EXPECT_FALSE(*PosixEnv().Exists(folder_.At(name + ".encoded.partial"))) << writes;
   }
+}
+
+TEST_F(CompressTest, InterruptedTrainingGoesOnFromWhatWasSaved) {
+  CompressRequest request = Request(kPruned + "distill: {epochs: 1, rate: 0.01}\n", "d");
+  request.resume = true;
+  request.distill_save_seconds = 0;
+  const std::string state = folder_.At("d.encoded.partial/training.state");
+  for (uint64_t writes = 1; !*PosixEnv().Exists(state); ++writes) {
+    ::moepack::testing::FaultEnv env(PosixEnv(), ::moepack::testing::FaultEnv::Count::kWrites);
+    env.FailAt(writes, ErrorCode::kNoSpace, ::moepack::testing::FaultEnv::Duration::kFromThenOn);
+    ASSERT_FALSE(Run(request, 2, env).ok()) << "no state was saved";
+  }
+  Bytes bytes = ReadAll(state);
+  bytes[bytes.size() / 2] ^= 1;
+  ASSERT_TRUE(WriteFileAtomically(PosixEnv(), state, bytes).ok());
+  const Status damaged = Run(request).status();
+  EXPECT_EQ(damaged.code(), ErrorCode::kDigest);
+  EXPECT_THAT(damaged.message(), HasSubstr("training.state: is damaged; remove it"));
+  bytes.pop_back();
+  ASSERT_TRUE(WriteFileAtomically(PosixEnv(), state, bytes).ok());
+  EXPECT_EQ(Run(request).status().code(), ErrorCode::kMalformed);
 }
 
 TEST_F(CompressTest, DistillationThatDoesNotHelpIsNotKept) {

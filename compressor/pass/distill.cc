@@ -1,9 +1,11 @@
 #include "compressor/pass/distill.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <numeric>
 
+#include "compressor/pass/distill_state.h"
 #include "compressor/pass/distill_student.h"
 #include "compressor/pass/distill_tape.h"
 
@@ -129,6 +131,7 @@ class Distiller {
       if (in_.calibration->weights[batch.begin(s)] > 0) sequences.push_back(s);
     }
     const DistillRecipe& recipe = *in_.recipe->distill;
+    MOEPACK_ASSIGN_OR_RETURN(const uint64_t done, ReadTraining(*in_.env, in_.encoded->StatePath(), &student_.learners()));
     uint64_t step = 0, tokens = 0;
     // Steps of kTokensAtOnce tokens: enough that most experts of a wide table get some.
     const uint64_t steps = CutIntoParts(batch, sequences).size() * recipe.epochs;
@@ -138,11 +141,23 @@ class Distiller {
       std::vector<uint64_t> order = sequences;
       ShuffleForEpoch(epoch, &order);
       for (const std::vector<uint64_t>& part : CutIntoParts(batch, order)) {
-        MOEPACK_RETURN_IF_ERROR(Step(part, StepSizeAt(++step, steps, recipe.rate, recipe.code_rate)));
+        if (++step <= done) {
+          progress_.Advance(SelectSequences(batch, part).size());
+          continue;
+        }
+        MOEPACK_RETURN_IF_ERROR(Step(part, StepSizeAt(step, steps, recipe.rate, recipe.code_rate)));
+        MOEPACK_RETURN_IF_ERROR(SaveNowAndThen(step));
       }
     }
     progress_.End();
     return Status::Ok();
+  }
+
+  Status SaveNowAndThen(uint64_t step) {
+    const auto now = std::chrono::steady_clock::now();
+    if (std::chrono::duration<double>(now - saved_).count() < in_.save_seconds) return Status::Ok();
+    saved_ = now;
+    return WriteTraining(*in_.env, in_.encoded->StatePath(), step, &student_.learners());
   }
 
   Status Step(const std::vector<uint64_t>& sequences, const StepSize& size) {
@@ -211,6 +226,7 @@ class Distiller {
   const TokenBatch held_;  // sequences that nothing learns from
   Stream teacher_;
   BlockWeights teacher_head_;
+  std::chrono::steady_clock::time_point saved_ = std::chrono::steady_clock::now();
 };
 
 }  // namespace

@@ -5,6 +5,7 @@
 // at a time, forward and back: one block's weights are held, and of the whole model only what learns.
 #pragma once
 
+#include "base/env.h"
 #include "base/progress.h"
 #include "compressor/calibration.h"
 #include "compressor/plan/plan.h"
@@ -23,10 +24,13 @@ struct DistillInput {
   const Calibration* calibration = nullptr;
   const ModelFolderWriter* encoded = nullptr;  // has every block
   ModelFolderWriter* writer = nullptr;         // gets every block
+  // Training is saved to and goes on from `encoded`'s StatePath.
+  Env* env = nullptr;
+  double save_seconds = 0;  // between two states saved
 };
 
 // Writes all blocks: as they learnt, or as they were encoded when that is nearer to the full model on held-back text. The
-// same bytes on any number of threads. kUsage when what learns takes more memory than kMaxLearningBytes.
+// same bytes on any number of threads, and however often training was interrupted. kUsage when what learns takes more memory than kMaxLearningBytes.
 inline constexpr uint64_t kMaxLearningBytes = uint64_t{32} << 30;
 Status Distill(const DistillInput& input, ThreadPool& pool, Progress& progress);
 

@@ -66,6 +66,14 @@ uint64_t Learner::Bytes(const Codec& codec, const MatrixShape& shape, Learns lea
   return (weights * kValues + scales * kScaleValues) * sizeof(float);
 }
 
+std::vector<std::span<float>> Learner::State() {
+  std::vector<std::span<float>> out = {latent_, scales_, mins_};
+  for (Adam* adam : {&adam_, &scale_adam_, &min_adam_}) {
+    for (const std::span<float> moments : adam->state()) out.push_back(moments);
+  }
+  return out;
+}
+
 void Learner::Apply(QuantizedMatrix* encoded) const {
   if (encoded->codec.element != Element::kGroupInt) {
     for (size_t i = 0; i < latent_.size(); ++i)

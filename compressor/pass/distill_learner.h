@@ -2,6 +2,8 @@
 // change it, and never holds more of a model than what learns.
 #pragma once
 
+#include <array>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -40,6 +42,7 @@ class Adam {
   }
   // The move of entry i in units of the step size, about -1 to 1; entries are updated once a step.
   float Move(size_t i, float gradient, const StepSize& size);
+  std::array<std::span<float>, 2> state() { return {mean_, square_}; }
 
  private:
   std::vector<float> mean_, square_;
@@ -58,6 +61,8 @@ class Learner {
   void Apply(QuantizedMatrix* encoded) const;
   // gradient: of the loss by the weights that `encoded`, as Apply leaves it, stands for. Gradients pass through rounding.
   void Step(const Matrix& gradient, const QuantizedMatrix& encoded, const StepSize& size);
+  // All that steps change, for who goes on later with a learner of the same tensor.
+  std::vector<std::span<float>> State();
   // Most bytes that a learner takes.
   static uint64_t Bytes(const Codec& codec, const MatrixShape& shape, Learns learns);
 

@@ -36,6 +36,7 @@ class Student : public TensorSource {
   };
   std::vector<Lesson> Lessons();
   Result<QuantizedMatrix> Encoded(const TensorRef& tensor) const;
+  std::map<std::string, Learner>& learners() { return learners_; }
   // The earliest block in which something learns, -1 when nothing does.
   int32_t first_lesson() const { return first_lesson_; }
   // Units of the open block, with what was learnt when `learnt`. A tensor whose codes have a rate takes no more bytes than

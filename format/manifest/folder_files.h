@@ -17,6 +17,7 @@ inline constexpr char kHotFile[] = "hot.pb";
 inline constexpr char kExpertsFile[] = "experts.pb";
 inline constexpr char kCompleteFile[] = "complete";
 inline constexpr char kUnfinishedFile[] = "unfinished";   // in NAME.partial only: the mark that the folder is ours
+inline constexpr char kStateFile[] = "training.state";    // in NAME.partial only
 inline constexpr uint64_t kMaxFolderFileBytes = 1 << 28;  // of any file but a block
 
 // One of the names ModelFolderWriter::WriteFile takes.

@@ -52,6 +52,8 @@ class ModelFolderWriter {
   // tokenizer.bin, hot.pb, plan.json, errors.json or provenance.json.
   Status WriteFile(const std::string& name, ByteSpan bytes);
   Result<Bytes> ReadFileIfPresent(const std::string& name) const;  // empty when absent
+  // Where a pass over the whole model may keep what --resume goes on from. A folder with that file cannot be finished.
+  std::string StatePath() const;
   // Expert indirection (one entry a Program::expert_tables; only `experts` is used, units come from the blocks).
   void SetExperts(const std::vector<std::vector<ExpertEntry>>& experts);
   // Checks completeness against the program, writes program.pb and `complete`, renames .partial to `directory`

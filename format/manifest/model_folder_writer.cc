@@ -54,7 +54,8 @@ Result<Occupant> OccupantOf(Env& env, const std::string& directory) {
     return refused("exists and is not a compressed model folder (it holds " + names[0] + ")");
   }
   for (const std::string& name : names) {
-    if (IsFolderFile(name) || (unfinished && (name == kUnfinishedFile || IsFolderTemporary(name)))) continue;
+    if (IsFolderFile(name)) continue;
+    if (unfinished && (name == kUnfinishedFile || name == kStateFile || IsFolderTemporary(name))) continue;
     return refused("holds " + name + ", which moepack did not write");
   }
   return unfinished ? Occupant::kUnfinished : Occupant::kModelFolder;
@@ -135,7 +136,7 @@ Status ModelFolderWriter::State::KeepIntactBlocks() {
         blocks.emplace(*block, std::move(*head));
         continue;
       }
-    } else if (IsCallerFile(name) || name == kUnfinishedFile) {
+    } else if (IsCallerFile(name) || name == kUnfinishedFile || name == kStateFile) {
       continue;
     }
     MOEPACK_RETURN_IF_ERROR(env.Remove(PathOf(name)));
@@ -238,6 +239,8 @@ Result<Bytes> ModelFolderWriter::ReadFileIfPresent(const std::string& name) cons
   if (!exists) return Bytes();
   return ReadFile(state_->env, state_->PathOf(name), kMaxFolderFileBytes);
 }
+
+std::string ModelFolderWriter::StatePath() const { return state_->PathOf(kStateFile); }
 
 void ModelFolderWriter::SetExperts(const std::vector<std::vector<ExpertEntry>>& experts) { state_->experts = experts; }
 

@@ -150,21 +150,58 @@ std::vector<std::vector<uint64_t>> CutIntoParts(const TokenBatch& batch, const s
   return parts;
 }
 
-Result<std::vector<KldSum>> SequenceKlds(const LastBlock& base, const LastBlock& other, const TokenBatch& batch,
-                                         ThreadPool& pool) {
+namespace {
+
+std::vector<std::vector<uint64_t>> PartsOf(const TokenBatch& batch) {
   std::vector<uint64_t> all(batch.sequences());
   std::iota(all.begin(), all.end(), 0u);
+  return CutIntoParts(batch, all);
+}
+
+Result<Matrix> ScoredLogitsOfPart(const LastBlock& model, const TokenBatch& batch, const std::vector<uint64_t>& sequences) {
+  const TokenBatch part = SelectSequences(batch, sequences);
+  MOEPACK_ASSIGN_OR_RETURN(const Matrix logits, LastBlockLogits(model, batch, part, sequences));
+  std::vector<uint64_t> rows;
+  for (uint64_t p = 0; p < part.sequences(); ++p) {
+    for (uint64_t t = part.begin(p); t < part.end(p); ++t) {
+      if (Scored(t - part.begin(p), part.end(p) - part.begin(p))) rows.push_back(t);
+    }
+  }
+  Matrix out(static_cast<Eigen::Index>(rows.size()), logits.cols());
+  for (size_t i = 0; i < rows.size(); ++i) out.row(static_cast<Eigen::Index>(i)) = logits.row(static_cast<Eigen::Index>(rows[i]));
+  return out;
+}
+
+}  // namespace
+
+std::vector<uint64_t> JudgedSequences(const Calibration& calibration, uint64_t vocabulary) {
+  // Half of a sequence is scored.
+  const uint64_t tokens = std::max<uint64_t>(1, 2 * (kMaxJudgedLogitBytes / sizeof(float) / std::max<uint64_t>(1, vocabulary)));
+  return SpreadEvenly(calibration.batch, calibration.held_back, tokens);
+}
+
+Result<std::vector<Matrix>> ScoredLogits(const LastBlock& model, const TokenBatch& batch) {
+  std::vector<Matrix> out;
+  for (const std::vector<uint64_t>& sequences : PartsOf(batch)) {
+    MOEPACK_ASSIGN_OR_RETURN(Matrix logits, ScoredLogitsOfPart(model, batch, sequences));
+    out.push_back(std::move(logits));
+  }
+  return out;
+}
+
+Result<std::vector<KldSum>> SequenceKlds(const std::vector<Matrix>& base, const LastBlock& other, const TokenBatch& batch,
+                                         ThreadPool& pool) {
   std::vector<KldSum> out;
-  for (const std::vector<uint64_t>& sequences : CutIntoParts(batch, all)) {
-    const TokenBatch part = SelectSequences(batch, sequences);
-    MOEPACK_ASSIGN_OR_RETURN(const Matrix expected, LastBlockLogits(base, batch, part, sequences));
-    MOEPACK_ASSIGN_OR_RETURN(const Matrix actual, LastBlockLogits(other, batch, part, sequences));
-    const std::vector<double> klds = RowKlds(expected, actual, pool);
-    for (uint64_t p = 0; p < part.sequences(); ++p) {
-      const uint64_t length = part.end(p) - part.begin(p);
+  size_t part = 0;
+  for (const std::vector<uint64_t>& sequences : PartsOf(batch)) {
+    MOEPACK_ASSIGN_OR_RETURN(const Matrix logits, ScoredLogitsOfPart(other, batch, sequences));
+    const std::vector<double> klds = RowKlds(base[part++], logits, pool);
+    size_t row = 0;
+    for (uint64_t s : sequences) {
+      const uint64_t length = batch.end(s) - batch.begin(s);
       KldSum& sum = out.emplace_back();
       for (uint64_t t = 0; t < length; ++t) {
-        if (Scored(t, length)) sum.Add({klds[part.begin(p) + t], 1});
+        if (Scored(t, length)) sum.Add({klds[row++], 1});
       }
     }
   }

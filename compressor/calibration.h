@@ -41,20 +41,27 @@ std::vector<uint64_t> SpreadEvenly(const TokenBatch& batch, const std::vector<ui
 TokenBatch SelectSequences(const TokenBatch& batch, const std::vector<uint64_t>& sequences);
 Stream SelectRows(const Stream& stream, const TokenBatch& batch, const std::vector<uint64_t>& sequences);
 
-// KLD of two models' next-token distributions, summed over the second half of each sequence, from their streams before the
-// last block; one a sequence of `batch`. Both run a few sequences at a time, so logits of all tokens are never held.
+// Of the sequences held back, as many as whose logits are worth keeping in memory (kMaxJudgedLogitBytes, scored rows only).
+inline constexpr uint64_t kMaxJudgedLogitBytes = uint64_t{1} << 29;
+std::vector<uint64_t> JudgedSequences(const Calibration& calibration, uint64_t vocabulary);
+
+// A model before its last block.
 struct LastBlock {
   Forward* forward = nullptr;
   const BlockWeights* weights = nullptr;
   const Stream* stream = nullptr;
 };
+// Logits of the scored rows of a batch, a matrix for each of its parts (CutIntoParts).
+Result<std::vector<Matrix>> ScoredLogits(const LastBlock& model, const TokenBatch& batch);
+
+// KLD of a model's next-token distributions from those of `base`, summed over the scored rows of each sequence.
 struct KldSum {
   double sum = 0;
   uint64_t rows = 0;
   void Add(const KldSum& other) { sum += other.sum, rows += other.rows; }
   double mean() const { return rows > 0 ? sum / static_cast<double>(rows) : 0; }
 };
-Result<std::vector<KldSum>> SequenceKlds(const LastBlock& base, const LastBlock& other, const TokenBatch& batch,
+Result<std::vector<KldSum>> SequenceKlds(const std::vector<Matrix>& base, const LastBlock& other, const TokenBatch& batch,
                                          ThreadPool& pool);
 
 // Logits of the chosen sequences, one after another; `part` is SelectSequences of them.

@@ -225,7 +225,6 @@ TEST_F(CompressTest, InterruptedDistillationResumesToTheSameBytes) {
     const std::string name = "killed" + std::to_string(writes);
     CompressRequest request = Request(recipe, name);
     request.resume = true;
-    request.distill_save_seconds = 0;
     ::moepack::testing::FaultEnv env(PosixEnv(), ::moepack::testing::FaultEnv::Count::kWrites);
     env.FailAt(writes, ErrorCode::kNoSpace, ::moepack::testing::FaultEnv::Duration::kFromThenOn);
     whole = Run(request, 2, env).ok();
@@ -236,16 +235,19 @@ TEST_F(CompressTest, InterruptedDistillationResumesToTheSameBytes) {
 }
 
 TEST_F(CompressTest, InterruptedTrainingGoesOnFromWhatWasSaved) {
-  CompressRequest request = Request(kPruned + "distill: {epochs: 1, rate: 0.01}\n", "d");
+  CompressRequest request = Request(kPruned + "distill: {epochs: 1, rate: 0.01}\n", "whole");
+  MustRun(request);
+  request.output = folder_.At("killed");
   request.resume = true;
   request.distill_save_seconds = 0;
-  const std::string state = folder_.At("d.encoded.partial/training.state");
-  for (uint64_t writes = 1; !*PosixEnv().Exists(state); ++writes) {
+  const std::string state = folder_.At("killed.encoded.partial/training.state");
+  for (uint64_t writes = 30; !*PosixEnv().Exists(state); writes += 5) {
     ::moepack::testing::FaultEnv env(PosixEnv(), ::moepack::testing::FaultEnv::Count::kWrites);
     env.FailAt(writes, ErrorCode::kNoSpace, ::moepack::testing::FaultEnv::Duration::kFromThenOn);
     ASSERT_FALSE(Run(request, 2, env).ok()) << "no state was saved";
   }
-  Bytes bytes = ReadAll(state);
+  const Bytes saved = ReadAll(state);
+  Bytes bytes = saved;
   bytes[bytes.size() / 2] ^= 1;
   ASSERT_TRUE(WriteFileAtomically(PosixEnv(), state, bytes).ok());
   const Status damaged = Run(request).status();
@@ -254,6 +256,9 @@ TEST_F(CompressTest, InterruptedTrainingGoesOnFromWhatWasSaved) {
   bytes.pop_back();
   ASSERT_TRUE(WriteFileAtomically(PosixEnv(), state, bytes).ok());
   EXPECT_EQ(Run(request).status().code(), ErrorCode::kMalformed);
+  ASSERT_TRUE(WriteFileAtomically(PosixEnv(), state, saved).ok());
+  MustRun(request);
+  ExpectSameFolders("whole", "killed");
 }
 
 TEST_F(CompressTest, DistillationThatDoesNotHelpIsNotKept) {

@@ -11,8 +11,6 @@
 namespace moepack {
 namespace {
 
-// Moments of one block that may be in memory at once; a block that needs more is run in several turns.
-constexpr uint64_t kMaxMomentBytes = uint64_t{1} << 30;
 
 // How many matrices lie between the block's inputs and each tensor: q 0, o 1, gate and up 2, down 3 in a usual decoder
 // layer. Two depths make a stage: attention is encoded first, and feed-forward matrices see inputs that it has rounded.
@@ -59,7 +57,8 @@ class Replayer {
         full_forward_(*in.original, pool) {
     report_.relative_errors.assign(tensors_.size(), 0);
     if (in.calibration != nullptr && !in.calibration->held_back.empty()) {
-      held_back_ = SelectSequences(in.calibration->batch, in.calibration->held_back);
+      judged_ = JudgedSequences(*in.calibration, in.program->values[in.program->output].width);
+      held_back_ = SelectSequences(in.calibration->batch, judged_);
     }
   }
 
@@ -91,7 +90,8 @@ class Replayer {
     if (in_.calibration == nullptr && in_.writer != nullptr && in_.writer->HasBlock(block)) return Status::Ok();
     std::optional<BlockWeights> full;
     MOEPACK_RETURN_IF_ERROR(RunFull(block, &full));
-    const bool reuse = full.has_value() && in_.source == in_.original_source && !last(block);
+    const bool reuse = full.has_value() && in_.source == in_.original_source;
+    if (!reuse) full.reset();  // two blocks are never held at once
     auto weights =
         reuse ? Result<BlockWeights>(std::move(*full)) : BlockWeights::Load(*in_.program, *in_.source, block, pool_);
     if (!weights.ok()) return weights.status();
@@ -107,7 +107,7 @@ class Replayer {
     KeepShared(block, *weights);
     if (in_.calibration == nullptr) return Status::Ok();
     if (!last(block)) return forward_.RunBlock(block, *weights, in_.calibration->batch, &stream_);
-    return Judge(full, *weights);
+    return Judge(*weights);
   }
 
   // The full model over the held-back sequences, beside the compressed one.
@@ -116,20 +116,21 @@ class Replayer {
     auto loaded = BlockWeights::Load(*in_.original, *in_.original_source, block, pool_);
     if (!loaded.ok()) return loaded.status();
     *weights = std::move(*loaded);
-    return last(block) ? Status::Ok() : full_forward_.RunBlock(block, **weights, held_back_, &full_stream_);
+    if (!last(block)) return full_forward_.RunBlock(block, **weights, held_back_, &full_stream_);
+    MOEPACK_ASSIGN_OR_RETURN(full_logits_, ScoredLogits({&full_forward_, &**weights, &full_stream_}, held_back_));
+    return Status::Ok();
   }
 
-  Status Judge(const std::optional<BlockWeights>& full, const BlockWeights& weights) {
-    if (!full) return Status::Ok();
-    const Stream stream = SelectRows(stream_, in_.calibration->batch, in_.calibration->held_back);
-    MOEPACK_ASSIGN_OR_RETURN(
-        const std::vector<KldSum> klds,
-        SequenceKlds({&full_forward_, &*full, &full_stream_}, {&forward_, &weights, &stream}, held_back_, pool_));
+  Status Judge(const BlockWeights& weights) {
+    if (judged_.empty()) return Status::Ok();
+    const Stream stream = SelectRows(stream_, in_.calibration->batch, judged_);
+    MOEPACK_ASSIGN_OR_RETURN(const std::vector<KldSum> klds,
+                             SequenceKlds(full_logits_, {&forward_, &weights, &stream}, held_back_, pool_));
     KldSum all;
     std::map<uint32_t, KldSum> of_domain;
     for (size_t s = 0; s < klds.size(); ++s) {
       all.Add(klds[s]);
-      of_domain[in_.calibration->domain[in_.calibration->held_back[s]]].Add(klds[s]);
+      of_domain[in_.calibration->domain[judged_[s]]].Add(klds[s]);
     }
     report_.kld = all.mean();
     for (const auto& [domain, sum] : of_domain) report_.domain_kld[domain] = sum.mean();
@@ -326,7 +327,9 @@ class Replayer {
   const std::vector<TensorRef> tensors_;
   Forward forward_, full_forward_;
   Stream stream_, full_stream_;  // compressed over all tokens; full over held-back ones
-  TokenBatch held_back_;
+  std::vector<uint64_t> judged_;  // sequences held back
+  TokenBatch held_back_;          // the same
+  std::vector<Matrix> full_logits_;
   std::map<TensorId, Matrix> shared_;
   ReplayReport report_;
 };

@@ -34,7 +34,8 @@ class Distiller {
         full_forward_(*in.original, pool),
         forward_(*in.program, pool),
         student_(*in.program, *in.plan, *in.encoded),
-        held_(SelectSequences(in.calibration->batch, in.calibration->held_back)) {}
+        judged_(JudgedSequences(*in.calibration, in.program->values[in.program->output].width)),
+        held_(SelectSequences(in.calibration->batch, judged_)) {}
 
   Status Run() {
     MOEPACK_RETURN_IF_ERROR(ChooseWhatLearns());
@@ -115,9 +116,10 @@ class Distiller {
       MOEPACK_RETURN_IF_ERROR(forward_.RunBlock(block, weights, held_, &stream));
     }
     MOEPACK_ASSIGN_OR_RETURN(const BlockWeights weights, OpenBlock(last));
-    const Stream teacher = SelectRows(teacher_, in_.calibration->batch, in_.calibration->held_back);
-    MOEPACK_ASSIGN_OR_RETURN(const std::vector<KldSum> klds, SequenceKlds({&full_forward_, &teacher_head_, &teacher},
-                                                                          {&forward_, &weights, &stream}, held_, pool_));
+    const Stream teacher = SelectRows(teacher_, in_.calibration->batch, judged_);
+    MOEPACK_ASSIGN_OR_RETURN(const std::vector<Matrix> base, ScoredLogits({&full_forward_, &teacher_head_, &teacher}, held_));
+    MOEPACK_ASSIGN_OR_RETURN(const std::vector<KldSum> klds,
+                             SequenceKlds(base, {&forward_, &weights, &stream}, held_, pool_));
     KldSum all;
     for (const KldSum& kld : klds) all.Add(kld);
     return all.mean();
@@ -223,7 +225,8 @@ class Distiller {
   Progress& progress_;
   Forward full_forward_, forward_;
   Student student_;
-  const TokenBatch held_;  // sequences that nothing learns from
+  const std::vector<uint64_t> judged_;  // sequences that nothing learns from
+  const TokenBatch held_;               // the same
   Stream teacher_;
   BlockWeights teacher_head_;
   std::chrono::steady_clock::time_point saved_ = std::chrono::steady_clock::now();

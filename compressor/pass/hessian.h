@@ -20,6 +20,10 @@ struct InputMoments {
   std::vector<float> diagonal() const;  // of the Hessian
 };
 
+// Moments that may be in memory at once; what GPTQ makes of them takes as much again. A block that needs more is run again
+// for each share of its tensors.
+inline constexpr uint64_t kMaxMomentBytes = uint64_t{1} << 28;
+
 class HessianCollector : public Observer {
  public:
   // Collects for the matrices in `wanted` (all of one block). token_weights: one a token of the batch that is run.

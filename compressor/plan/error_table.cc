@@ -147,10 +147,34 @@ class Measurer {
     return forward_.RunBlock(block, *weights, probe_batch_, &probe_stream_);
   }
 
+  // What is measured of the open tensors of a block, by their position.
+  struct Measured {
+    explicit Measured(size_t count) : energy(count, 0), probe(count), probe_error(count, 0) {}
+    std::vector<double> energy;       // of the outputs
+    std::vector<Bytes> probe;         // plain bytes under the probe codec
+    std::vector<double> probe_error;  // what it adds to the outputs
+  };
+
   Status MeasureTensors(int32_t block, const std::vector<size_t>& open, BlockWeights& weights) {
     std::vector<TensorRef> wanted;
     wanted.reserve(open.size());
-    for (size_t i : open) wanted.push_back(in_.tensors[i]);
+    for (size_t i : open) {
+      wanted.push_back(in_.tensors[i]);
+      table_.tensors.push_back({in_.tensors[i].name, group_of_(in_.tensors[i]), {}});
+    }
+    Measured measured(open.size());
+    for (const std::vector<size_t>& run : HessianCollector::CutByMoments(*in_.program, wanted, kMaxMomentBytes)) {
+      MOEPACK_RETURN_IF_ERROR(MeasureRun(block, open, run, weights, &measured));
+    }
+    MOEPACK_ASSIGN_OR_RETURN(const Energies energies, Normalise(open, measured));
+    return MeasureSensitivities(block, open, energies, measured, weights);
+  }
+
+  // The tensors at these positions of `open`.
+  Status MeasureRun(int32_t block, const std::vector<size_t>& open, const std::vector<size_t>& run, BlockWeights& weights,
+                    Measured* measured) {
+    std::vector<TensorRef> wanted;
+    for (size_t p : run) wanted.push_back(in_.tensors[open[p]]);
     HessianCollector moments(*in_.program, wanted, token_weights_, pool_);
     if (moments.wants_linear() || moments.wants_moe()) {
       if (last(block)) {
@@ -162,28 +186,25 @@ class Measurer {
       }
     }
     MOEPACK_ASSIGN_OR_RETURN(const MomentFactors factors, FactorMoments(wanted, in_.recipe->gptq, &moments, pool_));
-    for (size_t i : open) {
-      table_.tensors.push_back({in_.tensors[i].name, group_of_(in_.tensors[i]), {}});
-    }
-    MOEPACK_ASSIGN_OR_RETURN(const Energies energies, MeasureCandidates(open, weights, &moments, factors));
-    return MeasureSensitivities(block, open, energies, weights, &moments);
+    MOEPACK_RETURN_IF_ERROR(MeasureCandidates(open, run, weights, &moments, factors, measured));
+    return table_.measured_by == "probes" ? EncodeProbes(open, run, weights, &moments, measured) : Status::Ok();
   }
 
   TensorErrors& EntryOf(const std::vector<size_t>& open, size_t position) {
     return table_.tensors[table_.tensors.size() - open.size() + position];
   }
 
-  // Output energy by kind.
-  using Energies = std::map<std::string, double>;
-
-  // Every candidate of every tensor, on a sample of its rows.
-  Result<Energies> MeasureCandidates(const std::vector<size_t>& open, BlockWeights& weights, HessianCollector* moments,
-                                     const MomentFactors& factors) {
+  // Every candidate of every tensor of a run, on a sample of its rows: errors as energy.
+  Status MeasureCandidates(const std::vector<size_t>& open, const std::vector<size_t>& run, BlockWeights& weights,
+                           HessianCollector* moments, const MomentFactors& factors, Measured* measured) {
     std::vector<Matrix> samples;
     std::vector<std::vector<float>> row_weights;
-    for (size_t i : open) {
-      const Matrix& all = WeightsOf(in_.tensors[i], weights);
-      const std::vector<float> counts = RowWeights(in_.tensors[i], batch_, token_weights_);
+    std::vector<std::vector<bool>> wanted;
+    size_t most = 0;
+    for (size_t p : run) {
+      const TensorRef& tensor = in_.tensors[open[p]];
+      const Matrix& all = WeightsOf(tensor, weights);
+      const std::vector<float> counts = RowWeights(tensor, batch_, token_weights_);
       // Rows that matter very differently need a larger sample.
       static constexpr size_t kMoreRows = 8;
       const auto rows = static_cast<size_t>(all.rows());
@@ -195,80 +216,103 @@ class Measurer {
         samples.back().row(r) = all.row(row);
         if (!counts.empty()) row_weights.back()[r] *= counts[row];
       }
-    }
-    std::vector<double> energy(open.size(), 0);
-    size_t most = 0;
-    std::vector<std::vector<bool>> measured;
-    for (size_t i : open) {
-      most = std::max(most, in_.choices[i].candidates.size());
-      measured.push_back(MeasuredCandidates(in_.choices[i].candidates));
+      const std::vector<RatedCodec>& candidates = in_.choices[open[p]].candidates;
+      wanted.push_back(MeasuredCandidates(candidates));
+      most = std::max(most, candidates.size());
     }
     for (size_t c = 0; c < most; ++c) {
       std::vector<MatrixJob> jobs;
-      std::vector<size_t> owners;
-      for (size_t p = 0; p < open.size(); ++p) {
-        const std::vector<RatedCodec>& candidates = in_.choices[open[p]].candidates;
-        if (c >= candidates.size() || !measured[p][c]) continue;
+      std::vector<size_t> owners;  // places in the run
+      for (size_t o = 0; o < run.size(); ++o) {
+        const std::vector<RatedCodec>& candidates = in_.choices[open[run[o]]].candidates;
+        if (c >= candidates.size() || !wanted[o][c]) continue;
         jobs.emplace_back();
-        owners.push_back(p);
-        MOEPACK_RETURN_IF_ERROR(
-            PrepareJob(in_.tensors[open[p]], candidates[c], *in_.recipe, samples[p], moments, factors, pool_, &jobs.back()));
-        jobs.back().row_weights = row_weights[p];
+        owners.push_back(o);
+        MOEPACK_RETURN_IF_ERROR(PrepareJob(in_.tensors[open[run[o]]], candidates[c], *in_.recipe, samples[o], moments, factors,
+                                           pool_, &jobs.back()));
+        jobs.back().row_weights = row_weights[o];
       }
       RunJobs(jobs, kSweeps, pool_);
       for (size_t j = 0; j < jobs.size(); ++j) {
-        const RatedCodec& candidate = in_.choices[open[owners[j]]].candidates[c];
-        EntryOf(open, owners[j]).errors[candidate.Name()] = std::max(0.0, jobs[j].error);
-        energy[owners[j]] = jobs[j].energy;
+        const size_t p = run[owners[j]];
+        EntryOf(open, p).errors[in_.choices[open[p]].candidates[c].Name()] = std::max(0.0, jobs[j].error);
+        measured->energy[p] = jobs[j].energy;
       }
-    }
-    Energies energies;
-    for (size_t p = 0; p < open.size(); ++p) energies[KindOf(in_.tensors[open[p]])] += energy[p];
-    for (size_t p = 0; p < open.size(); ++p) {
-      const double whole = energies.at(KindOf(in_.tensors[open[p]]));
-      TensorErrors& entry = EntryOf(open, p);
-      for (auto& [codec, error] : entry.errors) error = whole > 0 ? error / whole : 0;
-      FillRates(in_.choices[open[p]].candidates, measured[p], &entry.errors);
-    }
-    return energies;
-  }
-
-  Status MeasureSensitivities(int32_t block, const std::vector<size_t>& open, const Energies& energies,
-                              BlockWeights& weights, HessianCollector* moments) {
-    std::map<std::string, std::vector<size_t>> groups;
-    for (size_t i : open) groups[group_of_(in_.tensors[i])].push_back(i);
-    for (const auto& [group, members] : groups) {
-      table_.sensitivity[group] = 1;
-      if (table_.measured_by != "probes") continue;
-      MOEPACK_ASSIGN_OR_RETURN(table_.sensitivity[group], Probe(block, members, energies, weights, moments));
     }
     return Status::Ok();
   }
 
-  // Mean KLD that rounding these tensors causes, by unit of error.
-  Result<double> Probe(int32_t block, const std::vector<size_t>& members, const Energies& energies, BlockWeights& weights,
-                       HessianCollector* moments) {
-    std::vector<MatrixJob> jobs(members.size());
-    for (size_t j = 0; j < members.size(); ++j) {
-      const TensorRef& tensor = in_.tensors[members[j]];
+  Status EncodeProbes(const std::vector<size_t>& open, const std::vector<size_t>& run, BlockWeights& weights,
+                      HessianCollector* moments, Measured* measured) {
+    std::vector<MatrixJob> jobs(run.size());
+    for (size_t j = 0; j < run.size(); ++j) {
+      const TensorRef& tensor = in_.tensors[open[run[j]]];
       MOEPACK_RETURN_IF_ERROR(
           PrepareJob(tensor, ProbeCodec(), *in_.recipe, WeightsOf(tensor, weights), moments, {}, pool_, &jobs[j]));
       jobs[j].row_weights = RowWeights(tensor, batch_, token_weights_);
     }
     RunJobs(jobs, 0, pool_);
-    double error = 0;
-    std::vector<Matrix> saved;
-    for (size_t j = 0; j < members.size(); ++j) {
-      Matrix& target = WeightsOf(in_.tensors[members[j]], weights);
-      saved.push_back(target);
-      Dequantize(jobs[j].out, {target.data(), static_cast<size_t>(target.size())});
-      const double energy = energies.at(KindOf(in_.tensors[members[j]]));
-      error += energy > 0 ? jobs[j].error / energy : 0;
+    for (size_t j = 0; j < run.size(); ++j) {
+      measured->probe_error[run[j]] = jobs[j].error;
+      MOEPACK_ASSIGN_OR_RETURN(measured->probe[run[j]], ToPlain(jobs[j].out));
+      jobs[j].out = {};
     }
-    auto kld = RunProbe(block, weights);
-    for (size_t j = 0; j < members.size(); ++j) WeightsOf(in_.tensors[members[j]], weights) = std::move(saved[j]);
+    return Status::Ok();
+  }
+
+  // Output energy by kind.
+  using Energies = std::map<std::string, double>;
+
+  // Errors in units of their kind's energy.
+  Result<Energies> Normalise(const std::vector<size_t>& open, const Measured& measured) {
+    Energies energies;
+    for (size_t p = 0; p < open.size(); ++p) energies[KindOf(in_.tensors[open[p]])] += measured.energy[p];
+    for (size_t p = 0; p < open.size(); ++p) {
+      const double whole = energies.at(KindOf(in_.tensors[open[p]]));
+      TensorErrors& entry = EntryOf(open, p);
+      for (auto& [codec, error] : entry.errors) error = whole > 0 ? error / whole : 0;
+      const std::vector<RatedCodec>& candidates = in_.choices[open[p]].candidates;
+      FillRates(candidates, MeasuredCandidates(candidates), &entry.errors);
+    }
+    return energies;
+  }
+
+  Status MeasureSensitivities(int32_t block, const std::vector<size_t>& open, const Energies& energies,
+                              const Measured& measured, BlockWeights& weights) {
+    std::map<std::string, std::vector<size_t>> groups;
+    for (size_t p = 0; p < open.size(); ++p) groups[group_of_(in_.tensors[open[p]])].push_back(p);
+    for (const auto& [group, members] : groups) {
+      table_.sensitivity[group] = 1;
+      if (table_.measured_by != "probes") continue;
+      MOEPACK_ASSIGN_OR_RETURN(table_.sensitivity[group], Probe(block, open, members, energies, measured, weights));
+    }
+    return Status::Ok();
+  }
+
+  // Mean KLD that rounding these tensors causes, by unit of error.
+  Result<double> Probe(int32_t block, const std::vector<size_t>& open, const std::vector<size_t>& members,
+                       const Energies& energies, const Measured& measured, BlockWeights& weights) {
+    double error = 0;
+    for (size_t p : members) {
+      const TensorRef& tensor = in_.tensors[open[p]];
+      Matrix& target = WeightsOf(tensor, weights);
+      MOEPACK_RETURN_IF_ERROR(DecodePlain(ProbeCodec(), tensor.shape, measured.probe[p],
+                                          {target.data(), static_cast<size_t>(target.size())}));
+      const double energy = energies.at(KindOf(tensor));
+      error += energy > 0 ? measured.probe_error[p] / energy : 0;
+    }
+    const auto kld = RunProbe(block, weights);
+    for (size_t p : members) MOEPACK_RETURN_IF_ERROR(Reload(in_.tensors[open[p]], &weights));
     if (!kld.ok()) return kld.status();
     return error > 0 ? *kld / error : 0.0;
+  }
+
+  Status Reload(const TensorRef& tensor, BlockWeights* weights) {
+    MOEPACK_ASSIGN_OR_RETURN(const std::vector<float> values,
+                             tensor.is_expert() ? in_.source->LoadExpert(tensor.table, tensor.expert, tensor.matrix)
+                                                : in_.source->Load(tensor.dense));
+    std::copy(values.begin(), values.end(), WeightsOf(tensor, *weights).data());
+    return Status::Ok();
   }
 
   // KLD between the model with this block's weights as they are now and the full model.

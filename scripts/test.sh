@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Everything CI checks, from a fresh machine: dependencies, release build, the quick suite under ASan+UBSan, the threaded
-# parts under TSan, static device programs for x86-64 and aarch64, and all tests (the aarch64 programs under qemu-user).
+# Everything CI checks, from a fresh machine: dependencies, release build, static device programs for x86-64 and aarch64,
+# shared libraries, the quick suite under ASan+UBSan, the threaded parts under TSan, and all tests (the aarch64 programs
+# under qemu-user).
 # MOEPACK_OUTSIDE=1 also runs scripts/outside.sh: our exports in ONNX Runtime and llama.cpp from npm.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -11,6 +12,8 @@ build_preset release
 say "Static device programs, x86-64 and aarch64"
 build_preset device-x86_64
 build_preset device-aarch64
+say "Shared libraries"
+build_preset library moepack_runtime_shared moepack_verify_shared
 say "Quick suite under AddressSanitizer and UndefinedBehaviorSanitizer"
 build_preset asan-ubsan
 ctest --test-dir build/asan-ubsan -L quick --output-on-failure --no-tests=error -j "$(nproc)" >build/asan-ctest.log 2>&1 ||

@@ -1,4 +1,5 @@
-/* C interface of moepack's verifier (C99). Link libmoepack_verify and its dependencies.
+/* C interface of moepack's verifier (C99). Link libmoepack-verify (pkg-config moepack-verify, or CMake's
+ * find_package(moepack) and moepack::verify).
  *
  *   moepack_trust trust = {0};
  *   trust.struct_bytes = sizeof trust;

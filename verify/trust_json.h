@@ -1,4 +1,5 @@
-// T.json, the authoring form of a trust policy, read by programs only (nlohmann-json); the library takes the struct.
+// T.json, the authoring form of a trust policy, read by programs and the runtime's C interface only (nlohmann-json); the
+// library takes the struct.
 //   {"moepack_trust": 1, "product": "wren", "threshold": 1, "key_epoch": 1, "minimum_security_counter": 1,
 //    "release_keys": ["<64 hex digits>", ...]}
 #pragma once

@@ -1,10 +1,11 @@
-"""Nothing holds a whole model: peak memory of calibrate and compress does not grow with the number of layers."""
+"""Nothing holds a whole model: peak memory of calibrate and compress does not grow with the number of layers. The runtime
+holds its weights and state, and no more after 10,000 tokens than after 1,000."""
 import json
-import shutil
-
-from harness import BIN, TEXT, WREN, Case, read_safetensors, write_safetensors
 import os
+import shutil
 import subprocess
+
+from harness import BIN, TEXT, TRUST, WORK, WREN, Case, read_safetensors, run, write_safetensors
 
 
 def peak_kib(*args):
@@ -53,3 +54,28 @@ class Memory(Case):
             four, sixteen = peaks[command, 4], peaks[command, 16]
             print(f"{command}: 4 layers {four} KiB, 16 layers {sixteen} KiB, {sixteen / four - 1:+.1%}")
             self.assertLess(abs(sixteen / four - 1), 0.2, peaks)
+
+
+class RuntimeMemory(Case):
+    def bench(self, codec, *options):
+        return run("run", "bench", WORK / f"wren-{codec}.moeb", "--trust", TRUST, "--prompt-tokens", 24, "-n", 1000, "--threads", 1, "--json",
+                   *options).json()
+
+    def test_no_growth_over_10000_tokens(self):
+        """With all experts resident; and with few, so that they come and go all the time. Where pages lie differs from run to
+        run: the least of three runs each."""
+        for ram in ((), ("--expert-ram", "2000000")):
+            peaks = {}
+            for repeats in (1, 10):
+                peaks[repeats] = min(self.bench("i4g64", "--repeats", repeats, *ram)["peak_rss_bytes"] for _ in range(3))
+            print(f"{' '.join(ram) or 'all experts'}: {peaks[1]} bytes after 1,000 tokens, {peaks[10]} after 10,000, {peaks[10] / peaks[1] - 1:+.1%}")
+            self.assertLess(peaks[10] / peaks[1], 1.05, peaks)
+
+    def test_memory_is_weights_and_state(self):
+        """Of two bundles of one program the larger takes more by its weights and at most a tenth of those."""
+        small, large = self.bench("i4g64", "--repeats", 1), self.bench("f32", "--repeats", 1)
+        held = [report["dense_bytes"] + report["expert_bytes"] for report in (small, large)]
+        more = (large["peak_rss_bytes"] - small["peak_rss_bytes"]) / (held[1] - held[0])
+        print(f"{held[1] - held[0]} bytes more of weights, {more:.2f} times that more memory")
+        self.assertLess(more, 1.1)
+        self.assertGreater(more, 0.9)

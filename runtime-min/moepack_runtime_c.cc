@@ -32,7 +32,8 @@ struct moepack_runtime {
   moepack::DigestBytes manifest_digest{};
   std::string error;
   std::atomic_flag busy;
-  bool broken = false;  // memory ran out somewhere: what it holds may be half changed
+  bool alone = false;   // no threads but the caller's
+  bool broken = false;  // an exception left it half changed: not even its destructor may look at it
 };
 
 namespace {
@@ -44,40 +45,41 @@ using moepack::StrFormat;
 namespace runtime = moepack::runtime;
 
 constexpr uint32_t kMaxThreads = 1024;
-constexpr const char* kOutOfMemory = "out of memory; the runtime can only be closed";
-
-int CodeOf(const Status& status) { return static_cast<int>(status.code()); }
+constexpr const char* kOutOfMemory = "out of memory";
+constexpr const char* kBroken = "out of memory; the runtime can only be closed";
 
 Status Usage(std::string message) { return Status(ErrorCode::kUsage, std::move(message)); }
 
-// What the C++ library threw, as a status. Other threads may be at work in what was unwound: then there is no way on.
-Status StatusOfException(uint32_t threads) {
+// The code of what the C++ library threw. Allocates nothing. Where other threads may be at work in what was unwound there is
+// no way on.
+ErrorCode CodeOfException(bool alone) {
+  if (!alone) std::terminate();
   try {
     throw;
   } catch (const std::bad_alloc&) {
-    if (threads != 1) std::terminate();
-    return Status(ErrorCode::kNoMemory, kOutOfMemory);
+    return ErrorCode::kNoMemory;
   } catch (...) {
-    if (threads != 1) std::terminate();
-    return Status(ErrorCode::kInternal, "an exception of a library");
+    return ErrorCode::kInternal;
   }
 }
 
 // Runs `body` as the only call on `handle` and keeps its error for moepack_runtime_last_error.
 template <typename Body>
 int Call(moepack_runtime* handle, const Body& body) {
-  if (handle == nullptr || handle->busy.test_and_set(std::memory_order_acquire)) return CodeOf(Usage(""));
-  Status status;
+  if (handle == nullptr || handle->busy.test_and_set(std::memory_order_acquire)) return static_cast<int>(ErrorCode::kUsage);
+  ErrorCode code = ErrorCode::kNoMemory;
   try {
-    status = handle->broken ? Status(ErrorCode::kNoMemory, kOutOfMemory) : body(*handle);
-    handle->error = status.message();
+    if (!handle->broken) {
+      Status status = body(*handle);
+      code = status.code();
+      handle->error = status.message();
+    }
   } catch (...) {
-    status = StatusOfException(static_cast<uint32_t>(handle->pool->threads()));
+    code = CodeOfException(handle->alone);
     handle->broken = true;
-    handle->error.clear();
   }
   handle->busy.clear(std::memory_order_release);
-  return CodeOf(status);
+  return static_cast<int>(code);
 }
 
 // True when a struct of the caller can be read.
@@ -122,6 +124,8 @@ Result<runtime::EngineOptions> EngineOptionsOf(const moepack_runtime_options& gi
   options.state_tokens = given.state_tokens;
   if (given.tile_tokens != 0) options.tile_tokens = given.tile_tokens;
   if (given.sequences != 0) options.sequences = given.sequences;
+  if (given.prefetch != 0) options.prefetch = given.prefetch == MOEPACK_NO_PREFETCH ? 0 : given.prefetch;
+  options.prefetch_lanes = given.prefetch_lanes;
   if (given.expert_ram_bytes == MOEPACK_AUTO_EXPERT_RAM) {
     options.expert_ram_bytes = runtime::kAutoExperts;
     options.expert_ram_start_bytes = 0;
@@ -140,6 +144,11 @@ Status CheckOptions(const moepack_runtime_options* options) {
     return Usage("moepack_runtime_options: struct_bytes must be its size and reserved 0");
   }
   return options->threads <= kMaxThreads ? Status::Ok() : Usage("threads: expected at most 1024");
+}
+
+// No threads but the caller's will work.
+bool IsAlone(const moepack_runtime_options* options) {
+  return Knows(options) && options->threads == 1 && options->prefetch == MOEPACK_NO_PREFETCH;
 }
 
 Status Open(const char* path, const moepack_runtime_trust* trust, const moepack_runtime_options& options,
@@ -162,23 +171,26 @@ Status Open(const char* path, const moepack_runtime_trust* trust, const moepack_
   return Status::Ok();
 }
 
-Status OpenGuarded(const char* path, const moepack_runtime_trust* trust, const moepack_runtime_options* options,
-                   moepack_runtime** out) {
-  if (out == nullptr) return Usage("moepack_runtime_open: runtime must be set");
-  *out = nullptr;
-  uint32_t threads = 1;
-  try {
-    if (path == nullptr) return Usage("moepack_runtime_open: bundle_path must be set");
-    MOEPACK_RETURN_IF_ERROR(CheckOptions(options));
-    const moepack_runtime_options given = options != nullptr ? *options : moepack_runtime_options{};
-    threads = given.threads;
-    auto handle = std::make_unique<moepack_runtime>();
-    MOEPACK_RETURN_IF_ERROR(Open(path, trust, given, handle.get()));
-    *out = handle.release();
-    return Status::Ok();
-  } catch (...) {
-    return StatusOfException(threads);
+// An exception leaves the handle as it is, for good: what was unwound may have left it half changed.
+Result<moepack_runtime*> OpenHandle(const char* path, const moepack_runtime_trust* trust,
+                                    const moepack_runtime_options* options) {
+  if (path == nullptr) return Usage("moepack_runtime_open: bundle_path must be set");
+  MOEPACK_RETURN_IF_ERROR(CheckOptions(options));
+  const moepack_runtime_options given = options != nullptr ? *options : moepack_runtime_options{};
+  moepack_runtime* const handle = new moepack_runtime;
+  handle->alone = IsAlone(options);
+  if (Status status = Open(path, trust, given, handle); !status.ok()) {
+    delete handle;
+    return status;
   }
+  return handle;
+}
+
+void CopyMessage(std::string_view text, char* message, size_t message_bytes) {
+  if (message == nullptr || message_bytes == 0) return;
+  const size_t length = std::min(text.size(), message_bytes - 1);
+  std::memcpy(message, text.data(), length);
+  message[length] = '\0';
 }
 
 // Copies what fits whole; a zero byte follows where there is room.
@@ -288,20 +300,27 @@ const char* moepack_runtime_error_name(int code) {
 
 int moepack_runtime_open(const char* bundle_path, const moepack_runtime_trust* trust, const moepack_runtime_options* options,
                          moepack_runtime** runtime, char* message, size_t message_bytes) {
-  const Status status = OpenGuarded(bundle_path, trust, options, runtime);
-  if (message != nullptr && message_bytes > 0) {
-    const size_t length = std::min(status.message().size(), message_bytes - 1);
-    std::memcpy(message, status.message().data(), length);
-    message[length] = '\0';
+  if (runtime == nullptr) return static_cast<int>(ErrorCode::kUsage);
+  *runtime = nullptr;
+  try {
+    const auto opened = OpenHandle(bundle_path, trust, options);
+    CopyMessage(opened.status().message(), message, message_bytes);
+    if (opened.ok()) *runtime = *opened;
+    return static_cast<int>(opened.status().code());
+  } catch (...) {
+    const ErrorCode code = CodeOfException(IsAlone(options));
+    CopyMessage(kOutOfMemory, message, message_bytes);
+    return static_cast<int>(code);
   }
-  return CodeOf(status);
 }
 
-void moepack_runtime_close(moepack_runtime* runtime) { delete runtime; }
+void moepack_runtime_close(moepack_runtime* runtime) {
+  if (runtime != nullptr && !runtime->broken) delete runtime;
+}
 
 const char* moepack_runtime_last_error(const moepack_runtime* runtime) {
   if (runtime == nullptr) return "runtime must be set";
-  return runtime->broken ? kOutOfMemory : runtime->error.c_str();
+  return runtime->broken ? kBroken : runtime->error.c_str();
 }
 
 int moepack_runtime_get_info(moepack_runtime* runtime, moepack_runtime_info* info) {

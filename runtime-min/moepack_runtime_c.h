@@ -24,9 +24,10 @@
  * before it reaches a kernel. Nothing here writes to standard output, opens a socket, exits or throws. A null pointer where
  * something is needed is Usage (200).
  *
- * Memory: buffers that the system does not give are NoMemory (701). So is a small allocation that fails where threads is 1:
- * the runtime then answers 701 to everything and can only be closed. With more threads such a failure ends the process, for
- * others may be at work in what would be unwound.
+ * Memory: buffers that the system does not give are NoMemory (701). So is a small allocation that fails where the calling
+ * thread is the only one (threads 1, MOEPACK_NO_PREFETCH): the runtime then answers 701 to everything and can only be
+ * closed, and what it held is not given back. With more threads such a failure ends the process, for others may be at work
+ * in what would be unwound.
  *
  * Threads: one thread at a time for each moepack_runtime; a call while another one runs, also out of a callback, is refused
  * with Usage. Different runtimes may be used on different threads at the same time; each has worker threads of its own.
@@ -69,6 +70,7 @@ typedef struct moepack_runtime_trust {
 } moepack_runtime_trust;
 
 #define MOEPACK_AUTO_EXPERT_RAM UINT64_MAX
+#define MOEPACK_NO_PREFETCH UINT32_MAX
 
 /* 0 in any field is its default. */
 typedef struct moepack_runtime_options {
@@ -77,7 +79,11 @@ typedef struct moepack_runtime_options {
   uint32_t context;      /* longest sequence in tokens; default: what the model allows */
   uint32_t tile_tokens;  /* tokens computed at once in a prompt, 1..4096; default 256; fewer take less memory */
   uint32_t sequences;    /* most that are open at once, 1..tile_tokens; default 1 */
-  uint32_t reserved;     /* 0 */
+  /* MoE layers ahead for which experts are foretold and loaded, 1..4; default: the runtime's choice where not all experts
+   * fit. */
+  uint32_t prefetch;
+  uint32_t prefetch_lanes; /* threads that load them; default: half as many as threads, at least one */
+  uint32_t reserved;       /* 0 */
   /* Most bytes of resident experts; default: all experts. MOEPACK_AUTO_EXPERT_RAM: what memory is free, growing to it. */
   uint64_t expert_ram_bytes;
   /* What they may take at first, where that is less: it grows when experts have to be loaded too often. */

@@ -5,7 +5,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
+#include <new>
 #include <numeric>
 #include <string>
 #include <thread>
@@ -17,6 +19,22 @@
 #include "tokenizer/tokenizer.h"
 #include "verify/testing/tiny_bundle.h"
 #include "verify/trust_json.h"
+
+// Memory that ends: when a thread's count comes to 0, allocations of that thread fail.
+thread_local uint64_t allocations_left = UINT64_MAX;
+
+// Not inlined: the compiler would see malloc meet operator delete and warn.
+[[gnu::noinline]] void* operator new(std::size_t size) {
+  void* memory = allocations_left > 0 ? std::malloc(size > 0 ? size : 1) : nullptr;
+  if (allocations_left > 0 && allocations_left != UINT64_MAX) --allocations_left;
+  if (memory == nullptr) throw std::bad_alloc();
+  return memory;
+}
+[[gnu::noinline]] void* operator new[](std::size_t size) { return operator new(size); }
+[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete[](void* memory) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete[](void* memory, std::size_t) noexcept { std::free(memory); }
 
 extern "C" int moepack_runtime_c_check(const char* bundle, const moepack_runtime_trust* trust, const char* prompt,
                                        uint64_t max_tokens);
@@ -179,6 +197,23 @@ TEST_F(RuntimeC, SamplingFollowsItsSeed) {
   EXPECT_EQ(greedy[0], runtime::Argmax(Logits()));
   sampling_.top_p = 2;
   EXPECT_EQ(moepack_runtime_set_sampling(runtime_, 0, &sampling_), kUsage);
+}
+
+TEST_F(RuntimeC, TheSameTokensWhateverTheOptions) {
+  ASSERT_EQ(Open(), MOEPACK_OK) << message_;
+  const std::vector<int32_t> tokens = Generate(0, {5, 6, 7}, 30);
+  moepack_runtime_info info = {};
+  info.struct_bytes = sizeof(info);
+  ASSERT_EQ(moepack_runtime_get_info(runtime_, &info), MOEPACK_OK);
+  options_.expert_ram_bytes = info.expert_bytes / 2;  // two of four: what one token needs
+  for (const uint32_t prefetch : {0u, 1u, 2u, MOEPACK_NO_PREFETCH}) {
+    options_.prefetch = prefetch;
+    options_.prefetch_lanes = prefetch == 2 ? 2 : 0;
+    options_.threads = prefetch == MOEPACK_NO_PREFETCH ? 1 : 2;
+    options_.tile_tokens = 1 + prefetch % 3;
+    ASSERT_EQ(Open(), MOEPACK_OK) << message_;
+    EXPECT_EQ(Generate(0, {5, 6, 7}, 30), tokens) << prefetch;
+  }
 }
 
 TEST_F(RuntimeC, SequencesAreTheirOwn) {
@@ -363,6 +398,39 @@ TEST_F(RuntimeC, WithoutATokenizerThereAreTokensOnly) {
   EXPECT_EQ(Generate(0, {4}, 5).size(), 5u);
 }
 
+TEST_F(RuntimeC, MemoryThatEndsIsAnError) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "what is unwound without exceptions is not freed, and sanitizers replace operator new";
+#endif
+  options_.threads = 1;
+  options_.prefetch = MOEPACK_NO_PREFETCH;
+  const int no_memory = static_cast<int>(ErrorCode::kNoMemory);
+  const int32_t prompt[] = {5, 6, 7};
+  const auto go_on = [](void*, int32_t, const char*, size_t) { return 0; };
+  uint64_t failed_opens = 0, failed_runs = 0;
+  for (uint64_t left = 0;; ++left) {
+    allocations_left = left;
+    int code = moepack_runtime_open(path_.c_str(), &trust_, &options_, &runtime_, message_, sizeof(message_));
+    if (code == MOEPACK_OK) {
+      code = moepack_runtime_generate(runtime_, 0, prompt, 3, 10, go_on, nullptr, nullptr);
+      allocations_left = UINT64_MAX;
+      if (code == MOEPACK_OK) break;
+      ++failed_runs;
+      EXPECT_STRNE(moepack_runtime_last_error(runtime_), "");
+      EXPECT_EQ(moepack_runtime_reset(runtime_, 0), no_memory);
+      moepack_runtime_close(runtime_);
+      runtime_ = nullptr;
+    } else {
+      allocations_left = UINT64_MAX;
+      ++failed_opens;
+      EXPECT_EQ(runtime_, nullptr);
+    }
+    ASSERT_EQ(code, no_memory) << message_;
+  }
+  EXPECT_GT(failed_opens, 100u);
+  EXPECT_GT(failed_runs, 0u);
+}
+
 TEST_F(RuntimeC, MisuseIsAnErrorNotACrash) {
   const int32_t prompt = 1, unknown = kVocabulary;
   size_t size = 0;
@@ -427,7 +495,7 @@ TEST_F(RuntimeC, RefusesStructsThatItDoesNotKnow) {
   options_.struct_bytes = sizeof(options_);
   for (uint32_t moepack_runtime_options::*field :
        {&moepack_runtime_options::threads, &moepack_runtime_options::context, &moepack_runtime_options::tile_tokens,
-        &moepack_runtime_options::sequences}) {
+        &moepack_runtime_options::sequences, &moepack_runtime_options::prefetch, &moepack_runtime_options::prefetch_lanes}) {
     options_.*field = 1000000;
     EXPECT_TRUE(refused()) << message_;
     options_.*field = 0;

@@ -67,22 +67,20 @@ Result<uint8_t*> WeightMemory::Allocate(uint64_t bytes) {
 
 void WeightMemory::Release(uint8_t* p) {
   std::lock_guard lock(mutex_);
-  const auto block = used_.find(p);
-  uint64_t bytes = block->second;
-  used_.erase(block);
+  auto block = used_.extract(p);
   auto next = free_.lower_bound(p);
-  if (next != free_.end() && next->first == p + bytes) {
-    bytes += next->second;
+  if (next != free_.end() && next->first == p + block.mapped()) {
+    block.mapped() += next->second;
     next = free_.erase(next);
   }
   if (next != free_.begin()) {
     const auto before = std::prev(next);
     if (before->first + before->second == p) {
-      before->second += bytes;
+      before->second += block.mapped();
       return;
     }
   }
-  free_[p] = bytes;
+  free_.insert(std::move(block));
 }
 
 }  // namespace moepack::runtime

@@ -21,7 +21,7 @@ class WeightMemory {
 
   // `bytes` bytes at a multiple of 64, not initialised. kNoMemory. Any thread.
   Result<uint8_t*> Allocate(uint64_t bytes);
-  // What Allocate gave. Any thread. The memory is kept for later allocations.
+  // What Allocate gave. Any thread. The memory is kept for later allocations. Allocates nothing: destructors call it.
   void Release(uint8_t* p);
 
  private:

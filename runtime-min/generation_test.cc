@@ -134,6 +134,18 @@ TEST_F(Generation, RecordsWhatItDid) {
   EXPECT_TRUE(metrics.verified);
 }
 
+TEST_F(Generation, RecordsTheLastStepsInConstantMemory) {
+  MakeEngine();
+  for (size_t i = 0; i < Recorder::kSteps; ++i) recorder_.AddStep(1000);
+  for (size_t i = 0; i < Recorder::kSteps; ++i) recorder_.AddStep(4, 2);
+  RunMetrics metrics;
+  recorder_.Fill(*engine_, &metrics);
+  EXPECT_EQ(metrics.p50_ms, 4);
+  EXPECT_EQ(metrics.p99_ms, 4);
+  EXPECT_EQ(metrics.decoded_tokens, 3 * Recorder::kSteps);
+  EXPECT_DOUBLE_EQ(*metrics.decode_ms, 1004.0 * Recorder::kSteps);
+}
+
 TEST_F(Generation, RefusesWhatCannotBe) {
   MakeEngine();
   Sampler sampler({});

@@ -226,11 +226,10 @@ Result<std::span<const float>> Row(const moepack_runtime& r, uint32_t row) {
 }
 
 Status Evaluate(moepack_runtime& r, uint32_t sequence, std::span<const int32_t> tokens) {
-  const bool step = tokens.size() == 1 && r.engine->position(sequence) > 0;
   const double start = runtime::MonotonicMs();
   MOEPACK_RETURN_IF_ERROR(r.engine->Prefill(tokens, sequence));
   const double ms = runtime::MonotonicMs() - start;
-  if (step) {
+  if (tokens.size() == 1) {
     r.recorder->AddStep(ms);
   } else {
     r.recorder->AddPrefill(tokens.size(), ms);
@@ -249,7 +248,12 @@ Status EvaluateBatch(moepack_runtime& r, std::span<const moepack_runtime_batch> 
   }
   const double start = runtime::MonotonicMs();
   MOEPACK_RETURN_IF_ERROR(r.engine->RunBatch(batch));
-  r.recorder->AddPrefill(tokens, runtime::MonotonicMs() - start);
+  const double ms = runtime::MonotonicMs() - start;
+  if (tokens == batch.size()) {
+    r.recorder->AddStep(ms, tokens);
+  } else {
+    r.recorder->AddPrefill(tokens, ms);
+  }
   return Status::Ok();
 }
 

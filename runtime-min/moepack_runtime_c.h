@@ -209,7 +209,8 @@ int moepack_runtime_release_sequence(moepack_runtime* runtime, uint32_t sequence
 #define MOEPACK_METRICS_JSON 0       /* one object on one line: the keys of docs/json.md */
 #define MOEPACK_METRICS_PROMETHEUS 1 /* text exposition format */
 
-/* What was measured since the runtime was opened or its metrics were reset. *text_bytes as in detokenize. */
+/* What was measured since the runtime was opened or its metrics were reset; an evaluation of one token, or of one each of
+ * several sequences, counts as decoding. *text_bytes as in detokenize. */
 int moepack_runtime_metrics(moepack_runtime* runtime, int format, char* text, size_t capacity, size_t* text_bytes);
 int moepack_runtime_reset_metrics(moepack_runtime* runtime);
 

@@ -247,6 +247,24 @@ TEST_F(RuntimeC, SequencesAreTheirOwn) {
   EXPECT_EQ(moepack_runtime_release_sequence(runtime_, 0), kUsage);
 }
 
+TEST_F(RuntimeC, ABatchOfOneTokenEachIsDecoding) {
+  options_.sequences = 2;
+  ASSERT_EQ(Open(), MOEPACK_OK) << message_;
+  uint32_t second = 0;
+  ASSERT_EQ(moepack_runtime_open_sequence(runtime_, &second), MOEPACK_OK);
+  const int32_t tokens[] = {7, 8};
+  for (const size_t count : {2, 1, 1}) {
+    moepack_runtime_batch batch[2] = {{sizeof(moepack_runtime_batch), 0, tokens, count},
+                                      {sizeof(moepack_runtime_batch), second, tokens, count}};
+    ASSERT_EQ(moepack_runtime_evaluate_batch(runtime_, batch, 2), MOEPACK_OK) << moepack_runtime_last_error(runtime_);
+  }
+  std::vector<char> text(65536);
+  size_t bytes = 0;
+  ASSERT_EQ(moepack_runtime_metrics(runtime_, MOEPACK_METRICS_JSON, text.data(), text.size(), &bytes), MOEPACK_OK);
+  EXPECT_NE(std::strstr(text.data(), "\"prefilled_tokens\": 4,"), nullptr) << text.data();
+  EXPECT_NE(std::strstr(text.data(), "\"decoded_tokens\": 4,"), nullptr) << text.data();
+}
+
 TEST_F(RuntimeC, RuntimesOnDifferentThreads) {
   options_.threads = 1;
   std::vector<std::vector<int32_t>> tokens(4);

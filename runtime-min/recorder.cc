@@ -18,13 +18,14 @@ void Recorder::AddPrefill(uint64_t tokens, double ms) {
   prefill_ms_ += ms;
 }
 
-void Recorder::AddStep(double ms) {
+void Recorder::AddStep(double ms, uint64_t tokens) {
   if (step_ms_.size() < kSteps) {
     step_ms_.push_back(ms);
   } else {
-    step_ms_[decoded_tokens_ % kSteps] = ms;
+    step_ms_[steps_ % kSteps] = ms;
   }
-  ++decoded_tokens_;
+  ++steps_;
+  decoded_tokens_ += tokens;
   decode_ms_ += ms;
   if (const double now = MonotonicMs(); now - energy_ms_ > kEnergyIntervalMs) SampleEnergy(now);
 }

@@ -21,7 +21,7 @@ class Recorder {
 
   void AddPrefill(uint64_t tokens, double ms);
   void SetFirstToken(double ms) { ttft_ms_ = ms; }  // since its prompt was given
-  void AddStep(double ms);
+  void AddStep(double ms, uint64_t tokens = 1);     // one token each of so many sequences
   // All fields of `metrics` but those that say nothing yet.
   void Fill(const Engine& engine, RunMetrics* metrics);
 
@@ -31,7 +31,7 @@ class Recorder {
   EnergyMeter energy_;
   double energy_ms_ = MonotonicMs();  // of the last sample
   std::optional<double> ttft_ms_;
-  uint64_t prefilled_tokens_ = 0, decoded_tokens_ = 0;
+  uint64_t prefilled_tokens_ = 0, decoded_tokens_ = 0, steps_ = 0;
   double prefill_ms_ = 0, decode_ms_ = 0;
   std::vector<double> step_ms_;  // the last kSteps, as a ring
 };

@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <fstream>
+
 #include "base/env.h"
 #include "runtime-min/metrics.h"
 
@@ -16,9 +18,9 @@ class Energy : public ::testing::Test {
   void TearDown() override { (void)PosixEnv().RemoveTree(root_); }
 
   void Set(const std::string& attribute, const std::string& value) {
-    const std::string path = root_ + "/class/" + attribute, text = value + "\n";
+    const std::string path = root_ + "/class/" + attribute;
     ASSERT_TRUE(PosixEnv().MakeDirectory(DirectoryOf(path)).ok());
-    ASSERT_TRUE(WriteFileAtomically(PosixEnv(), path, {reinterpret_cast<const uint8_t*>(text.data()), text.size()}).ok());
+    std::ofstream(path) << value << "\n";
   }
   void Zone(const std::string& zone, const std::string& name, uint64_t energy, uint64_t range) {
     Set("powercap/" + zone + "/name", name);

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
+#include <span>
 
 #include "runtime-min/lanes.h"
 #include "runtime-min/vector_math.h"
@@ -10,14 +10,39 @@
 namespace moepack::runtime {
 namespace {
 
-// scores[j] = sum over d of q[d] * keys[d][j].
-void BlockScores(const float* q, const float* keys, uint32_t head_dim, float* scores) {
-  constexpr size_t kVectors = kBlockPositions / kLanes;
-  Lanes sums[kVectors] = {};
-  for (uint32_t d = 0; d < head_dim; ++d, keys += kBlockPositions) {
-    for (size_t i = 0; i < kVectors; ++i) sums[i] += q[d] * LanesAt(keys + i * kLanes);
+// One head of one token on its way over the keys.
+struct Query {
+  const float* q = nullptr;          // [head_dim]
+  float* out = nullptr;              // [value width]: sums of values times weights so far
+  uint32_t first = 0, position = 0;  // what it sees
+  uint32_t begin = 0, end = 0;       // of that in the block at hand
+  float scale = 0;
+  float largest = 0, sum = 0;  // of the softmax so far
+  float keep = 0;              // what the block at hand multiplies `out` with
+};
+
+using Scores = float[kBlockPositions];
+
+// scores[r][j] += sum over d of q[r][first + d] * keys[d][j], d in [0, count), in the order of d.
+template <size_t kQueries>
+void AddScores(const Query* queries, uint32_t first, uint32_t count, KvCache::View keys, Scores* scores) {
+  constexpr size_t kVectors = kQueries == 1 ? 4 : 2, kColumns = kVectors * kLanes;
+  static_assert(kBlockPositions % kColumns == 0);
+  for (size_t column = 0; column < kBlockPositions; column += kColumns) {
+    Lanes sums[kQueries][kVectors];
+    for (size_t r = 0; r < kQueries; ++r) {
+      for (size_t i = 0; i < kVectors; ++i) sums[r][i] = LanesAt(scores[r] + column + i * kLanes);
+    }
+    const float* k = keys.data + column;
+    for (uint32_t d = 0; d < count; ++d, k += keys.stride) {
+      for (size_t r = 0; r < kQueries; ++r) {
+        for (size_t i = 0; i < kVectors; ++i) sums[r][i] += queries[r].q[first + d] * LanesAt(k + i * kLanes);
+      }
+    }
+    for (size_t r = 0; r < kQueries; ++r) {
+      for (size_t i = 0; i < kVectors; ++i) StoreLanes(scores[r] + column + i * kLanes, sums[r][i]);
+    }
   }
-  for (size_t i = 0; i < kVectors; ++i) StoreLanes(scores + i * kLanes, sums[i]);
 }
 
 float Largest(const float* scores) {
@@ -43,27 +68,43 @@ float Exponentials(float largest, uint32_t begin, uint32_t end, float* p) {
   return SumLanes(sum);
 }
 
-// out[d] = out[d] * keep + sum over j of p[j] * values[j][d], j in [0, count), d in [0, kVectors * kLanes).
-template <size_t kVectors>
-void AccumulateVectors(const float* p, const float* values, uint32_t count, uint32_t head_dim, float keep, float* out) {
-  Lanes sums[kVectors];
-  for (size_t i = 0; i < kVectors; ++i) sums[i] = LanesAt(out + i * kLanes) * keep;
-  for (uint32_t j = 0; j < count; ++j, values += head_dim) {
-    for (size_t i = 0; i < kVectors; ++i) sums[i] += p[j] * LanesAt(values + i * kLanes);
+// out[r][column + d] = out[r][column + d] * keep[r] + sum over j of p[r][j] * values[j][d], j in [begin, end) of the
+// queries, which is the same for all of them, d in [0, kVectors * kLanes).
+template <size_t kQueries, size_t kVectors>
+void AccumulateVectors(const Query* queries, const Scores* p, KvCache::View values, uint32_t column) {
+  Lanes sums[kQueries][kVectors];
+  for (size_t r = 0; r < kQueries; ++r) {
+    for (size_t i = 0; i < kVectors; ++i) sums[r][i] = LanesAt(queries[r].out + column + i * kLanes) * queries[r].keep;
   }
-  for (size_t i = 0; i < kVectors; ++i) StoreLanes(out + i * kLanes, sums[i]);
+  const float* v = values.data + queries[0].begin * values.stride;
+  for (uint32_t j = queries[0].begin; j < queries[0].end; ++j, v += values.stride) {
+    for (size_t r = 0; r < kQueries; ++r) {
+      for (size_t i = 0; i < kVectors; ++i) sums[r][i] += p[r][j] * LanesAt(v + i * kLanes);
+    }
+  }
+  for (size_t r = 0; r < kQueries; ++r) {
+    for (size_t i = 0; i < kVectors; ++i) StoreLanes(queries[r].out + column + i * kLanes, sums[r][i]);
+  }
 }
 
-// All head_dim columns; each is summed in the order of j.
-void Accumulate(const float* p, const float* values, uint32_t count, uint32_t head_dim, float keep, float* out) {
-  uint32_t d = 0;
-  for (; d + 8 * kLanes <= head_dim; d += 8 * kLanes) AccumulateVectors<8>(p, values + d, count, head_dim, keep, out + d);
-  for (; d + 4 * kLanes <= head_dim; d += 4 * kLanes) AccumulateVectors<4>(p, values + d, count, head_dim, keep, out + d);
-  for (; d + kLanes <= head_dim; d += kLanes) AccumulateVectors<1>(p, values + d, count, head_dim, keep, out + d);
-  for (; d < head_dim; ++d) {
-    float sum = out[d] * keep;
-    for (uint32_t j = 0; j < count; ++j) sum += p[j] * values[uint64_t{j} * head_dim + d];
-    out[d] = sum;
+// As above for columns [column, column + count).
+template <size_t kQueries>
+void Accumulate(const Query* queries, const Scores* p, KvCache::View values, uint32_t column, uint32_t count) {
+  constexpr size_t kMost = kQueries == 1 ? 8 : 2;
+  const uint32_t end = column + count;
+  const auto skip = [&](uint32_t columns) {
+    column += columns;
+    values.data += columns;
+  };
+  for (; column + kMost * kLanes <= end; skip(kMost * kLanes))
+    AccumulateVectors<kQueries, kMost>(queries, p, values, column);
+  for (; column + kLanes <= end; skip(kLanes)) AccumulateVectors<kQueries, 1>(queries, p, values, column);
+  for (; column < end; skip(1)) {
+    for (size_t r = 0; r < kQueries; ++r) {
+      float sum = queries[r].out[column] * queries[r].keep;
+      for (uint32_t j = queries[r].begin; j < queries[r].end; ++j) sum += p[r][j] * values.data[j * values.stride];
+      queries[r].out[column] = sum;
+    }
   }
 }
 
@@ -80,67 +121,124 @@ uint32_t FirstPosition(const AttentionNode& node, uint32_t position) {
   return node.chunk > 0 ? std::max(first, position / node.chunk * node.chunk) : first;
 }
 
-// Scores of one block; -infinity outside of positions [begin, end) of it.
-void MaskedScores(const AttentionNode& node, float scale, const float* q, const float* keys, uint32_t begin, uint32_t end,
-                  float* scores) {
-  BlockScores(q, keys, node.head_dim, scores);
-  for (uint32_t j = 0; j < kBlockPositions; ++j) scores[j] *= scale;
+// -infinity outside of what a query sees of the block.
+void MaskScores(const AttentionNode& node, const Query& query, float* scores) {
+  for (uint32_t j = 0; j < kBlockPositions; ++j) scores[j] *= query.scale;
   if (node.softcap > 0) {
-    for (uint32_t j = begin; j < end; ++j) scores[j] = node.softcap * std::tanh(scores[j] / node.softcap);
+    for (uint32_t j = query.begin; j < query.end; ++j) scores[j] = node.softcap * std::tanh(scores[j] / node.softcap);
   }
-  std::fill(scores, scores + begin, -INFINITY);
-  std::fill(scores + end, scores + kBlockPositions, -INFINITY);
+  std::fill(scores, scores + query.begin, -INFINITY);
+  std::fill(scores + query.end, scores + kBlockPositions, -INFINITY);
+}
+
+// Scores become weights.
+void AddToSoftmax(const AttentionNode& node, Query* query, float* scores) {
+  MaskScores(node, *query, scores);
+  const float largest = std::max(query->largest, Largest(scores));
+  query->keep = query->largest == -INFINITY ? 0.0f : Exp(query->largest - largest);
+  query->largest = largest;
+  query->sum = query->sum * query->keep + Exponentials(largest, query->begin, query->end, scores);
+}
+
+constexpr size_t kTogether = 4;  // queries whose sums are held in registers at once
+
+// The queries of a task that see something of one block.
+class BlockStep {
+ public:
+  BlockStep(const AttentionNode& node, const KvCache& cache, uint32_t block, uint32_t kv_head, std::span<Query> queries)
+      : node_(node), cache_(cache), block_(block), kv_head_(kv_head), queries_(queries) {}
+
+  void ComputeScores() {
+    std::fill(&scores_[0][0], scores_[queries_.size()], 0.0f);
+    for (uint32_t first = 0, count = 0; first < node_.head_dim; first += count) {
+      count = std::min(node_.head_dim - first, cache_.strip());
+      const KvCache::View keys = cache_.Keys(block_, kv_head_, first, count, scratch_);
+      size_t r = 0;
+      for (; r + kTogether <= queries_.size(); r += kTogether) {
+        AddScores<kTogether>(&queries_[r], first, count, keys, scores_ + r);
+      }
+      for (; r < queries_.size(); ++r) AddScores<1>(&queries_[r], first, count, keys, scores_ + r);
+    }
+  }
+
+  void ComputeWeights() {
+    for (size_t r = 0; r < queries_.size(); ++r) AddToSoftmax(node_, &queries_[r], scores_[r]);
+  }
+
+  // What queries see ends later or at the same place from one to the next, and begins so too.
+  void AddValues() {
+    for (uint32_t first = 0, count = 0; first < node_.value_width(); first += count) {
+      count = std::min(node_.value_width() - first, cache_.strip());
+      const KvCache::View values = cache_.Values(block_, kv_head_, first, count, queries_.back().end, scratch_);
+      for (size_t r = 0; r < queries_.size();) {
+        const bool together = r + kTogether <= queries_.size() && queries_[r].begin == queries_[r + kTogether - 1].begin &&
+                              queries_[r].end == queries_[r + kTogether - 1].end;
+        if (together) {
+          Accumulate<kTogether>(&queries_[r], scores_ + r, values, first, count);
+        } else {
+          Accumulate<1>(&queries_[r], scores_ + r, values, first, count);
+        }
+        r += together ? kTogether : 1;
+      }
+    }
+  }
+
+ private:
+  const AttentionNode& node_;
+  const KvCache& cache_;
+  uint32_t block_, kv_head_;
+  std::span<Query> queries_;
+  Scores scores_[AttentionTask::kMaxQueries];
+  alignas(64) float scratch_[KvCache::kScratchFloats];
+};
+
+// Sorted by position.
+std::span<Query> MakeQueries(const AttentionNode& node, const AttentionTask& task, std::span<Query> queries) {
+  size_t count = 0;
+  for (uint32_t t = 0; t < task.tokens; ++t) {
+    const uint32_t position = task.position + t, first = FirstPosition(node, position);
+    const float scale = ScoreScale(node, position);
+    for (uint32_t head = task.first_head; head < task.first_head + task.heads; ++head) {
+      Query& query = queries[count++];
+      const uint64_t row = uint64_t{t} * node.heads + head;
+      query = {.q = task.q + row * node.head_dim, .out = task.out + row * node.value_width(), .first = first};
+      query.position = position;
+      query.scale = scale;
+      query.largest = task.sinks == nullptr ? -INFINITY : task.sinks[head];
+      query.sum = task.sinks == nullptr ? 0.0f : 1.0f;
+      std::fill(query.out, query.out + node.value_width(), 0.0f);
+    }
+  }
+  return queries.first(count);
+}
+
+// Those that see something of the block that begins at position `base`, and what they see of it.
+std::span<Query> QueriesOfBlock(std::span<Query> queries, uint32_t base) {
+  while (!queries.empty() && queries.front().position < base) queries = queries.subspan(1);
+  while (!queries.empty() && queries.back().first >= base + kBlockPositions) queries = queries.first(queries.size() - 1);
+  for (Query& query : queries) {
+    query.begin = std::max(query.first, base) - base;
+    query.end = std::min(query.position - base + 1, kBlockPositions);
+  }
+  return queries;
 }
 
 }  // namespace
 
-Result<KvCache> KvCache::Create(uint32_t kv_heads, uint32_t head_dim, uint32_t value_dim, uint32_t blocks) {
-  KvCache cache;
-  cache.kv_heads_ = kv_heads;
-  cache.head_dim_ = head_dim;
-  cache.value_dim_ = value_dim;
-  cache.head_floats_ = (uint64_t{head_dim} + value_dim) * kBlockPositions;
-  const CheckedU64 floats = CheckedU64(kv_heads) * CheckedU64(cache.head_floats_) * CheckedU64(blocks);
-  if (!floats.valid()) return Status(ErrorCode::kLimit, "KV cache: size overflows");
-  MOEPACK_ASSIGN_OR_RETURN(cache.data_, FloatBuffer::Create(floats.value()));
-  return cache;
-}
-
-void KvCache::Store(uint32_t block, uint32_t lane, const float* k, const float* v) {
-  float* keys = data_.data() + uint64_t{block} * kv_heads_ * head_floats_;
-  for (uint32_t h = 0; h < kv_heads_; ++h, k += head_dim_, v += value_dim_, keys += head_floats_) {
-    for (uint32_t d = 0; d < head_dim_; ++d) keys[uint64_t{d} * kBlockPositions + lane] = k[d];
-    float* values = keys + uint64_t{head_dim_} * kBlockPositions;
-    std::memcpy(values + uint64_t{lane} * value_dim_, v, value_dim_ * sizeof(float));
+void Attend(const AttentionNode& node, const KvCache& cache, const AttentionTask& task) {
+  Query storage[AttentionTask::kMaxQueries];
+  const std::span<Query> queries = MakeQueries(node, task, storage);
+  const uint32_t kv_head = task.first_head / (node.heads / node.kv_heads);
+  for (uint32_t i = queries.front().first / kBlockPositions; i <= queries.back().position / kBlockPositions; ++i) {
+    BlockStep step(node, cache, task.blocks[i], kv_head, QueriesOfBlock(queries, i * kBlockPositions));
+    step.ComputeScores();
+    step.ComputeWeights();
+    step.AddValues();
   }
-}
-
-void KvCache::CopyBlock(const BlockCopy& copy) {
-  const uint64_t floats = kv_heads_ * head_floats_;
-  std::memcpy(data_.data() + copy.to * floats, data_.data() + copy.from * floats, block_bytes());
-}
-
-void AttendHead(const AttentionNode& node, const KvCache& cache, const uint32_t* blocks, const float* sinks, uint32_t head,
-                uint32_t position, const float* q, float* out) {
-  const uint32_t kv_head = head / (node.heads / node.kv_heads);
-  const uint32_t first = FirstPosition(node, position), value_dim = node.value_width();
-  const float scale = ScoreScale(node, position);
-  float scores[kBlockPositions];
-  float largest = sinks == nullptr ? -INFINITY : sinks[head], sum = sinks == nullptr ? 0.0f : 1.0f;
-  std::fill(out, out + value_dim, 0.0f);
-  for (uint32_t block = first / kBlockPositions; block <= position / kBlockPositions; ++block) {
-    const uint32_t base = block * kBlockPositions;
-    const uint32_t begin = std::max(first, base) - base, end = std::min(position - base + 1, kBlockPositions);
-    MaskedScores(node, scale, q, cache.keys(blocks[block], kv_head), begin, end, scores);
-    const float block_largest = std::max(largest, Largest(scores));
-    const float keep = largest == -INFINITY ? 0.0f : Exp(largest - block_largest);
-    largest = block_largest;
-    sum = sum * keep + Exponentials(largest, begin, end, scores);
-    const float* values = cache.values(blocks[block], kv_head) + uint64_t{begin} * value_dim;
-    Accumulate(scores + begin, values, end - begin, value_dim, keep, out);
+  for (const Query& query : queries) {
+    const float inverse = 1.0f / query.sum;
+    for (uint32_t d = 0; d < node.value_width(); ++d) query.out[d] *= inverse;
   }
-  const float inverse = 1.0f / sum;
-  for (uint32_t d = 0; d < value_dim; ++d) out[d] *= inverse;
 }
 
 }  // namespace moepack::runtime

@@ -1,45 +1,29 @@
-// KV cache of one state slot and attention over it.
+// Attention over the keys and values of a sequence.
 #pragma once
 
 #include <cstdint>
 
-#include "base/status.h"
 #include "format/program.h"
-#include "runtime-min/buffer.h"
-#include "runtime-min/sequences.h"
+#include "runtime-min/kv_cache.h"
 
 namespace moepack::runtime {
 
-// Keys and values of all sequences, float32, in blocks of kBlockPositions positions (runtime-min/sequences.h). A block holds
-// for each kv head its keys with the position innermost ([head_dim][kBlockPositions]), so that scores are vertical sums, and
-// then its values ([kBlockPositions][value_dim]).
-class KvCache {
- public:
-  // kLimit, kNoMemory. Memory of a block is not touched before it is used.
-  static Result<KvCache> Create(uint32_t kv_heads, uint32_t head_dim, uint32_t value_dim, uint32_t blocks);
+// Queries that go over the keys of one kv head together, so that each block is read once for all of them: of consecutive
+// tokens of one sequence, those of heads [first_head, first_head + heads), which all read the same kv head.
+struct AttentionTask {
+  static constexpr uint32_t kMaxQueries = 16;
 
-  // k: [kv_heads * head_dim], v: [kv_heads * value_dim], of the position in `block` at `lane`. Different positions may be
-  // stored from different threads.
-  void Store(uint32_t block, uint32_t lane, const float* k, const float* v);
-  void CopyBlock(const BlockCopy& copy);
-  const float* keys(uint32_t block, uint32_t kv_head) const {
-    return data_.data() + (uint64_t{block} * kv_heads_ + kv_head) * head_floats_;
-  }
-  const float* values(uint32_t block, uint32_t kv_head) const {
-    return keys(block, kv_head) + uint64_t{head_dim_} * kBlockPositions;
-  }
-  uint64_t block_bytes() const { return kv_heads_ * head_floats_ * sizeof(float); }
-
- private:
-  uint32_t kv_heads_ = 0, head_dim_ = 0, value_dim_ = 0;
-  uint64_t head_floats_ = 0;  // of one head in one block
-  FloatBuffer data_;          // [blocks, kv_heads, head_floats_]
+  uint32_t position = 0, tokens = 0;  // of the first token; tokens * heads is 1..kMaxQueries
+  uint32_t first_head = 0, heads = 0;
+  const uint32_t* blocks = nullptr;  // of the sequence
+  const float* sinks = nullptr;      // of all heads, or null
+  const float* q = nullptr;          // [tokens, node.heads * head_dim]
+  float* out = nullptr;              // [tokens, node.heads * value width]; only columns of these heads are written
 };
 
-// One head of one token at `position`, whose key and value are already stored: q [head_dim], out [value width]. blocks: of
-// its sequence. sinks: of all heads, or null. Reads positions up to its own only. Softmax is accumulated block by block
-// (Milakov and Gimelshein 2018), in position order.
-void AttendHead(const AttentionNode& node, const KvCache& cache, const uint32_t* blocks, const float* sinks, uint32_t head,
-                uint32_t position, const float* q, float* out);
+// Keys and values of every token up to the last are stored. Each query reads positions up to its own only. Softmax is
+// accumulated block by block (Milakov and Gimelshein 2018), in position order, so a query's result does not depend on those
+// it goes with (blocks of queries as in FlashAttention, 2205.14135).
+void Attend(const AttentionNode& node, const KvCache& cache, const AttentionTask& task);
 
 }  // namespace moepack::runtime

@@ -14,6 +14,7 @@
 #include "base/thread_pool.h"
 #include "runtime-min/expert_cache.h"
 #include "runtime-min/kernels/kernels.h"
+#include "runtime-min/kv_cache.h"
 #include "runtime-min/sequences.h"
 #include "verify/verify.h"
 
@@ -50,6 +51,7 @@ struct EngineOptions {
   // Most tokens of all sequences together whose state is kept, in whole blocks of kBlockPositions; 0: sequences * context.
   // Memory is taken as sequences grow; this is what it may come to.
   uint64_t state_tokens = 0;
+  KvFormat kv = KvFormat::kF32;  // kI8 takes about a quarter of the memory; its logits differ a little
 };
 
 // What a run appends to one sequence.

@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "base/checked.h"
+#include "runtime-min/attention.h"
 #include "runtime-min/parallel.h"
 #include "runtime-min/prepare.h"
 #include "runtime-min/vector_math.h"
@@ -19,6 +20,7 @@ Result<std::unique_ptr<Executor>> Executor::Create(const Program& program, const
   MOEPACK_ASSIGN_OR_RETURN(executor->arena_, FloatBuffer::Create(executor->plan_.arena_floats));
   MOEPACK_RETURN_IF_ERROR(executor->CreateRotaryTables());
   MOEPACK_ASSIGN_OR_RETURN(MoeExecutor moe, MoeExecutor::Create(program, cache, pool, options.isa, options.tile_tokens));
+  executor->runs_.reserve(options.tile_tokens);
   executor->moe_ = std::make_unique<MoeExecutor>(std::move(moe));
   if (options.prefetch > 0) {
     MOEPACK_ASSIGN_OR_RETURN(executor->predictor_,
@@ -201,15 +203,50 @@ void Executor::RunAttention(const Node& node, Rows rows) {
     const uint32_t block = sequences.blocks(token.sequence)[token.position / kBlockPositions];
     cache.Store(block, token.position % kBlockPositions, k + t * k_width, v + t * v_width);
   });
+  if (rows.count == 0) return;
+  PlanAttention(attention, rows);
+  const uint32_t group = attention.heads / attention.kv_heads;
+  const size_t parts_per_group = CeilDiv(group, attention_heads_), parts = attention.kv_heads * parts_per_group;
   const float* sinks = weights_.vector(attention.sinks);
   const float* q = Row(node.inputs[0], rows);
   float* out = Row(node.output, rows);
-  const uint64_t cost = (uint64_t{tokens_.back().position} + 32) * attention.head_dim;
-  ForEach(pool_, rows.count * attention.heads, cost, [&](size_t i) {
-    const TileToken& token = tokens_[rows.begin + i / attention.heads];
-    AttendHead(attention, cache, sequences.blocks(token.sequence), sinks, static_cast<uint32_t>(i % attention.heads),
-               token.position, q + i * attention.head_dim, out + i * attention.value_width());
+  const uint64_t q_width = Width(node.inputs[0]), width = Width(node.output);
+  const uint64_t cost = (uint64_t{tokens_.back().position} + 32) * attention.head_dim * attention_heads_;
+  ForEach(pool_, runs_.size() * parts, cost * runs_.front().count, [&](size_t i) {
+    const TokenRun& run = runs_[i / parts];
+    const TileToken& token = tokens_[rows.begin + run.row];
+    const uint32_t part = static_cast<uint32_t>(i % parts_per_group * attention_heads_);
+    AttentionTask task{.position = token.position, .tokens = run.count};
+    task.first_head = static_cast<uint32_t>(i % parts / parts_per_group) * group + part;
+    task.heads = std::min(attention_heads_, group - part);
+    task.blocks = sequences.blocks(token.sequence);
+    task.sinks = sinks;
+    task.q = q + run.row * q_width;
+    task.out = out + run.row * width;
+    Attend(attention, cache, task);
   });
+}
+
+// Cuts the rows into runs of consecutive tokens of one sequence and the heads that share a kv head into parts, so that a run
+// and a part make one task. Where there are few tokens, parts get smaller until every thread has work.
+void Executor::PlanAttention(const AttentionNode& attention, Rows rows) {
+  const uint32_t group = attention.heads / attention.kv_heads;
+  const size_t wanted = 2 * static_cast<size_t>(pool_.threads());
+  attention_heads_ = std::min(group, AttentionTask::kMaxQueries);
+  while (attention_heads_ > 1 && rows.count * attention.kv_heads * CeilDiv(group, attention_heads_) < wanted) {
+    attention_heads_ /= 2;
+  }
+  const uint32_t most = AttentionTask::kMaxQueries / attention_heads_;
+  runs_.clear();
+  for (uint32_t row = 0; row < rows.count; ++row) {
+    const TileToken* token = &tokens_[rows.begin + row];
+    const bool goes_on = row > 0 && token[-1].sequence == token->sequence && token[-1].position + 1 == token->position;
+    if (goes_on && runs_.back().count < most) {
+      ++runs_.back().count;
+    } else {
+      runs_.push_back({row, 1});
+    }
+  }
 }
 
 Status Executor::RunMoe(const Node& node, Rows rows) {

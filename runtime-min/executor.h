@@ -59,6 +59,10 @@ class Executor {
     const Node* node = nullptr;
     size_t row_begin = 0, row_end = 0;  // of its weight
   };
+  // Consecutive tokens of one sequence.
+  struct TokenRun {
+    uint32_t row = 0, count = 0;  // row: of the rows that attend
+  };
   // Rotary nodes that turn by the same angles share them.
   struct RotaryTable {
     const RotaryNode* node = nullptr;
@@ -77,6 +81,7 @@ class Executor {
   void RunNorm(const Node& node, Rows rows);
   void RunRotary(const Node& node, Rows rows);
   void RunAttention(const Node& node, Rows rows);
+  void PlanAttention(const AttentionNode& attention, Rows rows);
   Status RunMoe(const Node& node, Rows rows);
   void RunElementwise(const Node& node, Rows rows);
   void RunSlice(const Node& node, Rows rows);
@@ -103,6 +108,8 @@ class Executor {
   ValueId prepared_ = kNone;  // what activations_ holds
   Rows prepared_rows_;
   std::vector<Item> items_;
+  std::vector<TokenRun> runs_;    // of the attention that runs
+  uint32_t attention_heads_ = 0;  // that make one task with a run
   std::span<const float> logits_;
 };
 

@@ -19,10 +19,8 @@ Status SequenceState::CreateSlots(const SequenceStateOptions& options) {
                                ConvolutionState::Create(weight.rows, weight.cols, options.tile_tokens, options.sequences));
     }
     if (node.kind != NodeKind::kAttention) continue;
-    const AttentionNode& attention = node.attention;
-    MOEPACK_ASSIGN_OR_RETURN(
-        caches_[attention.state_slot],
-        KvCache::Create(attention.kv_heads, attention.head_dim, attention.value_width(), sequences_.all_blocks()));
+    MOEPACK_ASSIGN_OR_RETURN(caches_[node.attention.state_slot],
+                             KvCache::Create(node.attention, options.kv, sequences_.all_blocks()));
   }
   return Status::Ok();
 }

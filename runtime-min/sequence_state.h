@@ -7,8 +7,8 @@
 
 #include "base/status.h"
 #include "format/program.h"
-#include "runtime-min/attention.h"
 #include "runtime-min/convolution.h"
+#include "runtime-min/kv_cache.h"
 #include "runtime-min/sequences.h"
 
 namespace moepack::runtime {
@@ -18,6 +18,7 @@ struct SequenceStateOptions {
   uint32_t context = 0;      // longest sequence
   uint64_t positions = 0;    // of all sequences together
   uint32_t tile_tokens = 0;  // most tokens a run
+  KvFormat kv = KvFormat::kF32;
 };
 
 // Not thread-safe, apart from what its parts say.

@@ -83,14 +83,16 @@ void RunBatches(Engine& engine, const std::vector<int32_t>& tokens) {
 TEST(Allocation, SeveralSequencesAllocateNothing) {
   for (const Program& program : {testing::ToyLanguageModel(), testing::ToyVariants(testing::kToyVocabulary)}) {
     ThreadPool pool(2);
-    const auto engine =
-        Engine::Create(testing::ToyUnits(program, "i4g16"), pool, {.context = 256, .tile_tokens = 16, .sequences = 3});
-    ASSERT_TRUE(engine.ok()) << engine.status().message();
-    const std::vector<int32_t> tokens = testing::ToyTokens(64);
-    RunBatches(**engine, tokens);
-    const size_t before = allocations.load();
-    RunBatches(**engine, tokens);
-    EXPECT_EQ(allocations.load() - before, 0u);
+    for (const KvFormat kv : {KvFormat::kF32, KvFormat::kI8}) {
+      const auto engine = Engine::Create(testing::ToyUnits(program, "i4g16"), pool,
+                                         {.context = 256, .tile_tokens = 16, .sequences = 3, .kv = kv});
+      ASSERT_TRUE(engine.ok()) << engine.status().message();
+      const std::vector<int32_t> tokens = testing::ToyTokens(64);
+      RunBatches(**engine, tokens);
+      const size_t before = allocations.load();
+      RunBatches(**engine, tokens);
+      EXPECT_EQ(allocations.load() - before, 0u);
+    }
   }
 }
 

@@ -1,6 +1,8 @@
 // Several sequences in one engine.
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "runtime-min/engine.h"
 #include "runtime-min/testing/toy_engine.h"
 
@@ -28,10 +30,10 @@ std::unique_ptr<Engine> MakeEngine(const Program& program, ThreadPool& pool, Eng
   return engine.ok() ? std::move(*engine) : nullptr;
 }
 
-// Logits of every token of `text`, alone in an engine.
-std::vector<float> Alone(const Program& program, const std::vector<int32_t>& text) {
+// Logits of every token of `text`, alone in an engine and token by token.
+std::vector<float> Alone(const Program& program, const std::vector<int32_t>& text, KvFormat kv = KvFormat::kF32) {
   ThreadPool pool(1);
-  return testing::AllLogits(*MakeEngine(program, pool, {}), text, 16);
+  return testing::AllLogits(*MakeEngine(program, pool, {.kv = kv}), text, 1);
 }
 
 // Logits of all tokens that `id` is given, in pieces.
@@ -58,15 +60,16 @@ const std::vector<Program>& Programs() {
 
 // Four texts in steps of 1, 3, 5 and 16 tokens, in an order that changes, of which every other one wants logits of its last
 // token only.
-void CheckBatch(const Program& program, ThreadPool& pool, uint64_t expert_ram) {
+void CheckBatch(const Program& program, ThreadPool& pool, uint64_t expert_ram, KvFormat kv) {
   constexpr size_t kSteps[] = {1, 3, 5, 16};
-  const auto engine = MakeEngine(program, pool, {.expert_ram_bytes = expert_ram, .tile_tokens = 32, .sequences = 4});
+  const auto engine =
+      MakeEngine(program, pool, {.expert_ram_bytes = expert_ram, .tile_tokens = 32, .sequences = 4, .kv = kv});
   std::vector<SequenceId> ids = {kFirstSequence};
   while (ids.size() < 4) ids.push_back(engine->OpenSequence().value());
   std::vector<std::vector<int32_t>> texts;
   std::vector<std::vector<float>> expected;
   for (int32_t i = 0; i < 4; ++i) texts.push_back(Text(i));
-  for (const auto& text : texts) expected.push_back(Alone(program, text));
+  for (const auto& text : texts) expected.push_back(Alone(program, text, kv));
   for (size_t round = 0; engine->position(ids[0]) < 20; ++round) {
     std::vector<SequenceTokens> batch;
     for (size_t i = 0; i < 4; ++i) {
@@ -93,10 +96,30 @@ TEST(Batch, LogitsDoNotDependOnTheOtherSequences) {
   ThreadPool one(1), two(2);
   for (const Program& program : Programs()) {
     for (ThreadPool* pool : {&one, &two}) {
-      CheckBatch(program, *pool, kAllExperts);
-      CheckBatch(program, *pool, MakeEngine(program, *pool, {})->experts().minimum_bytes());
+      CheckBatch(program, *pool, kAllExperts, KvFormat::kF32);
+      CheckBatch(program, *pool, kAllExperts, KvFormat::kI8);
+      CheckBatch(program, *pool, MakeEngine(program, *pool, {})->experts().minimum_bytes(), KvFormat::kF32);
     }
   }
+}
+
+TEST(Batch, EightBitKeysAndValuesStayCloseInAQuarterOfTheMemory) {
+  ThreadPool pool(2);
+  for (const Program& program : Programs()) {
+    const std::vector<float> full = Alone(program, Text(0)), eight = Alone(program, Text(0), KvFormat::kI8);
+    double error = 0, power = 0;
+    for (size_t i = 0; i < full.size(); ++i) {
+      error += std::pow(full[i] - eight[i], 2);
+      power += std::pow(full[i], 2);
+    }
+    EXPECT_GT(error, 0.0);
+    EXPECT_LT(error, 0.1 * 0.1 * power) << "a token here and there goes to another expert";
+  }
+  // Heads of 12 columns: a scale for 12 codes.
+  const auto bytes = [&](KvFormat kv) {
+    return static_cast<double>(MakeEngine(Programs()[0], pool, {.kv = kv})->state_bytes());
+  };
+  EXPECT_DOUBLE_EQ(bytes(KvFormat::kI8) / bytes(KvFormat::kF32), 16.0 / 48);
 }
 
 TEST(Batch, ASequenceForkedFromAnotherGoesOnAsIfItHadBeenComputed) {

@@ -56,6 +56,13 @@ Status ReadCacheOptions(const cli::Command& command, runtime::EngineOptions* opt
   return Status::Ok();
 }
 
+Result<runtime::KvFormat> KvFormatOf(const cli::Command& command) {
+  const uint32_t bits = command.GetOr<uint32_t>("kv", 32);
+  if (bits == 32) return runtime::KvFormat::kF32;
+  if (bits == 8) return runtime::KvFormat::kI8;
+  return Status(ErrorCode::kUsage, StrFormat("--kv %u: expected 32 or 8", bits));
+}
+
 // Logits of a whole tile are large where the vocabulary is: then tiles are smaller.
 constexpr uint32_t kTileOfAllLogits = 128;
 
@@ -67,6 +74,7 @@ Result<runtime::EngineOptions> EngineOptionsOf(const cli::Command& command, bool
     MOEPACK_ASSIGN_OR_RETURN(options.isa, ParseIsa(command.Get<std::string>("isa")));
   }
   options.tile_tokens = command.GetOr<uint32_t>("tile", options.tile_tokens);
+  MOEPACK_ASSIGN_OR_RETURN(options.kv, KvFormatOf(command));
   return options;
 }
 
@@ -131,6 +139,8 @@ void AddSessionOptions(cli::Command* command) {
       "layers ahead to predict experts for and load them, 0 to 4; 0: off (default: 1, 0 when all experts fit)")(
       "prefetch-lanes", po::value<uint32_t>(), "threads that load them (default: half of --threads)")(
       "tile", po::value<uint32_t>(), "tokens computed at once in prefill (default 256, 128 where all logits are wanted)")(
+      "kv", po::value<uint32_t>(),
+      "bits of the keys and values of a sequence: 32 (default), or 8 for about a quarter of the memory")(
       "isa", po::value<std::string>(), "kernels to use instead of the best: scalar, avx2, avx512-vnni, neon-dot");
 }
 

@@ -31,12 +31,13 @@ float Quantize(const float* x, uint32_t n, int8_t* codes, uint64_t stride) {
   return zero ? 0.0f : largest / kMostCode;
 }
 
-// Eight codes as numbers.
-inline Lanes CodesAt(const int8_t* p) {
+// to[i] = codes[i] * scale[i], eight of them.
+inline void DecodeLanes(const int8_t* from, const Lanes& scale, float* to) {
   using Codes = int8_t __attribute__((vector_size(kLanes)));
   Codes codes;
-  std::memcpy(&codes, p, sizeof(codes));
-  return __builtin_convertvector(codes, Lanes);
+  std::memcpy(&codes, from, sizeof(codes));
+  const Lanes numbers = __builtin_convertvector(codes, Lanes);
+  StoreLanes(to, numbers * scale);
 }
 
 }  // namespace
@@ -83,9 +84,10 @@ KvCache::View KvCache::Keys(uint32_t block, uint32_t kv_head, uint32_t first, ui
   const float* scales = reinterpret_cast<const float*>(head);
   const int8_t* codes = reinterpret_cast<const int8_t*>(head + kScaleBytes) + uint64_t{first} * kBlockPositions;
   for (uint32_t i = 0; i < kBlockPositions; i += kLanes) {
+    const Lanes scale = LanesAt(scales + i);
     for (uint32_t d = 0; d < count; ++d) {
       const uint32_t at = d * kBlockPositions + i;
-      StoreLanes(scratch + at, CodesAt(codes + at) * LanesAt(scales + i));
+      DecodeLanes(codes + at, scale, scratch + at);
     }
   }
   return {scratch, kBlockPositions};
@@ -99,8 +101,9 @@ KvCache::View KvCache::Values(uint32_t block, uint32_t kv_head, uint32_t first, 
   const int8_t* codes = reinterpret_cast<const int8_t*>(part + kScaleBytes) + first;
   for (uint32_t j = 0; j < positions; ++j, codes += value_dim_) {
     float* row = scratch + j * kStrip;
+    const Lanes scale = scales[j] - Lanes{};
     uint32_t d = 0;
-    for (; d + kLanes <= count; d += kLanes) StoreLanes(row + d, CodesAt(codes + d) * scales[j]);
+    for (; d + kLanes <= count; d += kLanes) DecodeLanes(codes + d, scale, row + d);
     for (; d < count; ++d) row[d] = static_cast<float>(codes[d]) * scales[j];
   }
   return {scratch, kStrip};

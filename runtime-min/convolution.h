@@ -1,8 +1,11 @@
 // State of one convolution node: the last inputs of every sequence.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <span>
 
+#include "base/bytes.h"
 #include "base/status.h"
 #include "runtime-min/buffer.h"
 #include "runtime-min/sequences.h"
@@ -24,6 +27,18 @@ class ConvolutionState {
   void Convolve(SequenceId id, uint32_t position, const float* weight, const float* bias, float* out) const;
   // What the sequence `from` remembers becomes what `to` does.
   void Copy(SequenceId from, SequenceId to);
+  // Inputs that a sequence of `positions` positions needs to go on: its last ones. 0 of a state that was not created.
+  uint32_t kept(uint32_t positions) const {
+    return width_ == 0 ? 0 : static_cast<uint32_t>(std::min<uint64_t>(positions, width_ - 1));
+  }
+  // The bytes of one of them.
+  std::span<uint8_t> input(SequenceId id, uint32_t position) {
+    return {reinterpret_cast<uint8_t*>(ring(id) + position % places_ * channels_), input_bytes()};
+  }
+  ByteSpan input(SequenceId id, uint32_t position) const {
+    return {reinterpret_cast<const uint8_t*>(ring(id) + position % places_ * channels_), input_bytes()};
+  }
+  uint64_t input_bytes() const { return channels_ * sizeof(float); }
   uint64_t width() const { return width_; }
   uint64_t size_bytes() const { return inputs_.size() * sizeof(float); }
 

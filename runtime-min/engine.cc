@@ -6,6 +6,7 @@
 #include "runtime-min/dense_weights.h"
 #include "runtime-min/executor.h"
 #include "runtime-min/metrics.h"
+#include "runtime-min/saved_sequence.h"
 #include "runtime-min/sequence_state.h"
 #include "runtime-min/unit_source.h"
 
@@ -280,6 +281,27 @@ Status Engine::ReleaseSequence(SequenceId id) {
   if (id == kFirstSequence) return Status(ErrorCode::kUsage, "the first sequence stays open; empty it instead");
   state_->Close(id);
   return Status::Ok();
+}
+
+SavedSequenceModel Engine::ModelOfState() const {
+  SavedSequenceModel model{.manifest = source_->manifest_digest(), .kv = options_.kv, .context = options_.context};
+  for (const Node& node : source_->program().nodes) {
+    const bool turns_longer = node.kind == NodeKind::kRotary && node.rotary.long_from > 0;
+    if (turns_longer && options_.context > node.rotary.long_from) ++model.long_rotaries;
+  }
+  model.token_limit = token_limit_;
+  return model;
+}
+
+Status Engine::SaveSequence(SequenceId id, std::span<const int32_t> next,
+                            const std::function<Status(ByteSpan)>& sink) const {
+  MOEPACK_RETURN_IF_ERROR(CheckOpen(id));
+  return WriteSequence(*state_, id, ModelOfState(), next, sink);
+}
+
+Result<std::vector<int32_t>> Engine::RestoreSequence(SequenceId id, const RandomAccessFile& file) {
+  MOEPACK_RETURN_IF_ERROR(CheckOpen(id));
+  return ReadSequence(*state_, id, ModelOfState(), file);
 }
 
 void Engine::Reset() { state_->Empty(kFirstSequence); }

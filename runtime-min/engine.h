@@ -5,11 +5,14 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
 #include <vector>
 
+#include "base/bytes.h"
+#include "base/env.h"
 #include "base/status.h"
 #include "base/thread_pool.h"
 #include "runtime-min/expert_cache.h"
@@ -24,6 +27,7 @@ class DenseWeights;
 class Executor;
 class SequenceState;
 class UnitSource;
+struct SavedSequenceModel;
 struct TileToken;
 
 inline constexpr uint64_t kAllExperts = UINT64_MAX, kAutoExperts = UINT64_MAX - 1;
@@ -102,6 +106,14 @@ class Engine {
   void Reset();
   Status ResetSequence(SequenceId id);
 
+  // Saves a sequence as pieces of a stream (runtime-min/saved_sequence.h), with tokens that come next and are not in its
+  // state, such as the one sampled last. Errors of `sink`; kUsage.
+  Status SaveSequence(SequenceId id, std::span<const int32_t> next, const std::function<Status(ByteSpan)>& sink) const;
+  // Fills an empty sequence with a saved one and returns its next tokens. Tokens that are appended then get the logits that
+  // they would have got, bit for bit, on the same kernels. The file may be hostile; errors as of ReadSequence, after which
+  // the sequence is empty.
+  Result<std::vector<int32_t>> RestoreSequence(SequenceId id, const RandomAccessFile& file);
+
   // Tokens of an open sequence; 0 of one that is not.
   uint32_t position(SequenceId id = kFirstSequence) const;
   uint32_t sequences() const { return options_.sequences; }
@@ -122,6 +134,7 @@ class Engine {
  private:
   Engine(std::unique_ptr<UnitSource> source, const EngineOptions& options);
   Status CreateState();
+  SavedSequenceModel ModelOfState() const;
   Status CheckOpen(SequenceId id) const;
   Status CheckBatch(std::span<const SequenceTokens> batch);
   Status CheckTokens(const SequenceTokens& part) const;

@@ -1,5 +1,9 @@
 #include "runtime-min/sequence_state.h"
 
+#include <algorithm>
+
+#include "base/checked.h"
+
 namespace moepack::runtime {
 
 Result<std::unique_ptr<SequenceState>> SequenceState::Create(const Program& program, const SequenceStateOptions& options) {
@@ -60,6 +64,47 @@ uint64_t SequenceState::convolution_bytes() const {
   uint64_t bytes = 0;
   for (const ConvolutionState& inputs : inputs_) bytes += inputs.size_bytes();
   return bytes;
+}
+
+Result<uint64_t> SequenceState::SavedBytes(uint32_t positions) const {
+  CheckedU64 bytes = CheckedU64(block_bytes()) * CheckedU64(CeilDiv(positions, kBlockPositions));
+  for (const ConvolutionState& inputs : inputs_) {
+    if (inputs.size_bytes() > 0) bytes = bytes + CheckedU64(inputs.kept(positions)) * CheckedU64(inputs.input_bytes());
+  }
+  if (!bytes.valid()) return Status(ErrorCode::kLimit, StrFormat("the state of %u tokens: size overflows", positions));
+  return bytes.value();
+}
+
+Status SequenceState::Write(SequenceId id, const std::function<Status(ByteSpan)>& sink) const {
+  const uint32_t positions = sequences_.position(id);
+  Bytes bytes;
+  for (uint32_t slot = 0; slot < program_.state_slots; ++slot) {
+    const KvCache& cache = caches_[slot];
+    bytes.resize(cache.block_bytes());
+    for (uint32_t at = 0; at < positions && !bytes.empty(); at += kBlockPositions) {
+      cache.ReadBlock(sequences_.blocks(id)[at / kBlockPositions], std::min(positions - at, kBlockPositions), bytes.data());
+      MOEPACK_RETURN_IF_ERROR(sink(bytes));
+    }
+    const ConvolutionState& inputs = inputs_[slot];
+    for (uint32_t at = positions - inputs.kept(positions); at < positions; ++at) {
+      MOEPACK_RETURN_IF_ERROR(sink(inputs.input(id, at)));
+    }
+  }
+  return Status::Ok();
+}
+
+Status SequenceState::Read(SequenceId id, uint32_t positions, const std::function<Status(std::span<uint8_t>)>& source) {
+  for (uint32_t slot = 0; slot < program_.state_slots; ++slot) {
+    KvCache& cache = caches_[slot];
+    for (uint32_t at = 0; at < positions && cache.block_bytes() > 0; at += kBlockPositions) {
+      MOEPACK_RETURN_IF_ERROR(source(cache.block(sequences_.blocks(id)[at / kBlockPositions])));
+    }
+    ConvolutionState& inputs = inputs_[slot];
+    for (uint32_t at = positions - inputs.kept(positions); at < positions; ++at) {
+      MOEPACK_RETURN_IF_ERROR(source(inputs.input(id, at)));
+    }
+  }
+  return Status::Ok();
 }
 
 uint64_t SequenceState::size_bytes() const { return block_bytes() * sequences_.all_blocks() + convolution_bytes(); }

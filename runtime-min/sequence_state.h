@@ -2,9 +2,12 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <span>
 #include <vector>
 
+#include "base/bytes.h"
 #include "base/status.h"
 #include "format/program.h"
 #include "runtime-min/convolution.h"
@@ -37,6 +40,13 @@ class SequenceState {
   Status Extend(SequenceId id, uint32_t tokens);
   void Trim(SequenceId id) { sequences_.Trim(id); }
   void Advance(SequenceId id, uint32_t tokens) { sequences_.Advance(id, tokens); }
+
+  // Bytes of the state of a sequence of `positions` positions, as Write gives and Read takes it: by slot, of an attention
+  // the blocks of the positions, of a convolution its last inputs by position. kLimit on overflow.
+  Result<uint64_t> SavedBytes(uint32_t positions) const;
+  Status Write(SequenceId id, const std::function<Status(ByteSpan)>& sink) const;
+  // Into room that `id` (empty) has for `positions`, which it has not got yet. `source` fills what it is given.
+  Status Read(SequenceId id, uint32_t positions, const std::function<Status(std::span<uint8_t>)>& source);
 
   const Sequences& sequences() const { return sequences_; }
   KvCache& keys_and_values(uint32_t slot) { return caches_[slot]; }

@@ -21,6 +21,7 @@ class UnitSource {
   virtual const DenseTable& dense() const = 0;
   virtual const std::vector<ExpertTable>& experts() const = 0;
   virtual const HotList& hot_list() const = 0;
+  virtual const DigestBytes& manifest_digest() const = 0;  // which model this is: no two have the same
   // Plain bytes of dense().units[unit] and of experts()[table].units[physical].
   virtual Result<PlainUnit> ReadDense(size_t unit) = 0;
   virtual Result<PlainUnit> ReadExpert(uint32_t table, uint32_t physical) = 0;
@@ -33,6 +34,7 @@ class BundleSource : public UnitSource {
   const DenseTable& dense() const override { return bundle_->dense(); }
   const std::vector<ExpertTable>& experts() const override { return bundle_->experts(); }
   const HotList& hot_list() const override { return bundle_->hot_list(); }
+  const DigestBytes& manifest_digest() const override { return bundle_->manifest_digest(); }
   Result<PlainUnit> ReadDense(size_t unit) override { return Read(dense().units[unit]); }
   Result<PlainUnit> ReadExpert(uint32_t table, uint32_t physical) override { return Read(experts()[table].units[physical]); }
 

@@ -13,13 +13,30 @@ namespace po = boost::program_options;
 constexpr uint64_t kMaxPromptBytes = 64 << 20;
 
 struct Generation {
+  uint32_t restored = 0;  // tokens of the sequence that was loaded
   std::vector<int32_t> prompt, tokens;
   std::string text;
   runtime::StopReason stopped = runtime::StopReason::kLength;
   runtime::RunMetrics metrics;
 };
 
-Result<std::vector<int32_t>> Prompt(const cli::Command& command, const Session& session) {
+// What a saved sequence has left to run, when one is loaded.
+Result<std::vector<int32_t>> LoadState(const cli::Command& command, Session& session) {
+  const std::string path = command.Get<std::string>("load-state");
+  MOEPACK_ASSIGN_OR_RETURN(const auto file, PosixEnv().OpenRead(path));
+  return session.engine->RestoreSequence(runtime::kFirstSequence, *file);
+}
+
+// The last token was chosen and not run, unless it ended the text.
+Status SaveState(const Session& session, const Generation& g, AtomicFile& file) {
+  std::span<const int32_t> next = g.tokens;
+  next = next.last(g.stopped == runtime::StopReason::kEndOfText || next.empty() ? 0 : 1);
+  MOEPACK_RETURN_IF_ERROR(
+      session.engine->SaveSequence(runtime::kFirstSequence, next, [&file](ByteSpan piece) { return file.Append(piece); }));
+  return file.Commit();
+}
+
+Result<std::string> PromptText(const cli::Command& command) {
   if (command.Has("prompt") && command.Has("prompt-file")) {
     return Status(ErrorCode::kUsage, "--prompt and --prompt-file: give one of them");
   }
@@ -32,11 +49,28 @@ Result<std::vector<int32_t>> Prompt(const cli::Command& command, const Session& 
     MOEPACK_RETURN_IF_ERROR(command.Require("prompt"));
     text = command.Get<std::string>("prompt");
   }
+  if (text.empty()) return Status(ErrorCode::kUsage, "the prompt is empty");
+  return text;
+}
+
+// What is to be run first. A loaded sequence goes on with what it has left and needs no prompt.
+Result<std::vector<int32_t>> Prompt(const cli::Command& command, Session& session) {
   std::vector<int32_t> tokens(session.tokenizer->beginning().begin(), session.tokenizer->beginning().end());
-  const std::vector<int32_t> encoded = session.tokenizer->Encode(text);
-  tokens.insert(tokens.end(), encoded.begin(), encoded.end());
-  if (encoded.empty()) return Status(ErrorCode::kUsage, "the prompt is empty");
-  MOEPACK_RETURN_IF_ERROR(CheckLength(session, "the prompt", tokens.size()));
+  const bool loads = command.Has("load-state");
+  if (loads) {
+    MOEPACK_ASSIGN_OR_RETURN(tokens, LoadState(command, session));
+  }
+  if (!loads || command.Has("prompt") || command.Has("prompt-file")) {
+    MOEPACK_ASSIGN_OR_RETURN(const std::string text, PromptText(command));
+    const std::vector<int32_t> encoded = session.tokenizer->Encode(text);
+    tokens.insert(tokens.end(), encoded.begin(), encoded.end());
+  }
+  if (tokens.empty()) {
+    return Status(ErrorCode::kUsage,
+                  "--load-state: the saved text had ended; give --prompt or --prompt-file to go on from it");
+  }
+  MOEPACK_RETURN_IF_ERROR(
+      CheckLength(session, "the prompt and what it follows", session.engine->position() + tokens.size()));
   return tokens;
 }
 
@@ -83,6 +117,7 @@ nlohmann::json Report(const Session& session, const Generation& g) {
   nlohmann::json report = {{"text", ValidUtf8(g.text)},
                            {"tokens", g.tokens},
                            {"prompt_tokens", g.prompt},
+                           {"restored_tokens", g.restored},
                            {"stopped", runtime::StopReasonName(g.stopped)},
                            {"load_ms", session.load_ms}};
   report.update(MetricsJson(g.metrics));
@@ -95,11 +130,13 @@ Status Generate(int argc, char** argv) {
   cli::Command command(
       {"moepack run generate",
        "Generates text from a verified bundle and streams it to standard output.",
-       "(BUNDLE --trust T.json | --device ROOT) (--prompt TEXT | --prompt-file FILE) [-n N] [--temperature T] [--expert-ram "
-       "SIZE]",
+       "(BUNDLE --trust T.json | --device ROOT) (--prompt TEXT | --prompt-file FILE | --load-state FILE) [-n N] "
+       "[--temperature T] [--expert-ram SIZE] [--save-state FILE]",
        {"moepack run generate wren.moeb --trust trust.json --prompt 'In the beginning' -n 64",
         "moepack run generate wren.moeb --trust trust.json --prompt 'def ' --temperature 0.8 --top-p 0.95 --seed 7 "
-        "--expert-ram 4MiB --json"}});
+        "--expert-ram 4MiB --json",
+        "moepack run generate wren.moeb --trust trust.json --prompt 'In the beginning' -n 64 --save-state chat.seq",
+        "moepack run generate wren.moeb --trust trust.json --load-state chat.seq --prompt ' And then' -n 64"}});
   AddSessionOptions(&command);
   command.options().add_options()("prompt", po::value<std::string>(), "text to go on from")(
       "prompt-file", po::value<std::string>(), "file with the text to go on from")("n-tokens,n", po::value<uint64_t>(),
@@ -109,7 +146,10 @@ Status Generate(int argc, char** argv) {
       "temperature", po::value<float>(), "0: always the most likely token (default)")(
       "top-k", po::value<uint32_t>(), "sample among the k most likely tokens (default 0: all)")(
       "top-p", po::value<float>(), "sample among the most likely tokens of this total probability (default 1: all)")(
-      "seed", po::value<uint64_t>(), "seed of the sampling (default 0)");
+      "seed", po::value<uint64_t>(), "seed of the sampling (default 0)")(
+      "save-state", po::value<std::string>(), "file for the state of the sequence at the end, to go on from it later")(
+      "load-state", po::value<std::string>(),
+      "go on from a sequence that was saved with the same bundle: with the prompt, or as if it had not ended");
   MetricsOutput::AddOptions(&command, true);
   MOEPACK_RETURN_IF_ERROR(command.Parse(argc, argv));
   if (command.help_shown()) return Status::Ok();
@@ -121,8 +161,14 @@ Status Generate(int argc, char** argv) {
   MOEPACK_RETURN_IF_ERROR(RequireTokenizer(session));
   Generation generation;
   MOEPACK_ASSIGN_OR_RETURN(generation.prompt, Prompt(command, session));
+  generation.restored = session.engine->position();
+  std::unique_ptr<AtomicFile> state;
+  if (command.Has("save-state")) {
+    MOEPACK_ASSIGN_OR_RETURN(state, AtomicFile::Create(PosixEnv(), command.Get<std::string>("save-state")));
+  }
   const bool stream = !command.json() && !metrics.takes_stdout();
   MOEPACK_RETURN_IF_ERROR(RunGeneration(session, sampling, limit, stream, metrics, &generation));
+  if (state != nullptr) MOEPACK_RETURN_IF_ERROR(SaveState(session, generation, *state));
   if (command.json()) {
     cli::PrintJson(Report(session, generation));
   } else {

@@ -74,6 +74,7 @@ Result<runtime::EngineOptions> EngineOptionsOf(const cli::Command& command, bool
     MOEPACK_ASSIGN_OR_RETURN(options.isa, ParseIsa(command.Get<std::string>("isa")));
   }
   options.tile_tokens = command.GetOr<uint32_t>("tile", options.tile_tokens);
+  options.sequences = command.GetOr<uint32_t>("sequences", options.sequences);  // of run bench
   MOEPACK_ASSIGN_OR_RETURN(options.kv, KvFormatOf(command));
   return options;
 }

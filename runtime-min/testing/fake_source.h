@@ -86,6 +86,7 @@ class FakeSource final : public runtime::UnitSource {
   const DenseTable& dense() const override { return dense_; }
   const std::vector<ExpertTable>& experts() const override { return experts_; }
   const HotList& hot_list() const override { return hot; }
+  const DigestBytes& manifest_digest() const override { return manifest; }
   Result<PlainUnit> ReadDense(size_t unit) override { return VerifiedPeer::Plain(dense_plain_[unit]); }
   Result<PlainUnit> ReadExpert(uint32_t table, uint32_t physical) override {
     if (before_read) before_read(table, physical);
@@ -105,6 +106,7 @@ class FakeSource final : public runtime::UnitSource {
   }
 
   HotList hot;
+  DigestBytes manifest{};
   std::function<void(uint32_t table, uint32_t physical)> before_read;  // of an expert, on the thread that reads it
   std::set<std::pair<uint32_t, uint32_t>> broken;                      // experts whose chunks fail their digest
 

@@ -31,6 +31,7 @@ class UncheckedSource final : public runtime::UnitSource {
   const DenseTable& dense() const override { return bundle_->dense(); }
   const std::vector<ExpertTable>& experts() const override { return bundle_->experts(); }
   const HotList& hot_list() const override { return bundle_->hot_list(); }
+  const DigestBytes& manifest_digest() const override { return bundle_->manifest_digest(); }
   Result<PlainUnit> ReadDense(size_t unit) override { return Read(dense().units[unit]); }
   Result<PlainUnit> ReadExpert(uint32_t table, uint32_t physical) override { return Read(experts()[table].units[physical]); }
 

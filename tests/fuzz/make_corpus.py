@@ -4,6 +4,7 @@
     MOEPACK_BIN=build/release/bin MOEPACK_SOURCE=. MOEPACK_WORK=build/corpus python3 tests/fuzz/make_corpus.py
 
 The committed corpus was made by it; inputs that fuzzing found worth keeping stand beside these seeds."""
+import hashlib
 import json
 import pathlib
 import random
@@ -92,7 +93,20 @@ def put_tokenizer(rng):
     put("tokenizer", "small", struct.pack("<H", len(sample)) + sample + (WORK / "tokenizer/tokenizer.bin").read_bytes())
 
 
+def put_sequences():
+    """Saved sequences of sequence_fuzz.cc's program: a convolution over 3 positions of 4 channels, an attention with one head of 4."""
+    rng = random.Random(5)
+    for name, bits8, positions, following in (("empty", 0, 0, []), ("one-block", 0, 5, [1]), ("two-blocks", 0, 33, []), ("full", 1, 96, [2, 7]),
+                                              ("eight-bits", 1, 40, [3])):
+        block = 2 * 32 * (4 + 4) if bits8 else 2 * 32 * 4 * 4
+        state = b"".join(struct.pack("<f", rng.uniform(-1, 1)) for _ in range((-(-positions // 32) * block + min(positions, 2) * 16) // 4))
+        head = b"MOESEQS\n" + struct.pack("<II32xIIIIQ", 1, bits8, positions, 0, len(following), 0, len(state))
+        saved = head + struct.pack(f"<{len(following)}I", *following) + state
+        put("sequence", name, bytes([bits8]) + saved + hashlib.sha256(saved).digest())
+
+
 def main():
+    put_sequences()
     rng = random.Random(3)
     shutil.rmtree(WORK, ignore_errors=True)
     model = WORK / "m"

@@ -140,8 +140,7 @@ Result<std::unique_ptr<Engine>> Engine::Create(std::unique_ptr<UnitSource> sourc
   const bool all_fit = engine->cache_->limit_bytes() == engine->cache_->all_bytes();
   engine->prefetch_ = options.prefetch.value_or(all_fit ? 0 : kDefaultPrefetch);
   if (engine->prefetch_ > 0) {
-    const uint32_t half = std::max(1u, static_cast<uint32_t>(pool.threads()) / 2);
-    MOEPACK_RETURN_IF_ERROR(engine->cache_->StartLanes(options.prefetch_lanes > 0 ? options.prefetch_lanes : half));
+    MOEPACK_RETURN_IF_ERROR(engine->cache_->StartPrefetch(options.prefetch_lanes));
   }
   MOEPACK_ASSIGN_OR_RETURN(DenseWeights weights, DenseWeights::Load(*engine->source_, pool));
   engine->weights_ = std::make_unique<DenseWeights>(std::move(weights));

@@ -31,7 +31,7 @@ struct SavedSequenceModel;
 struct TileToken;
 
 inline constexpr uint64_t kAllExperts = UINT64_MAX, kAutoExperts = UINT64_MAX - 1;
-inline constexpr uint32_t kDefaultPrefetch = 1, kMaxPrefetchLanes = 64;
+inline constexpr uint32_t kDefaultPrefetch = 2, kMaxPrefetchLanes = 64;
 
 struct EngineOptions {
   kernels::Isa isa = kernels::BestIsa();
@@ -45,7 +45,9 @@ struct EngineOptions {
   // MoE layers ahead for which experts are foretold and loaded, 0..kMaxPrefetchDepth. When not given: kDefaultPrefetch where
   // the budget cannot hold all experts, 0 where it can.
   std::optional<uint32_t> prefetch;
-  uint32_t prefetch_lanes = 0;  // threads that load them; 0: half as many as the pool has, at least one
+  // Threads beside the pool that load them, 0..kMaxPrefetchLanes. 0: those of the pool do while others of it load what is
+  // needed.
+  uint32_t prefetch_lanes = 0;
   // Longest sequence in tokens; 0: what the program allows without the frequencies of long sequences (RotaryNode).
   uint32_t context = 0;
   uint32_t expected_tokens = 0;  // of the sequence to come, where that is known: the context when that is 0

@@ -40,12 +40,13 @@ TEST(EnginePrefetch, TokensAreTheSameForAnyPrefetchCacheAndThreads) {
     for (ThreadPool* pool : {&one, &two}) {
       for (const uint64_t ram : {minimum, all / 2, all}) {
         for (const uint32_t prefetch : {0u, 1u, 2u}) {
-          for (const uint32_t tile : {1u, 3u, 64u}) {
-            const auto engine = MakeEngine(Units(program, merged), *pool,
-                                           {.expert_ram_bytes = ram, .prefetch = prefetch, .tile_tokens = tile});
+          for (const auto& [tile, lanes] : {std::pair{1u, 0u}, {1u, 1u}, {3u, 0u}, {3u, 2u}, {64u, 1u}}) {
+            const auto engine =
+                MakeEngine(Units(program, merged), *pool,
+                           {.expert_ram_bytes = ram, .prefetch = prefetch, .prefetch_lanes = lanes, .tile_tokens = tile});
             EXPECT_EQ(AllLogits(*engine, ToyTokens(kTokens), tile), expected)
-                << pool->threads() << " threads, " << ram << " bytes of experts, prefetch " << prefetch << ", tiles of "
-                << tile;
+                << pool->threads() << " threads, " << ram << " bytes of experts, prefetch " << prefetch << ", " << lanes
+                << " lanes, tiles of " << tile;
             EXPECT_LE(engine->experts().used_bytes(), ram);
             EXPECT_TRUE(prefetch > 0 || engine->experts().stats().prefetch_loads == 0);
             foreseen += engine->experts().stats().foreseen;
@@ -128,16 +129,17 @@ TEST(EnginePrefetch, ADamagedExpertFailsTheSameTokenAsWithoutPrefetch) {
   const std::vector<int32_t> tokens = ToyTokens(kTokens);
   for (uint32_t expert = 0; expert < 7; ++expert) {
     std::vector<std::pair<size_t, std::string>> ends;
-    for (const uint32_t prefetch : {0u, 1u}) {
+    for (const auto& [prefetch, lanes] : {std::pair{0u, 0u}, {1u, 0u}, {1u, 1u}}) {
       auto source = ToyUnits(program, "i8g64");
       source->broken.insert({1, expert});
-      const auto engine = MakeEngine(std::move(source), pool, {.prefetch = prefetch});
+      const auto engine = MakeEngine(std::move(source), pool, {.prefetch = prefetch, .prefetch_lanes = lanes});
       size_t at = 0;
       Status status;
       while (at < tokens.size() && (status = engine->Run({&tokens[at], 1})).ok()) ++at;
       ends.emplace_back(at, status.message());
     }
     EXPECT_EQ(ends[1], ends[0]) << expert;
+    EXPECT_EQ(ends[2], ends[0]) << expert;
   }
 }
 

@@ -78,6 +78,7 @@ Status ExpertCache::AddEntries() {
   }
   expectation_.assign(source_->experts().size(), calls_);
   expected_.reserve(entries_.size());
+  beside_.reserve(entries_.size());
   victims_.reserve(entries_.size());
   pending_.reserve(entries_.size());
   load_status_.resize(entries_.size());
@@ -224,12 +225,16 @@ std::string ExpertCache::NameOf(const Entry& e) const {
 
 // Loads pending_ on all threads, and waits for those that lanes have. Their bytes are already counted, their places taken.
 Status ExpertCache::LoadPending() {
-  pool_->ParallelFor(pending_.size(), 1, [this](size_t begin, size_t end) {
+  const size_t needed = pending_.size();
+  pool_->ParallelFor(needed + beside_.size(), 1, [this, needed](size_t begin, size_t end) {
     for (size_t i = begin; i < end; ++i) {
-      Entry& e = entries_[pending_[i]];
-      if (e.missing) load_status_[i] = LoadExpert(*source_, e.table, e.physical, arena_->data(pending_[i]), &e.weights);
+      const uint32_t index = i < needed ? pending_[i] : beside_[i - needed];
+      Entry& e = entries_[index];
+      if (e.missing) load_status_[i] = LoadExpert(*source_, e.table, e.physical, arena_->data(index), &e.weights);
     }
   });
+  for (size_t i = 0; i < beside_.size(); ++i) FinishAhead(beside_[i], load_status_[needed + i]);
+  beside_.clear();
   Status first;
   for (size_t i = 0; i < pending_.size(); ++i) {
     Entry& e = entries_[pending_[i]];
@@ -265,7 +270,10 @@ Result<size_t> ExpertCache::Pin(uint32_t table, std::span<const uint32_t> expert
     e.prefetched = false;
     ++e.pins;
   }
-  StartExpected();
+  if (prefetches_) {
+    LoadExpectedBeside();
+    StartExpected();
+  }
   const Status loaded = LoadPending();
   if (loaded.ok()) return pinned;
   Unpin(table, experts.first(pinned));

@@ -28,15 +28,15 @@ struct ExpertCacheOptions {
 };
 
 struct ExpertCacheStats {
-  // Experts that the router chose, by what it found: resident, but not for the first time since a lane loaded them;
-  // resident since a lane loaded them, in time for it; not resident.
+  // Experts that the router chose, by what it found: resident, but not for the first time since they were loaded
+  // ahead; resident since they were loaded ahead, in time for it; not resident.
   uint64_t hits = 0, prefetched = 0, misses = 0;
   uint64_t late = 0;        // of the misses: a lane was loading them
   uint64_t foreseen = 0;    // of all three: they were expected
-  uint64_t loads = 0;       // experts read, verified and packed: misses, preloads and those that lanes loaded
+  uint64_t loads = 0;       // experts read, verified and packed: misses, preloads, those loaded ahead
   uint64_t bytes_read = 0;  // stored bytes of those loads
   uint64_t evictions = 0;
-  uint64_t prefetch_loads = 0, prefetch_bytes_read = 0;  // of loads and bytes_read: those that lanes loaded
+  uint64_t prefetch_loads = 0, prefetch_bytes_read = 0;  // of loads and bytes_read: those loaded ahead
   uint64_t wasted = 0;                                   // of prefetch_loads: not used, evicted or not
 };
 
@@ -52,14 +52,15 @@ class ExpertCache {
   static Result<ExpertCache> Create(UnitSource& source, ThreadPool& pool, std::span<const uint32_t> top_k,
                                     const ExpertCacheOptions& options);
 
-  // Starts threads that load expected experts; once, lanes at least 1. kNoMemory.
-  Status StartLanes(uint32_t lanes);
+  // From now on expected experts are loaded ahead: by the pool's threads that have no expert to load while others of the
+  // pool do, and by `lanes` threads of their own, which may be 0. Once. kNoMemory.
+  Status StartPrefetch(uint32_t lanes);
   // Loads experts of the hot list, hottest first, as long as they fit.
   Status Preload();
   bool IsResident(uint32_t table, uint32_t expert) const;
   // `experts` (logical, most likely first) are expected when `table` is routed next, instead of those named before. They
-  // leave last. Those that are not resident are loaded by lanes from the next Pin on, in the room of experts that the policy
-  // gives up before them and nobody uses or expects; the others stay out. Does nothing without lanes.
+  // leave last. Those that are not resident are loaded from the next Pin on, in the room of experts that the policy gives up
+  // before them and nobody uses or expects; the others stay out. Does nothing before StartPrefetch.
   void Expect(uint32_t table, std::span<const uint32_t> experts);
   // The router of `table` chose `experts` (logical, each once) for `tokens` tokens, experts[i] for uses[i] of them. Counts
   // hits and misses, ages uses, and lets the budget grow.
@@ -93,7 +94,7 @@ class ExpertCache {
     bool resident = false;
     bool missing = false;     // resident but for its weights: Pin loads them
     bool loading = false;     // a lane has it; its block is taken, its bytes count
-    bool prefetched = false;  // resident since a lane loaded it, and not used yet
+    bool prefetched = false;  // resident since it was loaded ahead, and not used yet
     bool kept = false;        // hot: never leaves
     uint64_t expected = 0;    // Expect call that named it
     uint64_t routed = 0;      // Route call that chose it
@@ -124,11 +125,14 @@ class ExpertCache {
   bool IsExpected(const Entry& e) const { return e.expected == expectation_[e.table]; }
   void CountRouted(uint32_t index);
   void StartExpected();
+  void LoadExpectedBeside();
+  bool PlaceExpected(uint32_t index);
   bool MakeRoomForExpected(uint32_t index);
   bool CancelLoad(uint32_t index);
   void DropUnexpected(uint32_t table);
   bool TakeFromLane(uint32_t index);
   bool FinishLoad(LaneResult result);
+  bool FinishAhead(uint32_t index, const Status& status);
   void FinishDoneLoads();
   void FinishAllLoads();
 
@@ -157,7 +161,9 @@ class ExpertCache {
   std::vector<uint64_t> expectation_;  // number of the last Expect or Route of each table
   uint64_t calls_ = 1;                 // of Expect and Route, and one before them
   uint64_t last_route_ = 1;
-  std::vector<uint32_t> expected_;    // entries, in the order to load them
+  std::vector<uint32_t> expected_;  // entries, in the order to load them
+  std::vector<uint32_t> beside_;    // of those, what the pool loads beside pending_
+  bool prefetches_ = false;
   std::unique_ptr<LoadLanes> lanes_;  // ends before the memory that it loads to
 };
 

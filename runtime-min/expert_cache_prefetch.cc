@@ -10,13 +10,15 @@ namespace moepack::runtime {
 // One load under way and one to go on with: what waits longer in a queue holds memory that others use better.
 constexpr uint32_t kLoadsPerLane = 2;
 
-Status ExpertCache::StartLanes(uint32_t lanes) {
+Status ExpertCache::StartPrefetch(uint32_t lanes) {
+  prefetches_ = true;
+  if (lanes == 0) return Status::Ok();
   MOEPACK_ASSIGN_OR_RETURN(lanes_, LoadLanes::Start(*source_, lanes, kLoadsPerLane * lanes));
   return Status::Ok();
 }
 
 void ExpertCache::Expect(uint32_t table, std::span<const uint32_t> experts) {
-  if (lanes_ == nullptr) return;
+  if (!prefetches_) return;
   expectation_[table] = ++calls_;
   for (const uint32_t expert : experts) entries_[EntryIndex(table, expert)].expected = calls_;
   DropUnexpected(table);
@@ -25,9 +27,9 @@ void ExpertCache::Expect(uint32_t table, std::span<const uint32_t> experts) {
 
 // Takes what is left of an earlier Expect of `table` back; loads under way go on.
 void ExpertCache::DropUnexpected(uint32_t table) {
-  if (lanes_ == nullptr) return;
+  if (!prefetches_) return;
   std::erase_if(expected_, [&](uint32_t index) { return entries_[index].table == table; });
-  if (lanes_->empty()) return;
+  if (lanes_ == nullptr || lanes_->empty()) return;
   const uint32_t end = table + 1 < table_begin_.size() ? table_begin_[table + 1] : static_cast<uint32_t>(entries_.size());
   for (uint32_t i = table_begin_[table]; i < end; ++i) {
     if (entries_[i].loading && !IsExpected(entries_[i])) CancelLoad(i);
@@ -50,12 +52,32 @@ void ExpertCache::StartExpected() {
     const uint32_t index = expected_[i];
     Entry& e = entries_[index];
     if (e.resident || e.loading) continue;
-    if (!MakeRoomForExpected(index) || !TakePlace(index)) return;
+    if (!PlaceExpected(index)) return;
     e.loading = true;
     arena_->Fix(index, true);
     lanes_->Submit(index, e.table, e.physical, arena_->data(index));
   }
 }
+
+// Threads of the pool that would wait while others load take expected experts meanwhile, one each.
+void ExpertCache::LoadExpectedBeside() {
+  const size_t threads = static_cast<size_t>(pool_->threads());
+  const auto busy = [this] {
+    return beside_.size() + static_cast<size_t>(std::count_if(pending_.begin(), pending_.end(),
+                                                              [this](uint32_t index) { return entries_[index].missing; }));
+  };
+  if (busy() == 0) return;
+  for (size_t i = 0; i < expected_.size() && busy() < threads; ++i) {
+    const uint32_t index = expected_[i];
+    Entry& e = entries_[index];
+    if (e.resident || e.loading) continue;
+    if (!PlaceExpected(index)) return;
+    e.resident = e.missing = true;
+    beside_.push_back(index);
+  }
+}
+
+bool ExpertCache::PlaceExpected(uint32_t index) { return MakeRoomForExpected(index) && TakePlace(index); }
 
 // Evicts experts that the policy gives up before this one, as if it had just been used, and that nobody uses or expects.
 bool ExpertCache::MakeRoomForExpected(uint32_t index) {
@@ -89,14 +111,19 @@ bool ExpertCache::CancelLoad(uint32_t index) {
 
 // Takes a load over that a lane has done: true when the expert is resident, false when it is as if never loaded.
 bool ExpertCache::FinishLoad(LaneResult result) {
-  Entry& e = entries_[result.id];
-  e.loading = false;
+  entries_[result.id].loading = false;
   arena_->Fix(result.id, false);
-  if (!result.status.ok()) {
-    Evict(result.id);
+  entries_[result.id].weights = std::move(result.weights);
+  return FinishAhead(result.id, result.status);
+}
+
+bool ExpertCache::FinishAhead(uint32_t index, const Status& status) {
+  Entry& e = entries_[index];
+  e.missing = false;
+  if (!status.ok()) {
+    Evict(index);
     return false;
   }
-  e.weights = std::move(result.weights);
   e.resident = e.prefetched = true;
   ++stats_.loads;
   ++stats_.prefetch_loads;

@@ -55,11 +55,13 @@ class ExpertCachePrefetch : public ::testing::Test {
   ExpertCachePrefetch() : program_(testing::ToyLanguageModel()), source_(testing::ToyUnits(program_, "i4g16")), pool_(2) {
     source_->before_read = [this](uint32_t table, uint32_t expert) { gate_.Pass(table, expert); };
   }
-  ExpertCache MakeCache(const ExpertCacheOptions& options, uint32_t lanes = 1) {
+  ExpertCache MakeCache(const ExpertCacheOptions& options, uint32_t lanes = 1, bool prefetches = true) {
     const uint32_t top_k[] = {3, 3};
     auto cache = ExpertCache::Create(*source_, pool_, top_k, options);
     EXPECT_TRUE(cache.ok()) << cache.status().message();
-    EXPECT_TRUE(cache->StartLanes(lanes).ok());
+    if (prefetches) {
+      EXPECT_TRUE(cache->StartPrefetch(lanes).ok());
+    }
     return std::move(*cache);
   }
   static void Route(ExpertCache& cache, uint32_t table, const std::vector<uint32_t>& experts) {
@@ -80,6 +82,14 @@ class ExpertCachePrefetch : public ::testing::Test {
     for (const uint32_t e : experts) {
       while (!cache.IsResident(table, e)) PinNothing(cache);
     }
+  }
+  // Of all resident experts; none are merged.
+  uint64_t Bytes(const ExpertCache& cache) const {
+    uint64_t bytes = 0;
+    for (uint32_t t = 0; t < 2; ++t) {
+      for (uint32_t e = 0; e < 7; ++e) bytes += cache.IsResident(t, e) ? source_->ExpertBytes(t, e) : 0;
+    }
+    return bytes;
   }
   // The weights of every resident expert are those that a fresh load gives.
   void CheckWeights(const ExpertCache& cache) {
@@ -145,15 +155,36 @@ TEST_F(ExpertCachePrefetch, ExpectedExpertsAreLoadedAheadAndCountApart) {
   CheckWeights(cache);
 }
 
-TEST_F(ExpertCachePrefetch, WithoutLanesNothingIsExpected) {
-  const uint32_t top_k[] = {3, 3}, wanted[] = {1, 2};
-  auto cache = ExpertCache::Create(*source_, pool_, top_k, {});
-  ASSERT_TRUE(cache.ok());
-  cache->Expect(1, wanted);
-  PinNothing(*cache);
-  Route(*cache, 1, {1, 2, 3});
-  EXPECT_EQ(cache->stats().foreseen, 0u);
-  EXPECT_EQ(cache->used_bytes(), 0u);
+TEST_F(ExpertCachePrefetch, NothingIsExpectedUnlessAsked) {
+  ExpertCache cache = MakeCache({}, 0, false);
+  const uint32_t wanted[] = {1, 2};
+  cache.Expect(1, wanted);
+  ASSERT_TRUE(Use(cache, 0, {0}).ok());
+  Route(cache, 1, {1, 2, 3});
+  EXPECT_EQ(cache.stats().foreseen, 0u);
+  EXPECT_EQ(cache.stats().loads, 1u);
+}
+
+TEST_F(ExpertCachePrefetch, ThreadsOfThePoolThatWaitLoadWhatIsExpected) {
+  ExpertCache cache = MakeCache({}, 0);  // a pool of two threads
+  const uint32_t guesses[] = {3, 4, 5};
+  cache.Expect(1, guesses);
+  PinNothing(cache);
+  EXPECT_EQ(cache.stats().loads, 0u) << "nobody waits";
+  ASSERT_TRUE(Use(cache, 0, {0, 1}).ok());
+  EXPECT_EQ(cache.stats().prefetch_loads, 0u) << "both load what is needed";
+  ASSERT_TRUE(Use(cache, 0, {0, 2}).ok());
+  EXPECT_EQ(cache.stats().prefetch_loads, 1u);
+  EXPECT_TRUE(cache.IsResident(1, 3)) << "the most likely one";
+  source_->broken.insert({1, 4});
+  ASSERT_TRUE(Use(cache, 0, {4}).ok()) << "nobody needed the damaged one";
+  EXPECT_FALSE(cache.IsResident(1, 4));
+  ASSERT_TRUE(Use(cache, 1, {3}).ok());
+  EXPECT_EQ(cache.stats().prefetched, 1u);
+  EXPECT_EQ(cache.stats().wasted, 0u);
+  EXPECT_EQ(Use(cache, 1, {4, 6}).code(), ErrorCode::kDigest);
+  EXPECT_EQ(cache.used_bytes(), Bytes(cache));
+  CheckWeights(cache);
 }
 
 TEST_F(ExpertCachePrefetch, AnExpertUnderWayIsWaitedForAndLoadedOnce) {
@@ -268,7 +299,7 @@ TEST_F(ExpertCachePrefetch, EndsWithLoadsUnderWayAndWaiting) {
 TEST_F(ExpertCachePrefetch, GuessesNeverChangeWhatIsInMemory) {
   source_->Merge(0, 3, 0);
   const ExpertCache probe = MakeCache({});
-  for (const uint32_t lanes : {1u, 3u}) {
+  for (const uint32_t lanes : {0u, 1u, 3u}) {
     for (const double share : {0.0, 0.2, 0.5, 0.8, 1.0}) {
       const uint64_t budget = probe.minimum_bytes() +
                               static_cast<uint64_t>(share * static_cast<double>(probe.all_bytes() - probe.minimum_bytes()));

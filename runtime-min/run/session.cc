@@ -137,8 +137,9 @@ void AddSessionOptions(cli::Command* command) {
       "80 "
       "nearness 10 half-life 64 pinned 25\"")(
       "prefetch", po::value<uint32_t>(),
-      "layers ahead to predict experts for and load them, 0 to 4; 0: off (default: 1, 0 when all experts fit)")(
-      "prefetch-lanes", po::value<uint32_t>(), "threads that load them (default: half of --threads)")(
+      "layers ahead to predict experts for and load them, 0 to 4; 0: off (default: 2, 0 when all experts fit)")(
+      "prefetch-lanes", po::value<uint32_t>(),
+      "threads that load them, beside --threads (default 0: those that wait for others to load)")(
       "tile", po::value<uint32_t>(), "tokens computed at once in prefill (default 256, 128 where all logits are wanted)")(
       "kv", po::value<uint32_t>(),
       "bits of the keys and values of a sequence: 32 (default), or 8 for about a quarter of the memory")(

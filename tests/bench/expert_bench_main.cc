@@ -1,8 +1,8 @@
-// Decoding with few experts in memory: the tokens of a profile, one at a time, through its bundle. One JSON object: how routers
-// found experts, beside Belady's MIN on the profile's traces; time of a token; and what reading, digest and decompression of
-// experts reach here on one thread.
+// Decoding with few experts in memory: the tokens of a profile, one at a time, through its bundle. One JSON object: how
+// routers found experts, beside Belady's MIN on the profile's traces; time of a token; and what reading, digest and
+// decompression of experts reach here on one thread.
 //
-//   moepack-expert-bench BUNDLE TRUST PROFILE TOKENS SHARE PREFETCH     SHARE: of all experts' resident bytes
+//   moepack-expert-bench BUNDLE TRUST PROFILE TOKENS SHARE PREFETCH [LANES]     SHARE: of all experts' resident bytes
 //
 // The profile is of the folder that was packed (moepack calibrate FOLDER), so that its traces are the bundle's.
 #include <zstd.h>
@@ -81,7 +81,8 @@ CacheTrace TraceOf(const Profile& profile, const runtime::Engine& engine, uint64
   CacheTrace trace;
   for (uint32_t t = 0; t < profile.tables.size(); ++t) {
     const TableProfile& table = profile.tables[t];
-    CacheTrace::Table out{table.k, {table.trace.begin(), table.trace.begin() + static_cast<ptrdiff_t>(tokens * table.k)}, {}};
+    CacheTrace::Table out{
+        table.k, {table.trace.begin(), table.trace.begin() + static_cast<ptrdiff_t>(tokens * table.k)}, {}};
     out.bytes.assign(table.experts, engine.experts().mean_bytes(t));
     trace.tables.push_back(std::move(out));
   }
@@ -103,7 +104,7 @@ Result<std::vector<double>> RunTokens(const Profile& profile, runtime::Engine& e
   return ms;
 }
 
-Result<std::unique_ptr<runtime::Engine>> MakeEngine(char** argv, double share, ThreadPool& pool) {
+Result<std::unique_ptr<runtime::Engine>> MakeEngine(char** argv, double share, const char* lanes, ThreadPool& pool) {
   MOEPACK_ASSIGN_OR_RETURN(const verify::TrustPolicy policy, verify::ReadTrust(PosixEnv(), argv[2]));
   const auto open = [&](const runtime::EngineOptions& options) -> Result<std::unique_ptr<runtime::Engine>> {
     MOEPACK_ASSIGN_OR_RETURN(auto file, PosixEnv().OpenRead(argv[1]));
@@ -116,15 +117,17 @@ Result<std::unique_ptr<runtime::Engine>> MakeEngine(char** argv, double share, T
   const double all = static_cast<double>(probe->experts().all_bytes());
   options.expert_ram_bytes = static_cast<uint64_t>(share * all);
   if (share < 1) options.prefetch = static_cast<uint32_t>(std::atoi(argv[6]));
+  options.prefetch_lanes = static_cast<uint32_t>(std::atoi(lanes));
   return open(options);
 }
 
 Status Run(int argc, char** argv) {
-  if (argc != 7) return Status(ErrorCode::kUsage, "expected BUNDLE TRUST PROFILE TOKENS SHARE PREFETCH");
+  if (argc != 7 && argc != 8)
+    return Status(ErrorCode::kUsage, "expected BUNDLE TRUST PROFILE TOKENS SHARE PREFETCH [LANES]");
   MOEPACK_ASSIGN_OR_RETURN(const Profile profile, ReadProfile(PosixEnv(), argv[3]));
   const uint64_t tokens = std::min<uint64_t>(std::strtoull(argv[4], nullptr, 10), profile.tokens.size());
   ThreadPool pool(kThreads);
-  MOEPACK_ASSIGN_OR_RETURN(const auto engine, MakeEngine(argv, std::atof(argv[5]), pool));
+  MOEPACK_ASSIGN_OR_RETURN(const auto engine, MakeEngine(argv, std::atof(argv[5]), argc > 7 ? argv[7] : "0", pool));
   const uint64_t preloaded = engine->experts().stats().bytes_read;
   MOEPACK_ASSIGN_OR_RETURN(const std::vector<double> ms, RunTokens(profile, *engine, tokens));
   runtime::RunMetrics metrics;

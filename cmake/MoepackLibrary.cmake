@@ -45,6 +45,7 @@ endfunction()
 moepack_c_library(runtime OBJECTS_OF runtime_c LINK runtime trust_json HEADER runtime-min/moepack_runtime_c.h)
 moepack_c_library(verify OBJECTS_OF verify LINK verify HEADER verify/moepack_verify_c.h)
 
+install(FILES ${CMAKE_SOURCE_DIR}/LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})
 install(EXPORT moepackTargets NAMESPACE moepack:: DESTINATION ${moepack_package_dir})
 configure_package_config_file(${CMAKE_SOURCE_DIR}/cmake/moepackConfig.cmake.in moepackConfig.cmake
   INSTALL_DESTINATION ${moepack_package_dir})

@@ -1,4 +1,5 @@
 """The shared libraries as a C program gets them: what they export, and a program built with pkg-config and with CMake."""
+import ctypes
 import json
 import os
 import pathlib
@@ -41,6 +42,7 @@ class Library(Case):
             exported = {line.split()[2] for line in symbols if line and line.split()[1] != "A"}
             self.assertGreater(len(declared), 7)
             self.assertEqual(exported, {f"{function}@@MOEPACK_{name.upper()}_{version}" for function in declared})
+            self.assertEqual(ctypes.CDLL(str(self.library(name)))[f"moepack_{name}_abi_version"](), int(version), "it can be loaded")
             dynamic = output("readelf", "-dW", self.library(name))
             self.assertIn(f"Library soname: [libmoepack-{name}.so.{version}]", dynamic)
             self.assertNotIn("RUNPATH", dynamic)

@@ -126,6 +126,7 @@ Result<runtime::EngineOptions> EngineOptionsOf(const moepack_runtime_options& gi
   if (given.sequences != 0) options.sequences = given.sequences;
   if (given.prefetch != 0) options.prefetch = given.prefetch == MOEPACK_NO_PREFETCH ? 0 : given.prefetch;
   options.prefetch_lanes = given.prefetch_lanes;
+  if (given.kv_bits == 8) options.kv = runtime::KvFormat::kI8;
   if (given.expert_ram_bytes == MOEPACK_AUTO_EXPERT_RAM) {
     options.expert_ram_bytes = runtime::kAutoExperts;
     options.expert_ram_start_bytes = 0;
@@ -140,8 +141,9 @@ Result<runtime::EngineOptions> EngineOptionsOf(const moepack_runtime_options& gi
 
 Status CheckOptions(const moepack_runtime_options* options) {
   if (options == nullptr) return Status::Ok();
-  if (!Knows(options) || options->reserved != 0) {
-    return Usage("moepack_runtime_options: struct_bytes must be its size and reserved 0");
+  if (!Knows(options)) return Usage("moepack_runtime_options: struct_bytes must be its size");
+  if (options->kv_bits != 0 && options->kv_bits != 8 && options->kv_bits != 32) {
+    return Usage("kv_bits: expected 32 or 8");
   }
   return options->threads <= kMaxThreads ? Status::Ok() : Usage("threads: expected at most 1024");
 }
@@ -287,6 +289,25 @@ Status TakeSequence(moepack_runtime& r, const Result<runtime::SequenceId>& opene
   if (!opened.ok()) return opened.status();
   r.samplers[*opened] = runtime::Sampler({});
   *sequence = *opened;
+  return Status::Ok();
+}
+
+Status SaveSequence(moepack_runtime& r, uint32_t sequence, std::span<const int32_t> next, const char* path) {
+  MOEPACK_ASSIGN_OR_RETURN(const auto file, moepack::AtomicFile::Create(moepack::PosixEnv(), path));
+  const auto append = [&](moepack::ByteSpan bytes) { return file->Append(bytes); };
+  MOEPACK_RETURN_IF_ERROR(r.engine->SaveSequence(sequence, next, append));
+  return file->Commit();
+}
+
+Status RestoreSequence(moepack_runtime& r, uint32_t sequence, const char* path, std::span<int32_t> next, size_t* count) {
+  MOEPACK_ASSIGN_OR_RETURN(const auto file, moepack::PosixEnv().OpenRead(path));
+  MOEPACK_ASSIGN_OR_RETURN(const std::vector<int32_t> saved, r.engine->RestoreSequence(sequence, *file));
+  *count = saved.size();
+  if (saved.size() > next.size()) {
+    MOEPACK_RETURN_IF_ERROR(r.engine->ResetSequence(sequence));
+    return Status(ErrorCode::kLimit, StrFormat("%zu tokens come next", saved.size()));
+  }
+  std::ranges::copy(saved, next.begin());
   return Status::Ok();
 }
 
@@ -470,6 +491,24 @@ int moepack_runtime_fork_sequence(moepack_runtime* runtime, uint32_t from, uint3
 
 int moepack_runtime_release_sequence(moepack_runtime* runtime, uint32_t sequence) {
   return Call(runtime, [&](moepack_runtime& r) { return r.engine->ReleaseSequence(sequence); });
+}
+
+int moepack_runtime_save_sequence(moepack_runtime* runtime, uint32_t sequence, const int32_t* next, size_t count,
+                                  const char* path) {
+  return Call(runtime, [&](moepack_runtime& r) -> Status {
+    if (path == nullptr || (next == nullptr && count != 0)) return Usage("path and next must be set");
+    return SaveSequence(r, sequence, {next, count}, path);
+  });
+}
+
+int moepack_runtime_restore_sequence(moepack_runtime* runtime, uint32_t sequence, const char* path, int32_t* next,
+                                     size_t capacity, size_t* count) {
+  return Call(runtime, [&](moepack_runtime& r) -> Status {
+    if (path == nullptr || count == nullptr || (next == nullptr && capacity != 0)) {
+      return Usage("path, next and count must be set");
+    }
+    return RestoreSequence(r, sequence, path, {next, capacity}, count);
+  });
 }
 
 int moepack_runtime_metrics(moepack_runtime* runtime, int format, char* text, size_t capacity, size_t* text_bytes) {

@@ -83,7 +83,7 @@ typedef struct moepack_runtime_options {
    * fit. */
   uint32_t prefetch;
   uint32_t prefetch_lanes; /* threads that load them; default: half as many as threads, at least one */
-  uint32_t reserved;       /* 0 */
+  uint32_t kv_bits;        /* of keys and values: 32 (default), or 8, which takes a quarter of the memory */
   /* Most bytes of resident experts; default: all experts. MOEPACK_AUTO_EXPERT_RAM: what memory is free, growing to it. */
   uint64_t expert_ram_bytes;
   /* What they may take at first, where that is less: it grows when experts have to be loaded too often. */
@@ -205,6 +205,19 @@ int moepack_runtime_open_sequence(moepack_runtime* runtime, uint32_t* sequence);
 int moepack_runtime_fork_sequence(moepack_runtime* runtime, uint32_t from, uint32_t tokens, uint32_t* sequence);
 /* Any but 0. Its number may come again. */
 int moepack_runtime_release_sequence(moepack_runtime* runtime, uint32_t sequence);
+
+/* Writes a sequence to a file (complete or not at all), with up to MOEPACK_MOST_NEXT_TOKENS tokens that come next and are
+ * not appended yet, such as the last one of a generation. The file shows whether it was damaged, not who wrote it. */
+#define MOEPACK_MOST_NEXT_TOKENS 64
+int moepack_runtime_save_sequence(moepack_runtime* runtime, uint32_t sequence, const int32_t* next, size_t count,
+                                  const char* path);
+/* Fills a sequence without tokens with one that was saved with the same bundle and kv_bits: tokens that are appended then
+ * get the logits that they would have got, bit for bit, with the same instruction set. `next` gets the tokens that come
+ * next, *count of them; Limit (310) when they are more than `capacity`. The file may be hostile: BadInput (300) when it is
+ * of another bundle or no such file, Usage of other options, Truncated (402), Digest (401). After an error the sequence has
+ * no tokens. */
+int moepack_runtime_restore_sequence(moepack_runtime* runtime, uint32_t sequence, const char* path, int32_t* next,
+                                     size_t capacity, size_t* count);
 
 #define MOEPACK_METRICS_JSON 0       /* one object on one line: the keys of docs/json.md */
 #define MOEPACK_METRICS_PROMETHEUS 1 /* text exposition format */

@@ -247,6 +247,36 @@ TEST_F(RuntimeC, SequencesAreTheirOwn) {
   EXPECT_EQ(moepack_runtime_release_sequence(runtime_, 0), kUsage);
 }
 
+TEST_F(RuntimeC, ASavedSequenceGoesOn) {
+  const std::string saved = path_ + ".seq";
+  for (const uint32_t kv_bits : {0u, 8u}) {
+    options_.kv_bits = kv_bits;
+    ASSERT_EQ(Open(), MOEPACK_OK) << message_;
+    const std::vector<int32_t> whole = Generate(0, {1, 2, 3}, 20);
+    ASSERT_EQ(moepack_runtime_reset(runtime_, 0), MOEPACK_OK);
+    std::vector<int32_t> tokens = Generate(0, {1, 2, 3}, 8);
+    ASSERT_EQ(moepack_runtime_save_sequence(runtime_, 0, &tokens.back(), 1, saved.c_str()), MOEPACK_OK)
+        << moepack_runtime_last_error(runtime_);
+    ASSERT_EQ(Open(), MOEPACK_OK) << message_;
+    int32_t next = -1;
+    size_t count = 0;
+    EXPECT_EQ(moepack_runtime_restore_sequence(runtime_, 0, saved.c_str(), nullptr, 0, &count), kLimit);
+    EXPECT_EQ(count, 1u);
+    ASSERT_EQ(moepack_runtime_restore_sequence(runtime_, 0, saved.c_str(), &next, 1, &count), MOEPACK_OK)
+        << moepack_runtime_last_error(runtime_);
+    EXPECT_EQ(next, tokens.back());
+    const std::vector<int32_t> rest = Generate(0, {next}, 12);
+    tokens.insert(tokens.end(), rest.begin(), rest.end());
+    EXPECT_EQ(tokens, whole);
+    EXPECT_EQ(moepack_runtime_restore_sequence(runtime_, 0, saved.c_str(), &next, 1, &count), kUsage) << "it has tokens";
+    EXPECT_EQ(moepack_runtime_restore_sequence(runtime_, 0, path_.c_str(), &next, 1, &count), kUsage);
+    ASSERT_EQ(moepack_runtime_reset(runtime_, 0), MOEPACK_OK);
+    EXPECT_EQ(moepack_runtime_restore_sequence(runtime_, 0, path_.c_str(), &next, 1, &count), kBadInput);
+    EXPECT_EQ(moepack_runtime_restore_sequence(runtime_, 0, "no such file", &next, 1, &count), 313);
+  }
+  (void)PosixEnv().Remove(saved);
+}
+
 TEST_F(RuntimeC, ABatchOfOneTokenEachIsDecoding) {
   options_.sequences = 2;
   ASSERT_EQ(Open(), MOEPACK_OK) << message_;
@@ -483,6 +513,10 @@ TEST_F(RuntimeC, MisuseIsAnErrorNotACrash) {
     EXPECT_EQ(moepack_runtime_open_sequence(runtime, nullptr), kUsage);
     EXPECT_EQ(moepack_runtime_fork_sequence(runtime, 9, 0, &number), kUsage);
     EXPECT_EQ(moepack_runtime_release_sequence(runtime, 9), kUsage);
+    EXPECT_EQ(moepack_runtime_save_sequence(runtime, 0, nullptr, 0, nullptr), kUsage);
+    EXPECT_EQ(moepack_runtime_save_sequence(runtime, 0, nullptr, 1, "path"), kUsage);
+    EXPECT_EQ(moepack_runtime_restore_sequence(runtime, 0, nullptr, nullptr, 0, &size), kUsage);
+    EXPECT_EQ(moepack_runtime_restore_sequence(runtime, 0, "path", nullptr, 0, nullptr), kUsage);
     EXPECT_EQ(moepack_runtime_metrics(runtime, 0, nullptr, 1, &size), kUsage);
     EXPECT_STRNE(moepack_runtime_last_error(runtime), "");
   }
@@ -505,9 +539,9 @@ TEST_F(RuntimeC, RefusesStructsThatItDoesNotKnow) {
   trust_.release_keys = nullptr;
   EXPECT_TRUE(refused());
   trust_.release_keys = key_.data();
-  options_.reserved = 1;
+  options_.kv_bits = 16;
   EXPECT_TRUE(refused());
-  options_.reserved = 0;
+  options_.kv_bits = 0;
   options_.struct_bytes = 4;
   EXPECT_TRUE(refused());
   options_.struct_bytes = sizeof(options_);

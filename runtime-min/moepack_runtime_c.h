@@ -82,7 +82,7 @@ typedef struct moepack_runtime_options {
   /* MoE layers ahead for which experts are foretold and loaded, 1..4; default: the runtime's choice where not all experts
    * fit. */
   uint32_t prefetch;
-  uint32_t prefetch_lanes; /* threads that load them; default: half as many as threads, at least one */
+  uint32_t prefetch_lanes; /* threads of their own that load them; default: none, the others do it when they would wait */
   uint32_t kv_bits;        /* of keys and values: 32 (default), or 8, which takes a quarter of the memory */
   /* Most bytes of resident experts; default: all experts. MOEPACK_AUTO_EXPERT_RAM: what memory is free, growing to it. */
   uint64_t expert_ram_bytes;

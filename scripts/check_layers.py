@@ -11,7 +11,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 FOLDERS = {  # or a file without its ending; the longest that fits counts
     "base/digest": "digest", "base/cli": "cli", "base/testing": "base", "base": "base", "format/manifest": "manifest", "format/provenance": "provenance", "format/codec": "format",
     "format/proto": "manifest", "format": "format", "tokenizer": "tokenizer", "verify/trust_json": "trust_json", "verify": "verify", "runtime-min/kernels": "kernels",
-    "runtime-min": "runtime", "runtime-min/moepack_runtime_c": "runtime_c", "model": "model", "forward": "forward", "calibrate": "calibrate", "compressor": "compressor",
+    "runtime-min": "runtime", "runtime-min/moepack_runtime_c": "runtime_c", "runtime-min/moepack_runtime_c_open": "runtime_c",
+    "runtime-min/moepack_runtime_c_handle": "runtime_c", "model": "model", "forward": "forward", "calibrate": "calibrate", "compressor": "compressor",
     "packager": "packager", "device": "device"}
 
 PROGRAMS = ("runtime-min/run/", "packager/inspect/", "packager/rebuild/", "packager/commands/", "model/bundle/")

@@ -12,6 +12,7 @@ Status RunGolden(std::unique_ptr<verify::VerifiedBundle> bundle, const TrialOpti
   runtime::EngineOptions engine_options;
   engine_options.expert_ram_bytes = options.expert_ram_bytes;
   engine_options.context = static_cast<uint32_t>(golden.context());  // within the program's positions: R-424
+  engine_options.bridge_unavailable = false;  // the answer is to be the whole bundle's
   const auto engine = runtime::Engine::Create(std::move(bundle), pool, engine_options);
   if (engine.ok()) return runtime::CheckGolden(**engine, golden, report);
   // The budget is the only option that does not come from the bundle.

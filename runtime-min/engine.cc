@@ -102,9 +102,23 @@ Result<ExpertCacheOptions> CacheOptionsOf(const UnitSource& source, const Engine
   out.start_bytes = options.expert_ram_start_bytes;
   out.grow_below = options.grow_below;
   out.policy = options.cache_policy.value_or(source.hot_list().cache);
+  out.preload_must_succeed = !options.bridge_unavailable || source.unavailable().empty();
   MOEPACK_RETURN_IF_ERROR(CheckCachePolicy(out.policy));
   if (options.expert_ram_bytes != kAutoExperts) return out;
   MOEPACK_ASSIGN_OR_RETURN(out.limit_bytes, AutomaticExpertBytes(source.dense()));
+  return out;
+}
+
+// kUsage where the bundle has nothing to lower to.
+Result<StandInOptions> StandInsOf(const UnitSource& source, const EngineOptions& options) {
+  MOEPACK_RETURN_IF_ERROR(options.misses.Check());
+  if (options.misses.on_miss == OnMiss::kLower && !StandIns(source.experts()).any_own()) {
+    return Status(ErrorCode::kUsage, "the bundle has no lower precision of any expert; compress with second_precision");
+  }
+  StandInOptions out;
+  out.misses = options.misses;
+  if (options.bridge_unavailable) out.unavailable = source.unavailable();
+  out.notice = options.notice;
   return out;
 }
 
@@ -151,6 +165,7 @@ Result<std::unique_ptr<Engine>> Engine::Create(std::unique_ptr<UnitSource> sourc
   execution.tile_tokens = engine->options_.tile_tokens;
   execution.logit_rows = engine->options_.logit_rows;
   execution.prefetch = engine->prefetch_;
+  MOEPACK_ASSIGN_OR_RETURN(execution.stand_ins, StandInsOf(*engine->source_, options));
   MOEPACK_ASSIGN_OR_RETURN(engine->executor_,
                            Executor::Create(program, *engine->weights_, *engine->state_, *engine->cache_, pool, execution));
   MOEPACK_RETURN_IF_ERROR(engine->cache_->Preload());
@@ -318,6 +333,13 @@ uint32_t Engine::position(SequenceId id) const {
 std::span<const float> Engine::logits() const { return executor_->logits(); }
 uint64_t Engine::vocab_size() const { return source_->program().values[source_->program().output].width; }
 uint64_t Engine::dense_bytes() const { return weights_->resident_bytes(); }
+const StandInStats& Engine::stand_ins() const { return executor_->stand_ins(); }
+
+void Engine::ResetStats() {
+  cache_->ResetStats();
+  executor_->ResetStats();
+}
+
 uint64_t Engine::state_bytes() const { return state_->size_bytes(); }
 uint64_t Engine::used_state_bytes() const { return state_->used_bytes(); }
 

@@ -19,6 +19,7 @@
 #include "runtime-min/kernels/kernels.h"
 #include "runtime-min/kv_cache.h"
 #include "runtime-min/sequences.h"
+#include "runtime-min/stand_ins.h"
 #include "verify/verify.h"
 
 namespace moepack::runtime {
@@ -58,6 +59,10 @@ struct EngineOptions {
   // Memory is taken as sequences grow; this is what it may come to.
   uint64_t state_tokens = 0;
   KvFormat kv = KvFormat::kF32;  // kI8 takes about a quarter of the memory; its logits differ a little
+  MissPolicy misses;  // lossy unless it is kLoad
+  // Whether what the bundle allows may stand in for experts that cannot be read (Manifest::unavailable).
+  bool bridge_unavailable = true;
+  Notice notice;  // of the first time that a step of that bridges an expert
 };
 
 // What a run appends to one sequence.
@@ -68,7 +73,8 @@ struct SequenceTokens {
 };
 
 // Sequences of tokens through one model. Logits do not depend on threads, tile, expert budget, on how a sequence is cut into
-// calls or on the other sequences of a call, bit for bit. One thread at a time.
+// calls or on the other sequences of a call, bit for bit, unless misses are lossy or experts had to be bridged (stand_ins).
+// One thread at a time.
 //
 // kFirstSequence is always open, and is what calls without a sequence mean. Sequences that were opened or forked are known
 // by their id until they are released; a later one may get the same id. An id that is not open is kUsage.
@@ -125,7 +131,8 @@ class Engine {
   uint64_t vocab_size() const;
   uint32_t prefetch() const { return prefetch_; }  // MoE layers ahead
   const ExpertCache& experts() const { return *cache_; }
-  void ResetStats() { cache_->ResetStats(); }
+  const StandInStats& stand_ins() const;
+  void ResetStats();
   uint64_t dense_bytes() const;  // resident weights outside of experts
   // What sequences remember, KV caches and inputs of convolutions: at most, and of the tokens they have.
   uint64_t state_bytes() const;

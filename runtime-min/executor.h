@@ -26,6 +26,7 @@ struct ExecutorOptions {
   uint32_t tile_tokens = 0;  // most tokens a run
   uint32_t logit_rows = 1;   // most tokens of a run whose logits are wanted
   uint32_t prefetch = 0;     // MoE nodes whose experts are foretold, 0..kMaxPrefetchDepth
+  StandInOptions stand_ins;
 };
 
 // A token of a tile.
@@ -49,6 +50,8 @@ class Executor {
   Status Run(std::span<const TileToken> tokens, uint32_t logit_rows);
   // [logit_rows, vocab] of the last run, row-major.
   std::span<const float> logits() const { return logits_; }
+  const StandInStats& stand_ins() const { return moe_->stats(); }
+  void ResetStats() { moe_->ResetStats(); }
 
  private:
   // The rows of a tile that a step computes.

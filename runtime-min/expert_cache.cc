@@ -4,9 +4,15 @@
 #include <functional>
 
 #include "base/checked.h"
+#include "runtime-min/stand_ins.h"
 #include "runtime-min/tensor_packer.h"
 
 namespace moepack::runtime {
+namespace {
+
+uint32_t VariantOf(std::span<const uint32_t> variants, size_t i) { return variants.empty() ? 0 : variants[i]; }
+
+}  // namespace
 
 Result<ExpertCache> ExpertCache::Create(UnitSource& source, ThreadPool& pool, std::span<const uint32_t> top_k,
                                         const ExpertCacheOptions& options) {
@@ -46,7 +52,6 @@ void ExpertCache::ChooseKept() {
 }
 
 Status ExpertCache::AddEntries() {
-  CheckedU64 all(0);
   for (uint32_t t = 0; t < source_->experts().size(); ++t) {
     table_begin_.push_back(static_cast<uint32_t>(entries_.size()));
     const ExpertTable& table = source_->experts()[t];
@@ -63,14 +68,13 @@ Status ExpertCache::AddEntries() {
         resident = resident + aligned;
       }
       for (const ChunkRef& chunk : table.units[p].chunks) stored = stored + chunk.stored_bytes;
-      all = all + resident;
-      if (!all.valid() || !stored.valid()) return Status(ErrorCode::kLimit, "expert tables: sizes overflow");
+      if (!resident.valid() || !stored.valid()) return Status(ErrorCode::kLimit, "expert tables: sizes overflow");
       added.resident_bytes = resident.value();
       added.stored_bytes = stored.value();
       entries_.push_back(std::move(added));
     }
   }
-  all_bytes_ = all.value();
+  MOEPACK_RETURN_IF_ERROR(CountAllBytes());
   for (size_t rank = 0; rank < source_->hot_list().experts.size(); ++rank) {
     const auto& [table, expert] = source_->hot_list().experts[rank];
     Entry& e = entries_[EntryIndex(table, expert)];
@@ -85,11 +89,31 @@ Status ExpertCache::AddEntries() {
   return Status::Ok();
 }
 
+// Experts that share a unit count once.
+Status ExpertCache::CountAllBytes() {
+  CheckedU64 all(0);
+  std::vector<bool> counted(entries_.size(), false);
+  for (uint32_t t = 0; t < source_->experts().size(); ++t) {
+    for (uint32_t e = 0; e < source_->experts()[t].experts.size(); ++e) {
+      const uint32_t index = EntryIndex(t, e);
+      if (!counted[index]) all = all + entries_[index].resident_bytes;
+      counted[index] = true;
+    }
+  }
+  if (!all.valid()) return Status(ErrorCode::kLimit, "expert tables: sizes overflow");
+  all_bytes_ = all.value();
+  return Status::Ok();
+}
+
 // The largest top_k experts of a table, over all tables: then one token always fits, whatever it is routed to.
 Status ExpertCache::ComputeMinimum(std::span<const uint32_t> top_k) {
   for (uint32_t t = 0; t < source_->experts().size(); ++t) {
     std::vector<uint64_t> sizes;
-    for (uint32_t e = 0; e < source_->experts()[t].experts.size(); ++e) sizes.push_back(entry(t, e).resident_bytes);
+    for (uint32_t e = 0; e < source_->experts()[t].experts.size(); ++e) {
+      sizes.push_back(0);
+      for (uint32_t v = 0; v < source_->experts()[t].experts[e].variants.size(); ++v)
+        sizes.back() = std::max(sizes.back(), entry(t, e, v).resident_bytes);
+    }
     const size_t k = std::min<size_t>(top_k[t], sizes.size());
     std::partial_sort(sizes.begin(), sizes.begin() + static_cast<ptrdiff_t>(k), sizes.end(), std::greater<>());
     uint64_t sum = 0;
@@ -98,11 +122,12 @@ Status ExpertCache::ComputeMinimum(std::span<const uint32_t> top_k) {
     }
     minimum_bytes_ = std::max(minimum_bytes_, sum);
   }
+  all_bytes_ = std::max(all_bytes_, minimum_bytes_);
   return Status::Ok();
 }
 
-uint32_t ExpertCache::EntryIndex(uint32_t table, uint32_t expert) const {
-  return table_begin_[table] + source_->experts()[table].experts[expert].variants[0].physical;
+uint32_t ExpertCache::EntryIndex(uint32_t table, uint32_t expert, uint32_t variant) const {
+  return table_begin_[table] + source_->experts()[table].experts[expert].variants[variant].physical;
 }
 
 uint64_t ExpertCache::mean_bytes(uint32_t table) const {
@@ -112,15 +137,18 @@ uint64_t ExpertCache::mean_bytes(uint32_t table) const {
   return sum / std::max<size_t>(1, experts);
 }
 
-bool ExpertCache::IsResident(uint32_t table, uint32_t expert) const { return entry(table, expert).resident; }
+bool ExpertCache::IsResident(uint32_t table, uint32_t expert, uint32_t variant) const {
+  return entry(table, expert, variant).resident;
+}
 
-void ExpertCache::Route(uint32_t table, uint64_t tokens, std::span<const uint32_t> experts, std::span<const uint32_t> uses) {
+void ExpertCache::Route(uint32_t table, uint64_t tokens, std::span<const uint32_t> experts, std::span<const uint32_t> uses,
+                        std::span<const uint32_t> variants) {
   FinishDoneLoads();
   clock_.Advance(table, tokens);
   last_route_ = ++calls_;
   uint64_t found = 0;
   for (size_t i = 0; i < experts.size(); ++i) {
-    const uint32_t index = EntryIndex(table, experts[i]);
+    const uint32_t index = EntryIndex(table, experts[i], VariantOf(variants, i));
     CountRouted(index);
     Entry& e = entries_[index];
     found += e.resident;
@@ -218,8 +246,11 @@ bool ExpertCache::TakePlace(uint32_t index) {
 // "layer 3, expert 5": 5 is the index in the original checkpoint.
 std::string ExpertCache::NameOf(const Entry& e) const {
   const ExpertTableDecl& decl = source_->program().expert_tables[e.table];
-  uint32_t expert = 0;
-  while (EntryIndex(e.table, expert) != table_begin_[e.table] + e.physical) ++expert;
+  const auto names = [&](const ExpertEntry& entry) {
+    return std::find(entry.variants.begin(), entry.variants.end(), ExpertEntry::Variant{e.physical}) != entry.variants.end();
+  };
+  const std::vector<ExpertEntry>& experts = source_->experts()[e.table].experts;
+  const auto expert = static_cast<size_t>(std::find_if(experts.begin(), experts.end(), names) - experts.begin());
   return StrFormat("layer %d, expert %u", decl.layer, decl.original[expert]);
 }
 
@@ -235,7 +266,7 @@ Status ExpertCache::LoadPending() {
   });
   for (size_t i = 0; i < beside_.size(); ++i) FinishAhead(beside_[i], load_status_[needed + i]);
   beside_.clear();
-  Status first;
+  Status failure;
   for (size_t i = 0; i < pending_.size(); ++i) {
     Entry& e = entries_[pending_[i]];
     if (e.loading && !TakeFromLane(pending_[i])) {
@@ -248,18 +279,21 @@ Status ExpertCache::LoadPending() {
       stats_.bytes_read += e.stored_bytes;
       continue;
     }
-    if (first.ok()) first = load_status_[i].With(NameOf(e));
+    if (failure.ok() || (IsUnavailable(failure) && !IsUnavailable(load_status_[i]))) {
+      failure = load_status_[i].With(NameOf(e));
+      failed_entry_ = pending_[i];
+    }
     Evict(pending_[i]);
   }
-  return first;
+  return failure;
 }
 
-Result<size_t> ExpertCache::Pin(uint32_t table, std::span<const uint32_t> experts) {
+Result<size_t> ExpertCache::Pin(uint32_t table, std::span<const uint32_t> experts, std::span<const uint32_t> variants) {
   FinishDoneLoads();
   pending_.clear();
   size_t pinned = 0;
   for (; pinned < experts.size(); ++pinned) {
-    const uint32_t index = EntryIndex(table, experts[pinned]);
+    const uint32_t index = EntryIndex(table, experts[pinned], VariantOf(variants, pinned));
     Entry& e = entries_[index];
     if (e.loading && e.pins == 0 && !CancelLoad(index)) pending_.push_back(index);
     if (!e.resident && !e.loading) {
@@ -276,12 +310,14 @@ Result<size_t> ExpertCache::Pin(uint32_t table, std::span<const uint32_t> expert
   }
   const Status loaded = LoadPending();
   if (loaded.ok()) return pinned;
-  Unpin(table, experts.first(pinned));
+  Unpin(table, experts.first(pinned), variants);
+  failed_ = 0;
+  while (EntryIndex(table, experts[failed_], VariantOf(variants, failed_)) != failed_entry_) ++failed_;
   return loaded;
 }
 
-void ExpertCache::Unpin(uint32_t table, std::span<const uint32_t> experts) {
-  for (uint32_t expert : experts) --entries_[EntryIndex(table, expert)].pins;
+void ExpertCache::Unpin(uint32_t table, std::span<const uint32_t> experts, std::span<const uint32_t> variants) {
+  for (size_t i = 0; i < experts.size(); ++i) --entries_[EntryIndex(table, experts[i], VariantOf(variants, i))].pins;
 }
 
 Status ExpertCache::Preload() {
@@ -293,7 +329,8 @@ Status ExpertCache::Preload() {
     if (e.resident_bytes > budget_bytes_ - used_bytes_) break;
     Place(index);
   }
-  return LoadPending();
+  const Status loaded = LoadPending();
+  return !options_.preload_must_succeed && IsUnavailable(loaded) ? Status::Ok() : loaded;
 }
 
 }  // namespace moepack::runtime

@@ -25,6 +25,7 @@ struct ExpertCacheOptions {
   // The budget grows by kGrowthShare of the limit when fewer than this share of kGrowthLookups lookups found their expert.
   double grow_below = 0.9;
   CachePolicy policy;  // valid
+  bool preload_must_succeed = true;  // otherwise what cannot be read is left to whoever needs it
 };
 
 struct ExpertCacheStats {
@@ -40,6 +41,9 @@ struct ExpertCacheStats {
   uint64_t wasted = 0;                                   // of prefetch_loads: not used, evicted or not
 };
 
+// Experts are logical. Where a call takes `variants`, variants[i] says which of the table's variants of experts[i] is meant;
+// none: the first of each.
+//
 // Counts resident bytes: ResidentBytes of every matrix, each rounded up to kExpertAlignment. They lie in one run of memory
 // no longer than the budget. While an expert is being loaded its stored and plain bytes are held too, for at most one expert
 // a thread of the pool and a lane; they are not part of the budget. Not thread-safe; loads run on the pool and on lanes.
@@ -57,29 +61,37 @@ class ExpertCache {
   Status StartPrefetch(uint32_t lanes);
   // Loads experts of the hot list, hottest first, as long as they fit.
   Status Preload();
-  bool IsResident(uint32_t table, uint32_t expert) const;
+  bool IsResident(uint32_t table, uint32_t expert, uint32_t variant = 0) const;
+  // Whether a first variant is resident or a lane is loading it.
+  bool IsComing(uint32_t table, uint32_t expert) const { return entry(table, expert).resident || entry(table, expert).loading; }
   // `experts` (logical, most likely first) are expected when `table` is routed next, instead of those named before. They
   // leave last. Those that are not resident are loaded from the next Pin on, in the room of experts that the policy gives up
   // before them and nobody uses or expects; the others stay out. Does nothing before StartPrefetch.
   void Expect(uint32_t table, std::span<const uint32_t> experts);
   // The router of `table` chose `experts` (logical, each once) for `tokens` tokens, experts[i] for uses[i] of them. Counts
   // hits and misses, ages uses, and lets the budget grow.
-  void Route(uint32_t table, uint64_t tokens, std::span<const uint32_t> experts, std::span<const uint32_t> uses);
+  void Route(uint32_t table, uint64_t tokens, std::span<const uint32_t> experts, std::span<const uint32_t> uses,
+             std::span<const uint32_t> variants = {});
   // Pins leading entries of `experts` (logical, of one table): as many as fit beside what is pinned, loading those that
   // are not resident. Returns how many, at least one when nothing else is pinned. Errors name layer and expert; nothing
-  // stays pinned by the call then.
-  Result<size_t> Pin(uint32_t table, std::span<const uint32_t> experts);
+  // stays pinned by the call then. Wrong bytes come before bytes that could not be read (IsUnavailable).
+  Result<size_t> Pin(uint32_t table, std::span<const uint32_t> experts, std::span<const uint32_t> variants = {});
+  // After an error of Pin: the place in `experts` of the one it names.
+  size_t failed() const { return failed_; }
   // A pinned expert's weights. Valid until the next Pin: weights may move to make room.
-  const ExpertWeights& weights(uint32_t table, uint32_t expert) const { return entry(table, expert).weights; }
-  void Unpin(uint32_t table, std::span<const uint32_t> experts);
+  const ExpertWeights& weights(uint32_t table, uint32_t expert, uint32_t variant = 0) const {
+    return entry(table, expert, variant).weights;
+  }
+  void Unpin(uint32_t table, std::span<const uint32_t> experts, std::span<const uint32_t> variants = {});
 
   const ExpertCacheStats& stats() const { return stats_; }
   void ResetStats();
   const CachePolicy& policy() const { return options_.policy; }
+  const std::vector<ExpertTable>& tables() const { return source_->experts(); }
   uint64_t used_bytes() const { return used_bytes_; }
   uint64_t budget_bytes() const { return budget_bytes_; }  // now
   uint64_t limit_bytes() const { return options_.limit_bytes; }
-  uint64_t all_bytes() const { return all_bytes_; }  // what all experts together need
+  uint64_t all_bytes() const { return all_bytes_; }  // what all experts together need, each in its first variant
   uint64_t minimum_bytes() const { return minimum_bytes_; }
   uint64_t kept_experts() const { return kept_experts_; }  // hot ones that never leave
   uint64_t mean_bytes(uint32_t table) const;               // resident, of one expert of a table
@@ -107,12 +119,15 @@ class ExpertCache {
         options_(options),
         clock_(options.policy, static_cast<uint32_t>(source.experts().size())) {}
   Status AddEntries();
+  Status CountAllBytes();
   Status ComputeMinimum(std::span<const uint32_t> top_k);
   Status SetBudget();
   void ChooseKept();
   void GrowWhereHitsAreFew(uint64_t hits, uint64_t lookups);
-  uint32_t EntryIndex(uint32_t table, uint32_t expert) const;
-  const Entry& entry(uint32_t table, uint32_t expert) const { return entries_[EntryIndex(table, expert)]; }
+  uint32_t EntryIndex(uint32_t table, uint32_t expert, uint32_t variant = 0) const;
+  const Entry& entry(uint32_t table, uint32_t expert, uint32_t variant = 0) const {
+    return entries_[EntryIndex(table, expert, variant)];
+  }
   CacheCandidate CandidateOf(uint32_t index) const;
   bool MakeRoom(uint64_t bytes);
   void EvictVictims(uint64_t bytes);
@@ -145,6 +160,8 @@ class ExpertCache {
   std::vector<uint32_t> table_begin_;  // first entry of each table
   std::vector<uint32_t> pending_;      // entries to load, reused between calls
   std::vector<Status> load_status_;    // one a pending entry
+  uint32_t failed_entry_ = 0;          // the one that LoadPending's error is about
+  size_t failed_ = 0;
   // Scratch of MakeRoom, a heap. Those with a lower `last` leave first.
   struct Victim {
     uint8_t last = 0;  // 0: nobody expects it, 1: expected, 2: a lane has it

@@ -92,6 +92,13 @@ void FillFromEngine(const Engine& engine, RunMetrics* metrics) {
   metrics->experts_pinned = experts.kept_experts();
   metrics->expert_budget_bytes = experts.budget_bytes();
   metrics->expert_budget_limit_bytes = experts.limit_bytes();
+  const StandInStats& stand_ins = engine.stand_ins();
+  metrics->experts_lowered = stand_ins.lowered;
+  metrics->experts_skipped = stand_ins.skipped;
+  metrics->experts_bridged_retry = stand_ins.retried;
+  metrics->experts_bridged_lower = stand_ins.bridged_lower;
+  metrics->experts_bridged_twin = stand_ins.bridged_twin;
+  metrics->experts_bridged_renormalise = stand_ins.renormalised;
   metrics->peak_rss_bytes = PeakRssBytes();
   metrics->verified = true;  // an engine is made from a verified bundle only
 }

@@ -36,6 +36,9 @@ struct RunMetrics {
   std::optional<uint64_t> experts_pinned;             // hot ones that never leave
   std::optional<uint64_t> expert_budget_bytes;        // now
   std::optional<uint64_t> expert_budget_limit_bytes;  // what it may grow to
+  // StandInStats
+  std::optional<uint64_t> experts_lowered, experts_skipped;
+  std::optional<uint64_t> experts_bridged_retry, experts_bridged_lower, experts_bridged_twin, experts_bridged_renormalise;
   std::optional<uint64_t> peak_rss_bytes;             // of the process
   std::optional<double> energy_joules;                // of the whole machine meanwhile
   std::optional<std::string> energy_source;           // what told it

@@ -41,16 +41,17 @@ constexpr size_t Index(ExpertMatrix m) { return static_cast<size_t>(m); }
 }  // namespace
 
 Result<MoeExecutor> MoeExecutor::Create(const Program& program, ExpertCache& cache, ThreadPool& pool, kernels::Isa isa,
-                                        uint32_t tile_tokens) {
+                                        uint32_t tile_tokens, StandInOptions stand_ins) {
   const Sizes sizes = LargestSizes(program);
   const uint64_t choices = sizes.k * tile_tokens;  // both are capped far below 2^32
-  MoeExecutor moe(cache, pool, isa);
+  MoeExecutor moe(cache, pool, isa, std::move(stand_ins));
   // One expert of a whole tile, or all experts of one token; more only makes fewer and larger turns.
   moe.turn_rows_ = std::max<uint64_t>(sizes.k, 2 * uint64_t{tile_tokens});
   moe.scores_.resize(2 * sizes.experts * tile_tokens);
   moe.ids_.resize(choices);
   moe.weights_.resize(choices);
   moe.place_.resize(choices);
+  moe.before_.resize(choices);
   moe.rows_.resize(choices);
   moe.gates_.resize(choices);
   moe.places_.resize(choices);
@@ -58,6 +59,7 @@ Result<MoeExecutor> MoeExecutor::Create(const Program& program, ExpertCache& cac
   moe.counts_.resize(sizes.experts + 1);
   moe.groups_.reserve(sizes.experts);
   moe.turn_experts_.reserve(sizes.experts);
+  moe.turn_variants_.reserve(sizes.experts);
   moe.turn_uses_.reserve(sizes.experts);
   moe.items_.reserve(kExpertsPerTurn * (std::max(sizes.hidden, sizes.intermediate) / 16 + 1));
   moe.middles_.resize(kExpertsPerTurn);
@@ -82,10 +84,14 @@ Status MoeExecutor::Run(const MoeNode& node, const ExpertTableDecl& table, const
     Route(node.routing, tables, {scores, 2 * experts}, {ids_.data() + t * k, k}, {weights_.data() + t * k, k});
   });
   GroupByExpert(table, tokens, k);
+  left_out_ = false;
+  if (options_.misses.on_miss != OnMiss::kLoad) JudgeMisses(node, tokens);
   OrderGroups(node.table);
-  cache_->Route(node.table, tokens, turn_experts_, turn_uses_);
+  cache_->Route(node.table, tokens, turn_experts_, turn_uses_, turn_variants_);
+  for (; groups_.back().skipped; groups_.pop_back()) LeaveOut(groups_.back(), k);
   const kernels::Activations& inputs = weight_on_input_ ? WeightInputs(tokens * k, table.hidden, x.values) : x.prepared;
   MOEPACK_RETURN_IF_ERROR(RunTurns(node, table.hidden, inputs));
+  if (left_out_) MOEPACK_RETURN_IF_ERROR(Renormalise(tokens, k));
   Combine(tokens, k, table.hidden, out);
   return Status::Ok();
 }
@@ -120,15 +126,19 @@ const kernels::Activations& MoeExecutor::WeightInputs(size_t rows, size_t hidden
   return weighted_;
 }
 
-// Resident experts first, so that loading the others does not push them out before they were used.
+// Resident experts first, so that loading the others does not push them out before they were used; skipped ones last.
 void MoeExecutor::OrderGroups(uint32_t table) {
-  for (Group& group : groups_) group.resident = cache_->IsResident(table, group.expert);
-  std::sort(groups_.begin(), groups_.end(),
-            [](const Group& a, const Group& b) { return a.resident != b.resident ? a.resident : a.expert < b.expert; });
+  for (Group& group : groups_) group.resident = cache_->IsResident(table, group.expert, group.variant);
+  std::sort(groups_.begin(), groups_.end(), [](const Group& a, const Group& b) {
+    if (a.skipped != b.skipped) return b.skipped;
+    return a.resident != b.resident ? a.resident : a.expert < b.expert;
+  });
   turn_experts_.clear();
+  turn_variants_.clear();
   turn_uses_.clear();
   for (const Group& group : groups_) {
     turn_experts_.push_back(group.expert);
+    turn_variants_.push_back(group.variant);
     turn_uses_.push_back(static_cast<uint32_t>(group.rows()));
   }
 }
@@ -149,12 +159,19 @@ Status MoeExecutor::RunTurns(const MoeNode& node, size_t hidden, const kernels::
   for (size_t done = 0; done < groups_.size();) {
     const std::span<Group> wanted = NextTurn(done);
     const std::span<const uint32_t> experts(turn_experts_.data() + done, wanted.size());
-    MOEPACK_ASSIGN_OR_RETURN(const size_t pinned, cache_->Pin(node.table, experts));
+    const std::span<const uint32_t> variants(turn_variants_.data() + done, wanted.size());
+    const Result<size_t> fitting = cache_->Pin(node.table, experts, variants);
+    if (!fitting.ok()) {
+      MOEPACK_RETURN_IF_ERROR(Bridge(node, fitting.status(), done + cache_->failed(), &done));
+      continue;
+    }
+    const size_t pinned = *fitting;
     if (pinned == 0) return Status(ErrorCode::kInternal, "expert cache: no expert fits although the budget was checked");
     const std::span<Group> turn = wanted.first(pinned);
+    CountBridged(turn);
     Expand(node, turn, x);
     Contract(node, turn, hidden);
-    cache_->Unpin(node.table, experts.first(pinned));
+    cache_->Unpin(node.table, experts.first(pinned), variants.first(pinned));
     done += pinned;
   }
   return Status::Ok();
@@ -185,7 +202,7 @@ void MoeExecutor::Expand(const MoeNode& node, std::span<const Group> turn, const
 }
 
 void MoeExecutor::ExpandItem(const MoeNode& node, const Group& group, const Item& item, const kernels::Activations& x) {
-  const ExpertWeights& weights = cache_->weights(node.table, group.expert);
+  const ExpertWeights& weights = cache_->weights(node.table, group.expert, group.variant);
   const std::vector<uint32_t>& inputs = weight_on_input_ ? places_ : rows_;
   const std::span<const uint32_t> tokens(inputs.data() + group.begin, group.rows());
   float* gate = gate_.data() + group.offset * stride_;
@@ -227,7 +244,8 @@ void MoeExecutor::Contract(const MoeNode& node, std::span<const Group> turn, siz
     for (size_t i = begin; i < end; ++i) {
       const Item& item = items_[i];
       const Group& group = turn[item.group];
-      kernels::MatMul(isa_, cache_->weights(node.table, group.expert)[Index(ExpertMatrix::kDown)], middles_[item.group],
+      const ExpertWeights& weights = cache_->weights(node.table, group.expert, group.variant);
+      kernels::MatMul(isa_, weights[Index(ExpertMatrix::kDown)], middles_[item.group],
                       outputs_.data() + group.begin * hidden, hidden, item.row_begin, item.row_end);
       AddBias(biases_.down, hidden, group, item, outputs_.data() + group.begin * hidden, hidden);
     }
@@ -240,6 +258,7 @@ void MoeExecutor::Combine(size_t tokens, uint32_t k, size_t hidden, float* out) 
     float* row = out + t * hidden;
     std::fill(row, row + hidden, 0.0f);
     for (size_t c = t * k; c < (t + 1) * k; ++c) {
+      if (place_[c] == kNone) continue;
       const float* y = outputs_.data() + place_[c] * hidden;
       const float weight = weight_on_input_ ? 1.0f : weights_[c];
       for (size_t i = 0; i < hidden; ++i) row[i] += weight * y[i];

@@ -22,6 +22,8 @@ class UnitSource {
   virtual const std::vector<ExpertTable>& experts() const = 0;
   virtual const HotList& hot_list() const = 0;
   virtual const DigestBytes& manifest_digest() const = 0;  // which model this is: no two have the same
+  // What may stand in for an expert that cannot be read.
+  virtual const std::vector<Unavailable>& unavailable() const = 0;
   // Plain bytes of dense().units[unit] and of experts()[table].units[physical].
   virtual Result<PlainUnit> ReadDense(size_t unit) = 0;
   virtual Result<PlainUnit> ReadExpert(uint32_t table, uint32_t physical) = 0;
@@ -35,6 +37,7 @@ class BundleSource : public UnitSource {
   const std::vector<ExpertTable>& experts() const override { return bundle_->experts(); }
   const HotList& hot_list() const override { return bundle_->hot_list(); }
   const DigestBytes& manifest_digest() const override { return bundle_->manifest_digest(); }
+  const std::vector<Unavailable>& unavailable() const override { return bundle_->manifest().unavailable; }
   Result<PlainUnit> ReadDense(size_t unit) override { return Read(dense().units[unit]); }
   Result<PlainUnit> ReadExpert(uint32_t table, uint32_t physical) override { return Read(experts()[table].units[physical]); }
 

@@ -28,7 +28,11 @@ bool IsText(std::string_view text, bool upper_case, std::string_view others) {
 Status CheckRoot(const Manifest& manifest) {
   if (!IsProductName(manifest.product)) return Malformed("product must be 1 to 64 of [a-z0-9._-]");
   if (!IsVersionName(manifest.version)) return Malformed("version must be 1 to 64 of [A-Za-z0-9._+-]");
-  if (manifest.unavailable != Unavailable::kFail) return Malformed("unknown unavailability policy");
+  for (size_t i = 0; i < manifest.unavailable.size(); ++i) {
+    const Unavailable step = manifest.unavailable[i];
+    if (step < Unavailable::kRetry || step > Unavailable::kRenormalise) return Malformed("unknown step of unavailability");
+    if (i > 0 && step <= manifest.unavailable[i - 1]) return Malformed("steps of unavailability must rise");
+  }
   for (size_t i = 1; i < manifest.required_features.size(); ++i) {
     if (manifest.required_features[i] <= manifest.required_features[i - 1]) return Malformed("required features must rise");
   }
@@ -93,7 +97,7 @@ Bytes SerializeManifest(const Manifest& manifest) {
   message.set_key_epoch(manifest.key_epoch);
   message.set_security_counter(manifest.security_counter);
   message.mutable_required_features()->Add(manifest.required_features.begin(), manifest.required_features.end());
-  message.set_unavailable(static_cast<uint32_t>(manifest.unavailable));
+  for (const Unavailable step : manifest.unavailable) message.add_unavailable(static_cast<uint32_t>(step));
   message.set_file_bytes(manifest.file_bytes);
   message.set_chunk_count(manifest.chunk_count);
   for (const BlobRef& blob : manifest.blobs) {
@@ -117,7 +121,7 @@ Result<Manifest> ParseManifest(ByteSpan bytes) {
   out.key_epoch = message.key_epoch();
   out.security_counter = message.security_counter();
   out.required_features.assign(message.required_features().begin(), message.required_features().end());
-  out.unavailable = static_cast<Unavailable>(std::min(message.unavailable(), 255u));
+  for (const uint32_t step : message.unavailable()) out.unavailable.push_back(static_cast<Unavailable>(std::min(step, 255u)));
   out.file_bytes = message.file_bytes();
   out.chunk_count = message.chunk_count();
   for (const wire::Blob& blob : message.blobs()) {

@@ -103,8 +103,14 @@ struct BlobRef {
   bool operator==(const BlobRef&) const = default;
 };
 
-// What may happen when an expert cannot be read (never when its digest is wrong).
-enum class Unavailable : uint8_t { kFail = 0 };
+// What may be tried, in this order, when an expert cannot be read (never when its digest is wrong). When no step helps, or
+// none is listed, reading fails.
+enum class Unavailable : uint8_t {
+  kRetry = 1,        // read it again
+  kLower = 2,        // a later variant of the expert's own
+  kTwin = 3,         // a later variant that is another expert's first
+  kRenormalise = 4,  // leave it out: the other chosen experts' weights take over its weight
+};
 
 struct Manifest {
   uint32_t schema = 1;
@@ -113,7 +119,7 @@ struct Manifest {
   uint64_t key_epoch = 0;
   uint64_t security_counter = 0;
   std::vector<uint32_t> required_features;  // strictly increasing; an unknown one is refused with kPolicy
-  Unavailable unavailable = Unavailable::kFail;
+  std::vector<Unavailable> unavailable;     // strictly increasing; empty: fail
   uint64_t file_bytes = 0;   // exact size of the bundle file
   uint64_t chunk_count = 0;  // over all tables
   // Strictly increasing by (kind, index), in file order: each starts at the next multiple of kBundleAlignment after the one

@@ -108,7 +108,13 @@ TEST(Manifest, Rules) {
          m.required_features = {4, 4};
        }},
       {ErrorCode::kLimit, "required_features", [](Manifest& m) { m.required_features.resize(65); }},
-      {ErrorCode::kMalformed, "unavailability", [](Manifest& m) { m.unavailable = static_cast<Unavailable>(1); }},
+      {ErrorCode::kMalformed, "step of unavailability", [](Manifest& m) { m.unavailable = {static_cast<Unavailable>(5)}; }},
+      {ErrorCode::kMalformed, "step of unavailability", [](Manifest& m) { m.unavailable = {static_cast<Unavailable>(0)}; }},
+      {ErrorCode::kMalformed, "must rise",
+       [](Manifest& m) {
+         m.unavailable = {Unavailable::kLower, Unavailable::kRetry};
+       }},
+      {ErrorCode::kLimit, "unavailable", [](Manifest& m) { m.unavailable.resize(9); }},
       {ErrorCode::kMalformed, "no chunks", [](Manifest& m) { m.chunk_count = 0; }},
       {ErrorCode::kMalformed, "Blob.kind", [](Manifest& m) { m.blobs[5].kind = static_cast<BlobKind>(8); }},
       {ErrorCode::kMalformed, "blob 0: unknown kind", [](Manifest& m) { m.blobs[0].kind = static_cast<BlobKind>(0); }},

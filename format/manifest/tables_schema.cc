@@ -73,7 +73,7 @@ constexpr Field kManifestFields[] = {
     Number(4, "key_epoch", Type::kUint64),
     Number(5, "security_counter", Type::kUint64),
     Packed(6, "required_features", Type::kUint32, kMaxFeatures),
-    Number(7, "unavailable", Type::kUint32),
+    Packed(7, "unavailable", Type::kUint32, kMaxUnavailableSteps),
     Number(8, "file_bytes", Type::kUint64),
     Number(9, "chunk_count", Type::kUint64),
     Many(10, "blobs", &kBlob, kMaxBlobs),

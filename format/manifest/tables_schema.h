@@ -12,6 +12,7 @@ inline constexpr uint64_t kMaxChunksPerUnit = 1 << 20;
 inline constexpr uint64_t kMaxVariants = 16;  // of one expert
 inline constexpr uint64_t kMaxHotExperts = 1 << 20;
 inline constexpr uint64_t kMaxFeatures = 64;
+inline constexpr uint64_t kMaxUnavailableSteps = 8;
 inline constexpr uint64_t kMaxBlobs = 2048;
 
 namespace wire_check {

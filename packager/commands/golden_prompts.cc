@@ -65,6 +65,7 @@ Result<std::unique_ptr<runtime::Engine>> MakeEngine(const OpenDraft& open, Threa
   runtime::EngineOptions options;
   options.isa = isa;
   options.context = static_cast<uint32_t>(positions);
+  options.bridge_unavailable = false;
   return runtime::Engine::Create(std::move(bundle), pool, options);
 }
 

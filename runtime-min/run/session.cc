@@ -63,6 +63,31 @@ Result<runtime::KvFormat> KvFormatOf(const cli::Command& command) {
   return Status(ErrorCode::kUsage, StrFormat("--kv %u: expected 32 or 8", bits));
 }
 
+// "T1,T2".
+Status ReadThresholds(const std::string& text, runtime::MissPolicy* misses) {
+  double first = 0, second = 0;
+  int end = 0;
+  if (std::sscanf(text.c_str(), "%lf,%lf%n", &first, &second, &end) != 2 || static_cast<size_t>(end) != text.size()) {
+    return Status(ErrorCode::kUsage, "--miss-thresholds " + text + ": expected two numbers, such as 0.6,0.9");
+  }
+  misses->lower_above = first;
+  misses->skip_above = second;
+  const Status valid = misses->Check();
+  return valid.ok() ? valid : valid.With("--miss-thresholds");
+}
+
+Status ReadMissOptions(const cli::Command& command, runtime::MissPolicy* misses) {
+  if (command.Has("on-miss")) {
+    const std::string action = command.Get<std::string>("on-miss");
+    if (action != "load" && action != "lower" && action != "skip")
+      return Status(ErrorCode::kUsage, "--on-miss " + action + ": expected load, lower or skip");
+    if (action != "load") misses->on_miss = action == "lower" ? runtime::OnMiss::kLower : runtime::OnMiss::kSkip;
+  }
+  if (!command.Has("miss-thresholds")) return Status::Ok();
+  if (misses->on_miss == runtime::OnMiss::kLoad) return Status(ErrorCode::kUsage, "--miss-thresholds needs --on-miss lower or skip");
+  return ReadThresholds(command.Get<std::string>("miss-thresholds"), misses);
+}
+
 // Logits of a whole tile are large where the vocabulary is: then tiles are smaller.
 constexpr uint32_t kTileOfAllLogits = 128;
 
@@ -76,6 +101,8 @@ Result<runtime::EngineOptions> EngineOptionsOf(const cli::Command& command, bool
   options.tile_tokens = command.GetOr<uint32_t>("tile", options.tile_tokens);
   options.sequences = command.GetOr<uint32_t>("sequences", options.sequences);  // of run bench
   MOEPACK_ASSIGN_OR_RETURN(options.kv, KvFormatOf(command));
+  MOEPACK_RETURN_IF_ERROR(ReadMissOptions(command, &options.misses));
+  options.notice = [](const std::string& message) { std::fprintf(stderr, "moepack run: %s\n", message.c_str()); };
   return options;
 }
 
@@ -140,6 +167,12 @@ void AddSessionOptions(cli::Command* command) {
       "layers ahead to predict experts for and load them, 0 to 4; 0: off (default: 2, 0 when all experts fit)")(
       "prefetch-lanes", po::value<uint32_t>(),
       "threads that load them, beside --threads (default 0: those that wait for others to load)")(
+      "on-miss", po::value<std::string>(),
+      "an expert that is not resident when the router has decided: load (default), lower (its lower precision where it "
+      "matters less) or skip (also leave it out where it matters least); lower and skip change results")(
+      "miss-thresholds", po::value<std::string>(),
+      "shares of a token's gate weight, before an expert in order of weight, above which it is lowered and skipped (default "
+      "0.6,0.9)")(
       "tile", po::value<uint32_t>(), "tokens computed at once in prefill (default 256, 128 where all logits are wanted)")(
       "kv", po::value<uint32_t>(),
       "bits of the keys and values of a sequence: 32 (default), or 8 for about a quarter of the memory")(

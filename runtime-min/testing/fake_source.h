@@ -3,8 +3,10 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <functional>
+#include <map>
 #include <set>
 #include <utility>
 #include <vector>
@@ -72,12 +74,7 @@ class FakeSource final : public runtime::UnitSource {
         experts_[t].experts.push_back({{{e}}});
         experts_[t].units.push_back({});
         expert_plain_[t].push_back({});
-        for (int m = decl.gated ? 0 : 1; m < kExpertMatrices; ++m) {
-          const auto matrix = static_cast<ExpertMatrix>(m);
-          const MatrixShape wide{decl.intermediate[e], decl.hidden}, tall{decl.hidden, decl.intermediate[e]};
-          Add(static_cast<uint32_t>(m), codec, matrix == ExpertMatrix::kDown ? tall : wide, weights(true, t, e, matrix),
-              &experts_[t].units[e], &expert_plain_[t][e]);
-        }
+        AddMatrices(decl, t, e, codec, weights, &experts_[t].units[e], &expert_plain_[t][e]);
       }
     }
   }
@@ -87,11 +84,34 @@ class FakeSource final : public runtime::UnitSource {
   const std::vector<ExpertTable>& experts() const override { return experts_; }
   const HotList& hot_list() const override { return hot; }
   const DigestBytes& manifest_digest() const override { return manifest; }
+  const std::vector<Unavailable>& unavailable() const override { return policy; }
   Result<PlainUnit> ReadDense(size_t unit) override { return VerifiedPeer::Plain(dense_plain_[unit]); }
   Result<PlainUnit> ReadExpert(uint32_t table, uint32_t physical) override {
     if (before_read) before_read(table, physical);
     if (broken.count({table, physical}) != 0) return Status(ErrorCode::kDigest, "chunk at offset 4096 does not match");
+    if (const auto found = missing.find({table, physical}); found != missing.end() && found->second-- > 0) {
+      return Status(ErrorCode::kAccess, "chunk at offset 8192 cannot be read");
+    }
     return VerifiedPeer::Plain(expert_plain_[table][physical]);
+  }
+
+  // Adds a unit of expert `expert` in another codec and names it as the last variant.
+  void AddVariant(uint32_t table, uint32_t expert, const Codec& codec, const Weights& weights) {
+    const ExpertTableDecl& decl = program_.expert_tables[table];
+    experts_[table].experts[expert].variants.push_back({static_cast<uint32_t>(experts_[table].units.size())});
+    experts_[table].units.push_back({});
+    expert_plain_[table].push_back({});
+    AddMatrices(decl, table, expert, codec, weights, &experts_[table].units.back(), &expert_plain_[table].back());
+  }
+  // Takes the first variant of every expert away.
+  void DropFirstVariants() {
+    for (ExpertTable& table : experts_) {
+      for (ExpertEntry& expert : table.experts) expert.variants.erase(expert.variants.begin());
+    }
+  }
+  // Names the first unit of expert `twin` as the last variant of `expert`.
+  void AddTwin(uint32_t table, uint32_t expert, uint32_t twin) {
+    experts_[table].experts[expert].variants.push_back(experts_[table].experts[twin].variants[0]);
   }
 
   uint64_t ExpertBytes(uint32_t table, uint32_t physical) const {
@@ -107,10 +127,22 @@ class FakeSource final : public runtime::UnitSource {
 
   HotList hot;
   DigestBytes manifest{};
+  std::vector<Unavailable> policy;
   std::function<void(uint32_t table, uint32_t physical)> before_read;  // of an expert, on the thread that reads it
   std::set<std::pair<uint32_t, uint32_t>> broken;                      // experts whose chunks fail their digest
+  std::map<std::pair<uint32_t, uint32_t>, std::atomic<int>> missing;  // cannot be read as many times as it says
 
  private:
+  static void AddMatrices(const ExpertTableDecl& decl, uint32_t table, uint32_t expert, const Codec& codec,
+                          const Weights& weights, Unit* unit, Bytes* plain) {
+    for (int m = decl.gated ? 0 : 1; m < kExpertMatrices; ++m) {
+      const auto matrix = static_cast<ExpertMatrix>(m);
+      const MatrixShape wide{decl.intermediate[expert], decl.hidden}, tall{decl.hidden, decl.intermediate[expert]};
+      Add(static_cast<uint32_t>(m), codec, matrix == ExpertMatrix::kDown ? tall : wide, weights(true, table, expert, matrix),
+          unit, plain);
+    }
+  }
+
   static void Add(uint32_t id, const Codec& codec, const MatrixShape& shape, const std::vector<float>& values, Unit* unit,
                   Bytes* plain) {
     const Bytes bytes = ToPlain(RoundToCodec(codec, shape, values)).value();

@@ -30,6 +30,7 @@ class UncheckedSource final : public runtime::UnitSource {
   const Program& program() const override { return bundle_->program(); }
   const DenseTable& dense() const override { return bundle_->dense(); }
   const std::vector<ExpertTable>& experts() const override { return bundle_->experts(); }
+  const std::vector<Unavailable>& unavailable() const override { return bundle_->manifest().unavailable; }
   const HotList& hot_list() const override { return bundle_->hot_list(); }
   const DigestBytes& manifest_digest() const override { return bundle_->manifest_digest(); }
   Result<PlainUnit> ReadDense(size_t unit) override { return Read(dense().units[unit]); }

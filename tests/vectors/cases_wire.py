@@ -168,6 +168,7 @@ for field in ("routing", "activation"):
 # ---- counts ----
 
 add("R-209", "features_65", lambda b: b.manifest.update(required_features=list(range(1, 66))), attack=OVERFLOW)
+add("R-209", "steps_of_unavailability_9", lambda b: b.manifest.update(unavailable=list(range(1, 10))), attack=OVERFLOW)
 add("R-209", "product_of_65_bytes", lambda b: b.manifest.update(product=b"v" * 65), attack=OVERFLOW)
 add("R-209", "version_of_65_bytes", lambda b: b.manifest.update(version=b"1" * 65), attack=OVERFLOW)
 add("R-209", "name_of_201_bytes", put("program.values.0.name", b"v" * 201), attack=OVERFLOW)

@@ -51,7 +51,7 @@ def one_of(field, message):
 BLOB = {1: number("kind", U32, 7), 2: number("index", U32), 3: number("offset", U64), 4: number("bytes", U64),
         5: digest("digest")}
 MANIFEST = {1: number("schema", U32), 2: name("product", 64), 3: name("version", 64), 4: number("key_epoch", U64),
-            5: number("security_counter", U64), 6: packed("required_features", U32, 64), 7: number("unavailable", U32),
+            5: number("security_counter", U64), 6: packed("required_features", U32, 64), 7: packed("unavailable", U32, 8),
             8: number("file_bytes", U64), 9: number("chunk_count", U64), 10: many("blobs", BLOB, 2048)}
 
 CODEC = {1: number("element", U32, 3), 2: number("sparsity", U32, 2), 3: number("bits", U32, 8), 4: number("has_min", BOOL),

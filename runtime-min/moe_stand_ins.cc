@@ -1,0 +1,138 @@
+// MoeExecutor where an expert is not there: what stands in for it, or how the others do without.
+#include <algorithm>
+
+#include "runtime-min/moe.h"
+
+namespace moepack::runtime {
+namespace {
+
+const char* StepName(Unavailable step) {
+  switch (step) {
+    case Unavailable::kRetry:
+      return "it is read again";
+    case Unavailable::kLower:
+      return "a lower precision stands in";
+    case Unavailable::kTwin:
+      return "its twin stands in";
+    case Unavailable::kRenormalise:
+      return "it is left out and the others take over its weight";
+  }
+  return "";
+}
+
+}  // namespace
+
+// The (token, choice) that has this row of outputs_.
+size_t MoeExecutor::ChoiceOf(size_t row, uint32_t k) const {
+  size_t choice = size_t{rows_[row]} * k;
+  while (place_[choice] != row) ++choice;
+  return choice;
+}
+
+// What MissPolicy says about experts that are not resident. All tokens of a tile get what the one needs that needs it most.
+void MoeExecutor::JudgeMisses(const MoeNode& node, size_t tokens) {
+  const uint32_t k = node.routing.k;
+  for (size_t t = 0; t < tokens; ++t) WeightsBefore({weights_.data() + t * k, k}, {before_.data() + t * k, k});
+  for (Group& group : groups_) {
+    if (cache_->IsComing(node.table, group.expert)) continue;
+    float least = 1;
+    for (size_t row = group.begin; row < group.end; ++row) least = std::min(least, before_[ChoiceOf(row, k)]);
+    OnMiss action = ActionFor(options_.misses, double{least});
+    if (action == OnMiss::kSkip && weight_on_input_) action = OnMiss::kLower;  // weights are in the inputs of all
+    if (action == OnMiss::kLoad) continue;
+    group.skipped = action == OnMiss::kSkip;
+    stats_.skipped += group.skipped;
+    const auto lower = stand_ins_.NextOwn(node.table, group.expert, 0);
+    if (group.skipped || !lower) continue;
+    group.variant = *lower;
+    group.lowered = true;
+    ++stats_.lowered;
+  }
+}
+
+// Its choices have no row from now on.
+void MoeExecutor::LeaveOut(const Group& group, uint32_t k) {
+  left_out_ = true;
+  for (size_t row = group.begin; row < group.end; ++row) place_[ChoiceOf(row, k)] = kNone;
+}
+
+// Chooses what stands in for groups_[index], of which `failure` tells; the failure itself when the policy has nothing more.
+// A group that is left out goes before *done.
+Status MoeExecutor::Bridge(const MoeNode& node, const Status& failure, size_t index, size_t* done) {
+  if (!IsUnavailable(failure)) return failure;
+  Group& group = groups_[index];
+  const auto use = [&](uint32_t variant, bool twin) {
+    group.variant = turn_variants_[index] = variant;
+    group.twin = twin;
+    group.retries = 0;
+    return Status::Ok();
+  };
+  if (group.lowered) {  // lower by choice, not by need
+    group.lowered = false;
+    --stats_.lowered;
+    return use(0, false);
+  }
+  for (const Unavailable step : options_.unavailable) {
+    std::optional<uint32_t> next;
+    if (step == Unavailable::kRetry && group.retries < kRetries) {
+      ++group.retries;
+      ReportBridge(group, node.table, step, failure);
+      return Status::Ok();
+    }
+    if (step == Unavailable::kLower && !group.twin) next = stand_ins_.NextOwn(node.table, group.expert, group.variant);
+    if (step == Unavailable::kTwin)
+      next = stand_ins_.NextTwin(node.table, group.expert, group.twin ? group.variant : 0);
+    if (next) {
+      ReportBridge(group, node.table, step, failure);
+      return use(*next, step == Unavailable::kTwin);
+    }
+    if (step != Unavailable::kRenormalise || weight_on_input_) continue;  // weights are in the inputs of all
+    ReportBridge(group, node.table, step, failure);
+    ++stats_.renormalised;
+    left_out_because_ = failure;
+    LeaveOut(group, node.routing.k);
+    std::swap(groups_[index], groups_[*done]);
+    std::swap(turn_experts_[index], turn_experts_[*done]);
+    std::swap(turn_variants_[index], turn_variants_[*done]);
+    ++*done;
+    return Status::Ok();
+  }
+  return failure;
+}
+
+void MoeExecutor::ReportBridge(const Group& group, uint32_t table, Unavailable step, const Status& failure) {
+  if (!options_.notice || !reported_.insert({table, group.expert, static_cast<uint32_t>(step)}).second) return;
+  options_.notice(failure.message() + ": " + StepName(step) + ", as the bundle allows");
+}
+
+void MoeExecutor::CountBridged(std::span<const Group> turn) {
+  for (const Group& group : turn) {
+    if (group.twin) {
+      ++stats_.bridged_twin;
+    } else if (group.variant > 0 && !group.lowered) {
+      ++stats_.bridged_lower;
+    } else if (group.retries > 0) {
+      ++stats_.retried;
+    }
+  }
+}
+
+// The weights of choices that were left out go to the token's others in proportion to theirs.
+Status MoeExecutor::Renormalise(size_t tokens, uint32_t k) {
+  for (size_t t = 0; t < tokens; ++t) {
+    float all = 0, present = 0;
+    uint32_t count = 0;
+    for (size_t c = t * k; c < (t + 1) * k; ++c) {
+      all += weights_[c];
+      if (place_[c] == kNone) continue;
+      present += weights_[c];
+      ++count;
+    }
+    if (count == 0) return left_out_because_.With("of the experts that a token needs none can be read");
+    if (count == k || present == 0) continue;
+    for (size_t c = t * k; c < (t + 1) * k; ++c) weights_[c] *= all / present;
+  }
+  return Status::Ok();
+}
+
+}  // namespace moepack::runtime

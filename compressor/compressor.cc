@@ -8,6 +8,7 @@
 #include "compressor/plan/planner.h"
 #include "compressor/replay.h"
 #include "compressor/structure.h"
+#include "compressor/variants.h"
 #include "format/manifest/model_folder.h"
 #include "format/manifest/program_wire.h"
 #include "format/provenance/provenance.h"
@@ -114,6 +115,12 @@ class Compressor {
     in.extras.tokenizer_bytes = model_.tokenizer.size();
     MOEPACK_ASSIGN_OR_RETURN(in.extras.provenance_bytes, ProvenanceBytes());
     in.extras.hot_list = hot_list_;
+    in.extras.second = recipe_.second_precision;
+    if (recipe_.twins) {
+      if (source_ == nullptr) return Status(ErrorCode::kUsage, "twins: choosing them needs the model's weights");
+      MOEPACK_ASSIGN_OR_RETURN(twins_, TwinsOf(program_, *source_));
+      in.extras.twins = twins_;
+    }
     MOEPACK_ASSIGN_OR_RETURN(const Planner planner, Planner::Create(in));
     if (budget.max_kld) return SearchKld(planner, *budget.max_kld);
     auto plan = planner.ForLimits(Limits());
@@ -242,7 +249,8 @@ class Compressor {
     MOEPACK_RETURN_IF_ERROR(writer->WriteFile("plan.json", AsBytes(plan_text)));
     if (!model_.tokenizer.empty()) MOEPACK_RETURN_IF_ERROR(writer->WriteFile("tokenizer.bin", model_.tokenizer));
     MOEPACK_RETURN_IF_ERROR(writer->WriteFile("hot.pb", SerializeHotList(hot_list_)));
-    writer->SetExperts(MakeExperts());
+    MOEPACK_ASSIGN_OR_RETURN(const auto experts, MakeExperts());
+    writer->SetExperts(experts);
     MOEPACK_ASSIGN_OR_RETURN(ReplayReport report, LearnsFromLogits() ? EncodeAndDistill(writer, provenance)
                                                                      : Replay(ReplayOf(writer), pool_, progress_));
     MOEPACK_RETURN_IF_ERROR(writer->WriteFile("errors.json", AsBytes(SerializeErrors(plan_, report, DomainNames()))));
@@ -367,6 +375,7 @@ class Compressor {
     for (const Choice& choice : choices_) {
       for (const RatedCodec& codec : choice.candidates) codecs.insert(codec.codec.Name());
     }
+    if (recipe_.second_precision) codecs.insert(recipe_.second_precision->codec.Name());
     result.codecs.assign(codecs.begin(), codecs.end());
     if (calibration_ && !calibration_->held_back.empty()) {
       result.kld = 0;
@@ -378,11 +387,16 @@ class Compressor {
     return MostProvenanceBytes(record, result);
   }
 
-  std::vector<std::vector<ExpertEntry>> MakeExperts() const {
+  Result<std::vector<std::vector<ExpertEntry>>> MakeExperts() const {
+    std::vector<RatedCodec> codecs;
+    for (const PlanTensor& tensor : plan_.tensors) codecs.push_back(tensor.codec);
+    MOEPACK_ASSIGN_OR_RETURN(const ExpertIndex seconds,
+                             SecondUnits(program_, tensors_, codecs, recipe_.second_precision));
     std::vector<std::vector<ExpertEntry>> out;
-    for (const ExpertTableDecl& table : program_.expert_tables) {
-      out.emplace_back();
-      for (uint32_t e = 0; e < table.experts(); ++e) out.back().push_back({{{e}}});
+    for (size_t t = 0; t < program_.expert_tables.size(); ++t) {
+      const std::span<const std::optional<uint32_t>> twins =
+          twins_.empty() ? std::span<const std::optional<uint32_t>>() : twins_[t];
+      out.push_back(EntriesOf(program_.expert_tables[t].experts(), seconds[t], twins));
     }
     return out;
   }
@@ -399,6 +413,7 @@ class Compressor {
   Structure structure_;
   Program program_;
   HotList hot_list_;
+  ExpertIndex twins_;  // empty: none are named
   std::shared_ptr<const TensorSource> source_;
   std::vector<TensorRef> tensors_;
   std::vector<Choice> choices_;

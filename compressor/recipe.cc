@@ -150,6 +150,8 @@ nlohmann::json RecipeJson(const Recipe& recipe) {
     out["rules"].push_back(ChoiceJson(rule.choice));
     out["rules"].back()["match"] = rule.match.text;
   }
+  if (recipe.second_precision) out["second_precision"]["codec"] = recipe.second_precision->Name();
+  if (recipe.twins) out["twins"] = true;
   out["gptq"] = recipe.gptq;
   out["probes"] = recipe.probes;
   if (recipe.distill) {

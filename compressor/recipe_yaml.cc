@@ -60,6 +60,15 @@ class Reader {
              [&](const auto& n) {
                Map(n, "prune_channels", {{"share", [&](const auto& s) { out->prune_channels = ChannelShare(s); }}});
              }},
+            {"second_precision",
+             [&](const auto& n) {
+               Map(n, "second_precision", {{"codec", [&](const auto& c) { out->second_precision = ReadCodec(c); }}});
+               if (error_.ok() && !out->second_precision) Fail(n, "second_precision needs 'codec'");
+               if (error_.ok() && out->second_precision->rate != 0) {
+                 Fail(n, "second_precision: expected a codec without a rate, which takes few bytes once loaded too");
+               }
+             }},
+            {"twins", [&](const auto& n) { out->twins = Flag(n); }},
             {"gptq", [&](const auto& n) { out->gptq = Flag(n); }},
             {"distill", [&](const auto& n) { out->distill = ReadDistill(n); }},
             {"probes", [&](const auto& n) { out->probes = Flag(n); }},

@@ -7,6 +7,7 @@
 #include "compressor/pass/distill_experts.h"
 #include "compressor/pass/moments_jobs.h"
 #include "compressor/pass/rated.h"
+#include "compressor/variants.h"
 
 namespace moepack {
 namespace {
@@ -64,6 +65,7 @@ class Replayer {
 
   Result<ReplayReport> Run() {
     MOEPACK_RETURN_IF_ERROR(ReadEarlierErrors());
+    MOEPACK_RETURN_IF_ERROR(ChooseSeconds());
     progress_.Begin("compress", tensors_.size(), "tensors");
     for (int32_t block = 0; block < in_.program->blocks(); ++block) {
       MOEPACK_RETURN_IF_ERROR(RunBlock(block));
@@ -84,6 +86,21 @@ class Replayer {
       if (tensors_[i].block == block) out.push_back(i);
     }
     return out;
+  }
+
+  // A trial that writes nothing needs none.
+  Status ChooseSeconds() {
+    std::vector<RatedCodec> codecs;
+    for (const PlanTensor& tensor : in_.plan->tensors) codecs.push_back(tensor.codec);
+    const std::optional<RatedCodec> second = in_.writer == nullptr ? std::nullopt : in_.recipe->second_precision;
+    MOEPACK_ASSIGN_OR_RETURN(seconds_, SecondUnits(*in_.program, tensors_, codecs, second));
+    return Status::Ok();
+  }
+  // The unit of the tensor in the second precision, if it has one.
+  std::optional<UnitKey> SecondUnitOf(size_t index) const {
+    const TensorRef& ref = tensors_[index];
+    if (!ref.is_expert() || !seconds_[ref.table][ref.expert]) return std::nullopt;
+    return UnitKey{true, ref.table, *seconds_[ref.table][ref.expert]};
   }
 
   Status RunBlock(int32_t block) {
@@ -149,6 +166,7 @@ class Replayer {
   Status RestoreBlock(int32_t block, BlockWeights* weights) {
     MOEPACK_ASSIGN_OR_RETURN(const std::vector<FolderUnit> units, in_.writer->ReadBlock(block));
     for (const FolderUnit& unit : units) {
+      if (unit.key.expert && unit.key.physical >= in_.program->expert_tables[unit.key.table].experts()) continue;
       MOEPACK_ASSIGN_OR_RETURN(const std::vector<TensorBytes> tensors, BytesOfTensors(unit));
       for (const TensorBytes& tensor : tensors) {
         const uint32_t id = tensor.info->tensor;
@@ -163,26 +181,31 @@ class Replayer {
   }
 
   bool NeedsMoments(size_t index) const {
-    const Codec& c = codec(index).codec;
-    return in_.calibration != nullptr && (c.sparsity != Sparsity::kNone || c.element == Element::kGroupInt);
+    const auto needs = [](const Codec& c) { return c.sparsity != Sparsity::kNone || c.element == Element::kGroupInt; };
+    if (in_.calibration == nullptr) return false;
+    return needs(codec(index)) || (SecondUnitOf(index) && needs(*in_.recipe->second_precision));
   }
 
   Status EncodeBlock(int32_t block, const std::vector<size_t>& tensors, BlockWeights* weights) {
     std::map<UnitKey, FolderUnit> units;
-    std::map<size_t, Bytes> plain;
+    std::map<size_t, Bytes> plain, second;
     for (const std::vector<size_t>& turn : CutIntoTurns(block, tensors)) {
-      MOEPACK_RETURN_IF_ERROR(EncodeTurn(block, turn, weights, &plain));
+      MOEPACK_RETURN_IF_ERROR(EncodeTurn(block, turn, weights, &plain, &second));
     }
     if (in_.recipe->distill && in_.calibration != nullptr) {
       MOEPACK_RETURN_IF_ERROR(DistillBlock(block, tensors, weights, &plain));
     }
-    for (size_t i : tensors) {
+    const auto add = [&](const UnitKey& key, size_t i, const Codec& codec, std::map<size_t, Bytes>* from) {
       const TensorRef& ref = tensors_[i];
-      FolderUnit& unit = units[ref.unit];
-      unit.key = ref.unit;
-      unit.tensors.push_back({ref.is_expert() ? static_cast<uint32_t>(ref.matrix) : ref.dense, codec(i).codec, ref.shape});
-      unit.plain.insert(unit.plain.end(), plain[i].begin(), plain[i].end());
-      plain.erase(i);
+      FolderUnit& unit = units[key];
+      unit.key = key;
+      unit.tensors.push_back({ref.is_expert() ? static_cast<uint32_t>(ref.matrix) : ref.dense, codec, ref.shape});
+      unit.plain.insert(unit.plain.end(), (*from)[i].begin(), (*from)[i].end());
+      from->erase(i);
+    };
+    for (size_t i : tensors) {
+      add(tensors_[i].unit, i, codec(i), &plain);
+      if (const auto key = SecondUnitOf(i)) add(*key, i, *in_.recipe->second_precision, &second);
     }
     if (in_.writer == nullptr) return Status::Ok();
     std::vector<FolderUnit> ordered;
@@ -210,7 +233,9 @@ class Replayer {
     return turns;
   }
 
-  Status EncodeTurn(int32_t block, const std::vector<size_t>& turn, BlockWeights* weights, std::map<size_t, Bytes>* plain) {
+  // Both precisions of an expert are encoded from the same weights and moments; the first goes on into the model.
+  Status EncodeTurn(int32_t block, const std::vector<size_t>& turn, BlockWeights* weights, std::map<size_t, Bytes>* plain,
+                    std::map<size_t, Bytes>* second) {
     std::vector<TensorRef> wanted;
     for (size_t i : turn) {
       if (NeedsMoments(i)) wanted.push_back(tensors_[i]);
@@ -220,26 +245,34 @@ class Replayer {
                              pool_);
     if (moments.wants_linear() || moments.wants_moe()) MOEPACK_RETURN_IF_ERROR(Collect(block, *weights, &moments));
     MOEPACK_ASSIGN_OR_RETURN(const MomentFactors factors, FactorMoments(wanted, in_.recipe->gptq, &moments, pool_));
-    std::vector<MatrixJob> jobs(turn.size());
-    for (size_t j = 0; j < turn.size(); ++j) {
-      const TensorRef& tensor = tensors_[turn[j]];
+    std::vector<size_t> encoded = turn;  // second precisions behind the first ones
+    for (size_t i : turn) {
+      if (SecondUnitOf(i)) encoded.push_back(i);
+    }
+    std::vector<MatrixJob> jobs(encoded.size());
+    for (size_t j = 0; j < encoded.size(); ++j) {
+      const TensorRef& tensor = tensors_[encoded[j]];
+      const RatedCodec& target = j < turn.size() ? codec(encoded[j]) : *in_.recipe->second_precision;
       MOEPACK_RETURN_IF_ERROR(
-          PrepareJob(tensor, codec(turn[j]), *in_.recipe, WeightsOf(tensor, *weights), &moments, factors, pool_, &jobs[j]));
+          PrepareJob(tensor, target, *in_.recipe, WeightsOf(tensor, *weights), &moments, factors, pool_, &jobs[j]));
       if (in_.calibration != nullptr)
         jobs[j].row_weights = RowWeights(tensor, in_.calibration->batch, in_.calibration->weights);
     }
     RunJobs(jobs, kSweeps, pool_);
-    std::vector<Result<Bytes>> bytes(turn.size(), Bytes());
-    pool_.ParallelFor(turn.size(), 1, [&](size_t begin, size_t end) {
+    std::vector<Result<Bytes>> bytes(encoded.size(), Bytes());
+    pool_.ParallelFor(encoded.size(), 1, [&](size_t begin, size_t end) {
       for (size_t j = begin; j < end; ++j) {
         bytes[j] = ToPlain(jobs[j].out);
-        if (in_.calibration != nullptr) {
+        if (in_.calibration != nullptr && j < turn.size()) {
           Matrix& target = WeightsOf(tensors_[turn[j]], *weights);
           Dequantize(jobs[j].out, {target.data(), static_cast<size_t>(target.size())});
         }
         jobs[j].out = {};
       }
     });
+    for (size_t j = turn.size(); j < encoded.size(); ++j) {
+      MOEPACK_ASSIGN_OR_RETURN((*second)[encoded[j]], std::move(bytes[j]));
+    }
     for (size_t j = 0; j < turn.size(); ++j) {
       report_.relative_errors[turn[j]] = jobs[j].energy > 0 ? std::sqrt(std::max(0.0, jobs[j].error) / jobs[j].energy) : 0;
       MOEPACK_ASSIGN_OR_RETURN((*plain)[turn[j]], std::move(bytes[j]));
@@ -332,6 +365,7 @@ class Replayer {
   std::vector<Matrix> full_logits_;
   std::map<TensorId, Matrix> shared_;
   ReplayReport report_;
+  ExpertIndex seconds_;
 };
 
 }  // namespace

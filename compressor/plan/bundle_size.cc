@@ -58,12 +58,33 @@ void PlaceChunks(uint64_t first_offset, Tables* tables) {
   tables->chunk_area_bytes = end;
 }
 
+// Adds the second units behind the first ones of every table.
+Status AddSecondUnits(std::span<const TensorRef> tensors, const ExpertIndex& seconds, const RatedCodec& codec, Tables* out) {
+  const std::vector<RatedCodec> codecs(kExpertMatrices, codec);
+  for (size_t i = 0, count = 1; i < tensors.size(); i += count) {
+    const TensorRef& first = tensors[i];
+    count = 1;
+    if (!first.is_expert()) continue;
+    while (i + count < tensors.size() && tensors[i + count].unit == first.unit) ++count;
+    if (!seconds[first.table][first.expert]) continue;
+    Unit unit;
+    for (const TensorRef& ref : tensors.subspan(i, count))
+      unit.tensors.push_back({static_cast<uint32_t>(ref.matrix), codec.codec, ref.shape});
+    MOEPACK_ASSIGN_OR_RETURN(const ExpertBytes bytes, BytesOfExpert(tensors.subspan(i, count), codecs));
+    AddChunks(bytes.stored, bytes.plain, &unit);
+    out->experts[first.table].units.push_back(std::move(unit));
+  }
+  return Status::Ok();
+}
+
 Result<Tables> MakeTables(const Program& program, std::span<const TensorRef> tensors, std::span<const RatedCodec> codecs,
-                          uint64_t first_offset) {
+                          const BundleExtras& extras, uint64_t first_offset) {
   Tables out;
+  MOEPACK_ASSIGN_OR_RETURN(const ExpertIndex seconds, SecondUnits(program, tensors, codecs, extras.second));
   for (uint32_t t = 0; t < program.expert_tables.size(); ++t) {
-    out.experts.push_back({t, {}, {}});
-    for (uint32_t e = 0; e < program.expert_tables[t].experts(); ++e) out.experts.back().experts.push_back({{{e}}});
+    const std::span<const std::optional<uint32_t>> twins =
+        extras.twins.empty() ? std::span<const std::optional<uint32_t>>() : extras.twins[t];
+    out.experts.push_back({t, EntriesOf(program.expert_tables[t].experts(), seconds[t], twins), {}});
   }
   for (size_t i = 0; i < tensors.size();) {
     Unit unit;
@@ -81,6 +102,7 @@ Result<Tables> MakeTables(const Program& program, std::span<const TensorRef> ten
     AddChunks(stored, plain, &unit);
     (first.is_expert() ? out.experts[first.table].units : out.dense.units).push_back(std::move(unit));
   }
+  if (extras.second) MOEPACK_RETURN_IF_ERROR(AddSecondUnits(tensors, seconds, *extras.second, &out));
   PlaceChunks(first_offset, &out);
   return out;
 }
@@ -132,7 +154,7 @@ Result<uint64_t> BundleBytes(const Program& program, std::span<const TensorRef> 
   uint64_t first_offset = 0;
   static constexpr int kMaxRounds = 16;
   for (int round = 0; round < kMaxRounds; ++round) {
-    MOEPACK_ASSIGN_OR_RETURN(const Tables tables, MakeTables(program, tensors, codecs, first_offset));
+    MOEPACK_ASSIGN_OR_RETURN(const Tables tables, MakeTables(program, tensors, codecs, extras, first_offset));
     const std::vector<Blob> blobs = ListBlobs(program, tables, extras);
     uint64_t end = WholePages(kEnvelopeBytes + ManifestBytes(blobs, first_offset, tables));
     for (const Blob& blob : blobs) end += WholePages(blob.bytes);

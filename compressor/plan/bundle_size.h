@@ -8,6 +8,7 @@
 #include "base/status.h"
 #include "compressor/plan/plan.h"
 #include "compressor/tensors.h"
+#include "compressor/variants.h"
 #include "format/manifest/manifest.h"
 
 namespace moepack {
@@ -15,6 +16,8 @@ namespace moepack {
 struct BundleExtras {
   uint64_t tokenizer_bytes = 0, provenance_bytes = 0;  // 0: left out
   HotList hot_list;
+  std::optional<RatedCodec> second;  // second units (compressor/variants.h); none: no expert has one
+  ExpertIndex twins;                 // or empty
 };
 
 // Up to the end of the last page.

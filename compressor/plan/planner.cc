@@ -36,6 +36,7 @@ Result<Planner> Planner::Create(const PlannerInput& input) {
     for (; i < input.tensors.size() && input.tensors[i].unit == first.unit && input.tensors[i].block == first.block; ++i)
       planner.members_.back().push_back(i);
   }
+  for (const std::vector<size_t>& members : planner.members_) MOEPACK_RETURN_IF_ERROR(planner.CountSecond(members));
   planner.stored_ = planner.MakeFront({});
   MOEPACK_RETURN_IF_ERROR(planner.SetOverhead());
   return planner;
@@ -67,6 +68,14 @@ Status Planner::ReadTensor(size_t tensor, const TensorErrors* measured, const Ra
     }
     candidates_.back().push_back(candidate);
   }
+  return Status::Ok();
+}
+
+Status Planner::CountSecond(const std::vector<size_t>& members) {
+  seconds_.emplace_back();
+  if (!input_.extras.second || !input_.tensors[members[0]].is_expert()) return Status::Ok();
+  const std::vector<RatedCodec> codecs(members.size(), *input_.extras.second);
+  MOEPACK_ASSIGN_OR_RETURN(seconds_.back(), BytesOfExpert(input_.tensors.subspan(members[0], members.size()), codecs));
   return Status::Ok();
 }
 
@@ -106,11 +115,13 @@ std::vector<std::vector<Option>> Planner::Front::options() const {
 
 Planner::Front Planner::MakeFront(const Prices& prices) const {
   Front front;
-  for (const std::vector<size_t>& members : members_) AddUnit(members, prices, &front);
+  for (size_t unit = 0; unit < members_.size(); ++unit) AddUnit(unit, prices, &front);
   return front;
 }
 
-void Planner::AddUnit(const std::vector<size_t>& members, const Prices& prices, Front* front) const {
+void Planner::AddUnit(size_t index, const Prices& prices, Front* front) const {
+  const std::vector<size_t>& members = members_[index];
+  const ExpertBytes& second = seconds_[index];
   std::vector<std::vector<Option>> tensors;
   for (size_t i : members) {
     tensors.emplace_back();
@@ -130,7 +141,8 @@ void Planner::AddUnit(const std::vector<size_t>& members, const Prices& prices, 
       plain += candidates_[members[t]][combined.picks[o][t]].plain_bytes;
       resident += candidates_[members[t]][combined.picks[o][t]].resident_bytes;
     }
-    const Option option{CostOf(StoredUnitBytes(stored, plain), resident, prices), combined.options[o].loss};
+    const uint64_t beside = second.plain > 0 && second.stored < stored ? StoredUnitBytes(second.stored, second.plain) : 0;
+    const Option option{CostOf(StoredUnitBytes(stored, plain) + beside, resident, prices), combined.options[o].loss};
     if (!unit.options.empty() && unit.options.back().cost == option.cost) {
       unit.options.back() = option;
       unit.picks.back() = combined.picks[o];

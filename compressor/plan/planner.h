@@ -60,9 +60,10 @@ class Planner {
     std::vector<std::vector<Option>> options() const;
   };
   Status ReadTensor(size_t tensor, const TensorErrors* measured, const RatedCodec* like);
+  Status CountSecond(const std::vector<size_t>& members);
   Status SetOverhead();
   Front MakeFront(const Prices& prices) const;
-  void AddUnit(const std::vector<size_t>& members, const Prices& prices, Front* front) const;
+  void AddUnit(size_t unit, const Prices& prices, Front* front) const;
   uint64_t CostOf(uint64_t stored_bytes, uint64_t resident_bytes, const Prices& prices) const;
   double LossOf(size_t tensor, size_t candidate) const;
   Result<Plan> MakePlan(const Front& front, const std::vector<size_t>& chosen) const;
@@ -88,6 +89,7 @@ class Planner {
   };
   std::vector<std::vector<Candidate>> candidates_;  // [tensor][candidate]
   std::vector<std::vector<size_t>> members_;        // tensors of each unit
+  std::vector<ExpertBytes> seconds_;                // of each unit in the second precision; zeros: it cannot have one
   Front stored_;                                    // the front when only the file counts
   uint64_t overhead_bytes_ = 0;                     // of everything that is not a unit's chunks, at its largest
 };

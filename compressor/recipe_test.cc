@@ -55,6 +55,10 @@ TEST(Recipe, AnErrorNamesLineColumnKeyAndTheNearestValidOne) {
            {"version: 1\ntarget_bpw: .nan\n", {"line 2", "from 0.001 to 64"}},
            {"version: 1\ntarget_size: 1.2.3MB\n", {"line 2", "'1.2.3MB' is not a size"}},
            {"version: 1\ndefaults: {candidates: [i4g64, i8r@2.5, i8r@2.50]}\n", {"line 2", "'i8r@2.5' stands twice"}},
+           {"version: 1\nsecond_precision: {}\n", {"line 2", "needs 'codec'"}},
+           {"version: 1\nsecond_precision: {codec: i8r@2.5}\n", {"line 2", "without a rate"}},
+           {"version: 1\nsecond_precision: i2g64\n", {"line 2", "must be a map"}},
+           {"version: 1\ntwins: 2\n", {"line 2", "true or false"}},
            {"version: 1\ndistill: {epochs: 0}\n", {"epochs"}},
            {"version: 1\ndistill: {rate: 2}\n", {"to 1"}},
            {"version: 1\ndistill: {logits: some}\n", {"line 2", "scales, all and none"}},
@@ -179,7 +183,7 @@ TEST(Recipe, CanonicalTextIsARecipe) {
            "1e6}\n",
            "version: 1\ntarget_bpw: 4.3\nprune: {nm: '2:4'}\ndrop_experts: {per_layer: [1, 2]}\ngptq: false\nprobes: "
            "false\n",
-           "version: 1\nmax_kld: 1e-7\ndrop_experts: {count: 2}\n",
+           "version: 1\nmax_kld: 1e-7\ndrop_experts: {count: 2}\nsecond_precision: {codec: i2mg32}\ntwins: true\n",
            "version: 1\ntarget_bpw: 4\ntarget_resident: 12345678901\n",
        }) {
     const Result<Recipe> recipe = ParseRecipe(text, "r");
@@ -193,6 +197,8 @@ TEST(Recipe, CanonicalTextIsARecipe) {
     EXPECT_EQ(again->budget.target_resident, recipe->budget.target_resident);
     EXPECT_EQ(again->budget.target_bpw, recipe->budget.target_bpw);
     EXPECT_EQ(again->budget.max_kld, recipe->budget.max_kld);
+    EXPECT_EQ(again->second_precision, recipe->second_precision);
+    EXPECT_EQ(again->twins, recipe->twins);
     EXPECT_EQ(again->distill.has_value(), recipe->distill.has_value());
     if (recipe->distill) {
       EXPECT_EQ(again->distill->rate, recipe->distill->rate);

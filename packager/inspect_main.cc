@@ -4,6 +4,7 @@
 
 #include "base/cli/cli.h"
 #include "format/manifest/model_folder.h"
+#include "format/manifest/unavailable.h"
 #include "model/frontend/huggingface.h"
 #include "model/frontend/onnx.h"
 #include "model/model.h"
@@ -108,9 +109,16 @@ Result<Inspection> InspectModel(const std::string& path) {
 Result<Inspection> InspectFolder(const std::string& path) {
   MOEPACK_ASSIGN_OR_RETURN(const auto folder, ModelFolder::Open(PosixEnv(), path));
   Inspection out("folder", folder->program());
+  std::vector<std::vector<const std::vector<UnitTensor>*>> experts(folder->experts().size());
   for (const ModelFolder::UnitInfo& unit : folder->units()) {
-    MOEPACK_RETURN_IF_ERROR(out.AddUnit(folder->program(), unit.key.expert, unit.tensors));
+    if (unit.key.expert) {
+      experts[unit.key.table].push_back(&unit.tensors);
+    } else {
+      MOEPACK_RETURN_IF_ERROR(out.AddUnit(folder->program(), false, unit.tensors));
+    }
   }
+  for (size_t t = 0; t < experts.size(); ++t)
+    MOEPACK_RETURN_IF_ERROR(out.AddExpertUnits(folder->program(), folder->experts()[t], experts[t]));
   MOEPACK_ASSIGN_OR_RETURN(const Bytes provenance, folder->ReadNamedFile("provenance.json"));
   MOEPACK_ASSIGN_OR_RETURN(const uint64_t file_bytes, folder->FileBytes());
   out.SetStoredBytes(file_bytes);
@@ -202,7 +210,9 @@ Status DescribeBundle(const verify::VerifiedBundle& bundle, Inspection* out) {
   for (const Unit& unit : bundle.dense().units) MOEPACK_RETURN_IF_ERROR(out->AddUnit(bundle.program(), false, unit.tensors));
   for (const ExpertTable& table : bundle.experts()) {
     chunks.Add(table.units);
-    for (const Unit& unit : table.units) MOEPACK_RETURN_IF_ERROR(out->AddUnit(bundle.program(), true, unit.tensors));
+    std::vector<const std::vector<UnitTensor>*> units;
+    for (const Unit& unit : table.units) units.push_back(&unit.tensors);
+    MOEPACK_RETURN_IF_ERROR(out->AddExpertUnits(bundle.program(), table.experts, units));
   }
   out->SetStoredBytes(manifest.file_bytes);
   Json& extra = out->extra();
@@ -211,6 +221,7 @@ Status DescribeBundle(const verify::VerifiedBundle& bundle, Inspection* out) {
   extra["key_epoch"] = manifest.key_epoch;
   extra["security_counter"] = manifest.security_counter;
   extra["required_features"] = manifest.required_features;
+  extra["unavailable"] = DescribeUnavailable(manifest.unavailable);
   extra["manifest_sha256"] = ToHex(ByteSpan(bundle.manifest_digest()));
   extra["has_tokenizer"] = !bundle.tokenizer_blob().empty();
   extra["hot_experts"] = bundle.hot_list().experts.size();

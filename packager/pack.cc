@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cstring>
+#include <set>
 
 #include "base/digest/sha256.h"
 #include "format/envelope.h"
@@ -103,7 +104,7 @@ Result<Bytes> MakeProvenanceBlob(const ModelFolder& folder, const PackOptions& o
   MOEPACK_ASSIGN_OR_RETURN(const BuildResult result, ResultOfFolder(folder));
   const PackParameters parameters = {options.product,          options.version,    options.key_epoch,
                                      options.security_counter, options.zstd_level, options.tool_version,
-                                     options.source_date_epoch};
+                                     options.source_date_epoch,   options.unavailable};
   const std::string blob = MakeProvenance(record, parameters, result);
   return Bytes(blob.begin(), blob.end());
 }
@@ -157,6 +158,25 @@ Status CheckOptions(const PackOptions& options) {
   return Status::Ok();
 }
 
+// A step that no expert of the folder can take is a mistake of whoever asks for it.
+Status CheckStandIns(const ModelFolder& folder, const std::vector<Unavailable>& steps) {
+  bool lower = false, twin = false;
+  for (const std::vector<ExpertEntry>& experts : folder.experts()) {
+    std::set<uint32_t> first;
+    for (const ExpertEntry& expert : experts) first.insert(expert.variants[0].physical);
+    for (const ExpertEntry& expert : experts) {
+      for (size_t v = 1; v < expert.variants.size(); ++v) (first.contains(expert.variants[v].physical) ? twin : lower) = true;
+    }
+  }
+  for (const Unavailable step : steps) {
+    if (step == Unavailable::kLower && !lower)
+      return Status(ErrorCode::kUsage, "unavailable: no expert has a lower precision; compress with second_precision");
+    if (step == Unavailable::kTwin && !twin)
+      return Status(ErrorCode::kUsage, "unavailable: no expert has a twin; compress with twins: true");
+  }
+  return Status::Ok();
+}
+
 // The blob of golden prompts, from a bundle that lacks only it.
 Result<Bytes> RecordGolden(const Manifest& manifest, const BundleParts& parts, const ChunkSpool& spool,
                            const RecordGoldenFunction& record, PackReport* report) {
@@ -180,6 +200,7 @@ Result<Assembled> Assemble(Env& env, const std::string& directory, const PackOpt
                            ThreadPool& pool, Progress& progress) {
   MOEPACK_RETURN_IF_ERROR(CheckOptions(options));
   MOEPACK_ASSIGN_OR_RETURN(const auto folder, ModelFolder::Open(env, directory));
+  MOEPACK_RETURN_IF_ERROR(CheckStandIns(*folder, options.unavailable));
   Assembled out;
   MOEPACK_ASSIGN_OR_RETURN(out.spool, ChunkSpool::Create(env, scratch));
   MOEPACK_ASSIGN_OR_RETURN(auto chunks, SpoolUnits(*folder, options.zstd_level, pool, *out.spool, progress));
@@ -192,6 +213,7 @@ Result<Assembled> Assemble(Env& env, const std::string& directory, const PackOpt
   manifest.version = options.version;
   manifest.key_epoch = options.key_epoch;
   manifest.security_counter = options.security_counter;
+  manifest.unavailable = options.unavailable;
   if (options.record_golden) {
     MOEPACK_ASSIGN_OR_RETURN(out.parts.golden,
                              RecordGolden(manifest, out.parts, *out.spool, options.record_golden, &out.report));

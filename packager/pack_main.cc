@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "base/cli/cli.h"
+#include "format/manifest/unavailable.h"
 #include "format/provenance/provenance.h"
 #include "packager/commands/golden_prompts.h"
 #include "packager/commands/signing_keys.h"
@@ -194,6 +195,11 @@ Status PackFolder(const cli::Command& command) {
   MOEPACK_ASSIGN_OR_RETURN(options.security_counter, Floor(command, "counter"));
   MOEPACK_ASSIGN_OR_RETURN(options.key_epoch, Floor(command, "epoch"));
   options.zstd_level = command.Get<int>("zstd-level");
+  if (command.Has("unavailable")) {
+    auto steps = ParseUnavailable(command.Get<std::string>("unavailable"));
+    if (!steps.ok()) return steps.status().With("--unavailable");
+    options.unavailable = std::move(*steps);
+  }
   options.tool_version = MOEPACK_VERSION;
   MOEPACK_ASSIGN_OR_RETURN(options.source_date_epoch, SourceDateEpoch());
   const std::string output = command.Get<std::string>("output");
@@ -223,7 +229,10 @@ Status RunPack(int argc, char** argv) {
                                                                    "security counter: raise it to lock out older bundles")(
       "epoch", po::value<uint64_t>()->default_value(1), "key epoch")(
       "zstd-level", po::value<int>()->default_value(PackOptions().zstd_level),
-      "effort of the chunk coder, 1 to 22; 0 stores chunks as they are");
+      "effort of the chunk coder, 1 to 22; 0 stores chunks as they are")(
+      "unavailable", Text(),
+      "what a device may do, in this order, when an expert cannot be read: some of retry,lower,twin,renormalise (default: "
+      "fail)");
   commands::AddGoldenOptions(&command);
   commands::AddPassphraseOption(&command);
   MOEPACK_RETURN_IF_ERROR(command.Parse(argc, argv));

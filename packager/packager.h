@@ -34,6 +34,7 @@ struct PackOptions {
   // 1..22, or 0 to store every chunk as it is. On planes of codes and on floats level 9 is within 0.3% of the best level or
   // better than it, and 10 to 20 times faster than 19: there are few long matches to search for.
   int zstd_level = 9;
+  std::vector<Unavailable> unavailable;  // what may stand in for experts that cannot be read, rising; none: reading fails
   RecordGoldenFunction record_golden;  // empty: a bundle without golden prompts
   // For provenance (format/provenance/provenance.h): the version of this program, and the only time that may go in.
   std::string tool_version;

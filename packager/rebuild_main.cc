@@ -72,6 +72,7 @@ PackOptions OptionsOf(const PackParameters& recorded) {
   out.key_epoch = recorded.key_epoch;
   out.security_counter = recorded.security_counter;
   out.zstd_level = recorded.zstd_level;
+  out.unavailable = recorded.unavailable;
   out.tool_version = MOEPACK_VERSION;
   out.source_date_epoch = recorded.source_date_epoch;
   return out;

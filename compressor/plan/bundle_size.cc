@@ -129,6 +129,7 @@ uint64_t ManifestBytes(const std::vector<Blob>& blobs, uint64_t first_offset, co
   Manifest manifest;
   manifest.product = manifest.version = std::string(kLongestName, 'x');
   manifest.key_epoch = manifest.security_counter = std::numeric_limits<uint64_t>::max();
+  manifest.unavailable = {Unavailable::kRetry, Unavailable::kLower, Unavailable::kTwin, Unavailable::kRenormalise};
   manifest.file_bytes = first_offset + tables.chunk_area_bytes;
   manifest.chunk_count = tables.chunk_count;
   for (const Blob& blob : blobs) manifest.blobs.push_back({blob.kind, blob.index, first_offset, blob.bytes, AnyDigest()});

@@ -3,6 +3,7 @@
 #include <ctime>
 
 #include "base/digest/sha256.h"
+#include "format/manifest/unavailable.h"
 #include "format/provenance/document_names.h"
 #include "format/provenance/json_fields.h"
 #include "format/provenance/provenance.h"
@@ -131,6 +132,8 @@ std::string MakeStatement(const BuildRecord& record, const PackParameters& pack,
                                               {"security_counter", pack.security_counter},
                                               {"zstd_level", pack.zstd_level}};
   if (pack.source_date_epoch) definition["externalParameters"]["pack"]["source_date_epoch"] = *pack.source_date_epoch;
+  if (!pack.unavailable.empty())
+    definition["externalParameters"]["pack"]["unavailable"] = DescribeUnavailable(pack.unavailable);
   definition["resolvedDependencies"] = Json::array();
   for (const NamedDigest& d : Dependencies(record)) {
     definition["resolvedDependencies"].push_back(Descriptor(d.name, d.sha256));
@@ -161,7 +164,15 @@ std::string MakeProvenance(const BuildRecord& record, const PackParameters& pack
 uint64_t MostProvenanceBytes(const BuildRecord& record, const BuildResult& result) {
   static constexpr int kHighestLevel = 22;
   const std::string longest(kMaxManifestTextBytes, 'x'), digest(2 * DigestBytes().size(), '0');
-  const PackParameters pack = {longest, longest, UINT64_MAX, UINT64_MAX, kHighestLevel, record.tool_version, kMaxSourceDate};
+  const PackParameters pack = {
+      longest,
+      longest,
+      UINT64_MAX,
+      UINT64_MAX,
+      kHighestLevel,
+      record.tool_version,
+      kMaxSourceDate,
+      {Unavailable::kRetry, Unavailable::kLower, Unavailable::kTwin, Unavailable::kRenormalise}};
   BuildResult filled = result;
   for (NamedDigest& subject : filled.subjects) subject.sha256 = digest;
   filled.errors = digest;

@@ -1,4 +1,5 @@
 #include "base/digest/sha256.h"
+#include "format/manifest/unavailable.h"
 #include "format/provenance/document_names.h"
 #include "format/provenance/json_fields.h"
 #include "format/provenance/provenance.h"
@@ -45,6 +46,12 @@ Status TakeParameters(const Fields& parameters, RecordedBuild* out) {
   static constexpr uint64_t kHighestLevel = 22;
   if (level > kHighestLevel) return pack.Wrong("'zstd_level' must be 0 to 22");
   out->pack.zstd_level = static_cast<int>(level);
+  if (pack.Has("unavailable")) {
+    MOEPACK_ASSIGN_OR_RETURN(const std::string unavailable, pack.Text("unavailable"));
+    auto steps = ParseUnavailable(unavailable);
+    if (!steps.ok()) return pack.Wrong("'unavailable': " + steps.status().message());
+    out->pack.unavailable = std::move(*steps);
+  }
   if (!pack.Has("source_date_epoch")) return Status::Ok();
   MOEPACK_ASSIGN_OR_RETURN(out->pack.source_date_epoch, pack.Number("source_date_epoch"));
   return *out->pack.source_date_epoch <= kMaxSourceDate ? Status::Ok() : pack.Wrong("'source_date_epoch' is too late");

@@ -48,6 +48,7 @@ struct PackParameters {
   int zstd_level = 0;
   std::string tool_version;                   // of moepack pack
   std::optional<uint64_t> source_date_epoch;  // seconds since 1970, at most kMaxSourceDate: the only time that goes in
+  std::vector<Unavailable> unavailable;       // what may stand in for experts that cannot be read
   bool operator==(const PackParameters&) const = default;
 };
 inline constexpr uint64_t kMaxSourceDate = 253402300799;  // the last second of the year 9999

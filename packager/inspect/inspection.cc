@@ -14,14 +14,25 @@ constexpr char kExpertRole[] = "expert";
 
 unsigned long long Ull(uint64_t v) { return v; }
 
-Status AddTo(WeightSums* sums, uint64_t parameters, uint64_t plain, uint64_t resident) {
-  if (!CheckedAdd(sums->parameters, parameters, &sums->parameters) ||
-      !CheckedAdd(sums->bytes_plain, plain, &sums->bytes_plain) ||
-      !CheckedAdd(sums->bytes_resident, resident, &sums->bytes_resident)) {
+Status AddTo(WeightSums* sums, const WeightSums& more) {
+  if (!CheckedAdd(sums->parameters, more.parameters, &sums->parameters) ||
+      !CheckedAdd(sums->bytes_plain, more.bytes_plain, &sums->bytes_plain) ||
+      !CheckedAdd(sums->bytes_resident, more.bytes_resident, &sums->bytes_resident)) {
     return Status(ErrorCode::kLimit, "the sizes of the weights add up to more than 64 bits hold");
   }
-  ++sums->tensors;
+  sums->tensors += more.tensors;
   return Status::Ok();
+}
+
+// Of one matrix.
+Result<WeightSums> SumsOf(const Codec& codec, const MatrixShape& shape) {
+  WeightSums sums;
+  sums.tensors = 1;
+  MOEPACK_ASSIGN_OR_RETURN(sums.bytes_plain, PlainBytes(codec, shape));
+  MOEPACK_ASSIGN_OR_RETURN(sums.bytes_resident, ResidentBytes(codec, shape));
+  if (!CheckedMul(shape.rows, shape.cols, &sums.parameters))
+    return Status(ErrorCode::kLimit, "a weight has more than 2^64 entries");
+  return sums;
 }
 
 Json SumsJson(const WeightSums& sums) {
@@ -66,14 +77,8 @@ Inspection::Inspection(std::string kind, const Program& program)
 }
 
 Status Inspection::Add(const std::string& role, const Codec& codec, const MatrixShape& shape) {
-  MOEPACK_ASSIGN_OR_RETURN(const uint64_t plain, PlainBytes(codec, shape));
-  MOEPACK_ASSIGN_OR_RETURN(const uint64_t resident, ResidentBytes(codec, shape));
-  uint64_t parameters = 0;
-  if (!CheckedMul(shape.rows, shape.cols, &parameters))
-    return Status(ErrorCode::kLimit, "a weight has more than 2^64 entries");
-  for (WeightSums* sums : {&all_, &by_role_[role], &by_codec_[codec.Name()]}) {
-    MOEPACK_RETURN_IF_ERROR(AddTo(sums, parameters, plain, resident));
-  }
+  MOEPACK_ASSIGN_OR_RETURN(const WeightSums more, SumsOf(codec, shape));
+  for (WeightSums* sums : {&all_, &by_role_[role], &by_codec_[codec.Name()]}) MOEPACK_RETURN_IF_ERROR(AddTo(sums, more));
   return Status::Ok();
 }
 
@@ -92,6 +97,29 @@ Status Inspection::AddUnit(const Program& program, bool expert, const std::vecto
     if (tensor.tensor >= program.tensors.size())
       return Status(ErrorCode::kMalformed, "a unit names a tensor that does not exist");
     MOEPACK_RETURN_IF_ERROR(AddTensor(program.tensors[tensor.tensor].role, tensor.codec, tensor.shape));
+  }
+  return Status::Ok();
+}
+
+Status Inspection::AddExpertUnits(const Program& program, const std::vector<ExpertEntry>& experts,
+                                  const std::vector<const std::vector<UnitTensor>*>& units) {
+  std::vector<bool> first(units.size(), false);
+  for (const ExpertEntry& expert : experts) first[expert.variants[0].physical] = true;
+  for (const ExpertEntry& expert : experts) {
+    bool lower = false, twin = false;
+    for (size_t v = 1; v < expert.variants.size(); ++v) (first[expert.variants[v].physical] ? twin : lower) = true;
+    experts_lower_ += lower;
+    experts_twin_ += twin;
+  }
+  for (size_t u = 0; u < units.size(); ++u) {
+    if (first[u]) {
+      MOEPACK_RETURN_IF_ERROR(AddUnit(program, true, *units[u]));
+      continue;
+    }
+    for (const UnitTensor& tensor : *units[u]) {
+      MOEPACK_ASSIGN_OR_RETURN(const WeightSums sums, SumsOf(tensor.codec, tensor.shape));
+      MOEPACK_RETURN_IF_ERROR(AddTo(&lower_, sums));
+    }
   }
   return Status::Ok();
 }
@@ -135,6 +163,9 @@ nlohmann::json Inspection::ToJson() const {
   out["expert_tables"] = TablesJson();
   out["codecs"] = GroupsJson(by_codec_);
   out["roles"] = GroupsJson(by_role_);
+  out["stand_ins"] = SumsJson(lower_);
+  out["stand_ins"]["experts_lower"] = experts_lower_;
+  out["stand_ins"]["experts_twin"] = experts_twin_;
   out.update(extra_);
   return out;
 }
@@ -148,6 +179,10 @@ std::string Inspection::ToText() const {
   }
   if (!without_weights_)
     out += StrFormat("resident %s (%llu bytes)\n", FormatBytes(all_.bytes_resident).c_str(), Ull(all_.bytes_resident));
+  if (experts_lower_ + experts_twin_ > 0) {
+    out += StrFormat("stand-ins: %llu experts with a lower precision (resident %s), %llu with a twin\n", Ull(experts_lower_),
+                     FormatBytes(lower_.bytes_resident).c_str(), Ull(experts_twin_));
+  }
   for (const auto& [key, value] : extra_.items()) {
     if (value.is_primitive()) out += key + ": " + (value.is_string() ? value.get<std::string>() : value.dump()) + "\n";
   }

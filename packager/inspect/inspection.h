@@ -32,6 +32,10 @@ class Inspection {
   // All tensors of a unit; `expert`: it is one of an expert table.
   Status AddUnit(const Program& program, bool expert, const std::vector<UnitTensor>& tensors);
 
+  // All units of expert table `table`: first variants count as weights, what only stands in for them apart.
+  Status AddExpertUnits(const Program& program, const std::vector<ExpertEntry>& experts,
+                        const std::vector<const std::vector<UnitTensor>*>& units);
+
   const WeightSums& total() const { return all_; }
 
   // bytes_stored and, from it, bits_per_weight. Without a call both are null.
@@ -46,7 +50,8 @@ class Inspection {
   // One object with stable keys: kind, parameters (of the original model), parameters_now, bytes_stored, bits_per_weight
   // (bytes_stored * 8 / parameters), bytes_resident, expert_bytes_resident, layers, experts, max_positions, expert_tables
   // (layer, experts, top_k, hidden, intermediate_min, intermediate_max), codecs and roles (name -> tensors, parameters,
-  // bytes_plain, bytes_resident), and what extra() holds. A value that is not known is null.
+  // bytes_plain, bytes_resident), stand_ins (experts_lower, experts_twin: how many have one; tensors, parameters, bytes_plain,
+  // bytes_resident of lower precisions, which no other key counts), and what extra() holds. A value that is not known is null.
   nlohmann::json ToJson() const;
   // A compact table for people.
   std::string ToText() const;
@@ -62,6 +67,8 @@ class Inspection {
   std::map<uint32_t, uint32_t> top_k_;  // by table
   WeightSums all_;
   std::map<std::string, WeightSums> by_role_, by_codec_;
+  WeightSums lower_;  // of units that only stand in
+  uint64_t experts_lower_ = 0, experts_twin_ = 0;
   uint64_t stored_bytes_ = 0;
   bool has_stored_bytes_ = false, without_weights_ = false;
   std::string notes_;

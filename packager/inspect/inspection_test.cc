@@ -32,6 +32,23 @@ TEST(Inspection, CountsBytesAndParameters) {
   EXPECT_NE(inspection.ToText().find("i4g16"), std::string::npos);
 }
 
+TEST(Inspection, CountsStandInsApart) {
+  const Program program = testing::TinyFolderProgram();
+  const Codec high = ParseCodec("i8g32").value(), low = ParseCodec("i2g32").value();
+  const std::vector<UnitTensor> first = {{1, high, {48, 32}}}, second = {{1, low, {48, 32}}};
+  // Expert 0 has a lower precision, expert 1 has expert 0 as a twin.
+  const std::vector<ExpertEntry> experts = {{{{0}, {2}}}, {{{1}, {0}}}};
+  Inspection inspection("folder", program);
+  ASSERT_TRUE(inspection.AddExpertUnits(program, experts, {&first, &first, &second}).ok());
+  const nlohmann::json json = inspection.ToJson();
+  EXPECT_EQ(json["bytes_resident"], 2 * ResidentBytes(high, {48, 32}).value());
+  EXPECT_FALSE(json["codecs"].contains("i2g32"));
+  EXPECT_EQ(json["stand_ins"]["experts_lower"], 1);
+  EXPECT_EQ(json["stand_ins"]["experts_twin"], 1);
+  EXPECT_EQ(json["stand_ins"]["bytes_resident"], ResidentBytes(low, {48, 32}).value());
+  EXPECT_NE(inspection.ToText().find("1 experts with a lower precision"), std::string::npos);
+}
+
 TEST(Inspection, UnknownSizesAreNull) {
   Inspection inspection("model", testing::TinyFolderProgram());
   inspection.SetWithoutWeights();

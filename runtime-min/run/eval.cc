@@ -95,13 +95,35 @@ nlohmann::json ReportJson(const DivergenceReport& r, bool on_calibration_text) {
           {"verified", true}};
 }
 
-void PrintReport(const cli::Command& command, const DivergenceReport& r, bool on_calibration_text) {
-  if (command.json()) return cli::PrintJson(ReportJson(r, on_calibration_text));
+// What stood in for experts, which the numbers include.
+nlohmann::json StandInsJson(const Session& session) {
+  runtime::RunMetrics metrics;
+  FillFromEngine(*session.engine, &metrics);
+  nlohmann::json out;
+  for (const auto& [key, value] : MetricsJson(metrics).items()) {
+    if (key == "hit_rate" || key == "expert_hits" || key == "expert_misses" || key == "expert_bytes_read" || key.starts_with("experts_lowered") || key.starts_with("experts_skipped") ||
+        key.starts_with("experts_bridged"))
+      out[key] = value;
+  }
+  return out;
+}
+
+void PrintReport(const cli::Command& command, const Session& session, const DivergenceReport& r, bool on_calibration_text) {
+  if (command.json()) {
+    nlohmann::json report = ReportJson(r, on_calibration_text);
+    report.update(StandInsJson(session));
+    return cli::PrintJson(report);
+  }
   std::printf(
       "%llu tokens: perplexity %.4f (full model %.4f), KLD mean %.6f +- %.6f, median %.6f, 99%% %.6f, max %.6f, same top-1 "
       "%.2f%%\n",
       static_cast<unsigned long long>(r.tokens), r.ppl, r.ppl_base, r.kld_mean, r.kld_stderr, r.kld_median, r.kld_p99,
       r.kld_max, 100 * r.same_top1);
+  const runtime::StandInStats& stand_ins = session.engine->stand_ins();
+  if (stand_ins.lowered + stand_ins.skipped + stand_ins.bridged() == 0) return;
+  std::printf("experts: %llu lowered and %llu skipped on a miss, %llu bridged\n",
+              static_cast<unsigned long long>(stand_ins.lowered), static_cast<unsigned long long>(stand_ins.skipped),
+              static_cast<unsigned long long>(stand_ins.bridged()));
 }
 
 Status CheckGateOptions(const cli::Command& command) {
@@ -158,7 +180,7 @@ Status Eval(int argc, char** argv) {
   Divergence divergence;
   MOEPACK_RETURN_IF_ERROR(Compare(command, session, tokens, chunks, base, &divergence));
   const DivergenceReport report = divergence.Report();
-  PrintReport(command, report, on_calibration_text);
+  PrintReport(command, session, report, on_calibration_text);
   return CheckGates(command, report);
 }
 

@@ -97,7 +97,7 @@ def unknown_blob_kind(build):
 
 
 add("R-205", "enum_blob_kind_8", unknown_blob_kind, attack="type or shape lies")
-add("R-206", "zero_written_out", manifest(swap(EPOCH, EPOCH + b"\x38\x00")), attack=MALLEABLE)
+add("R-206", "zero_written_out", manifest(swap(EPOCH, b"\x20\x03\x28\x00")), attack=MALLEABLE)
 add("R-206", "false_written_out", blob(PROGRAM, lambda data: b"\x28\x00".join(data.rsplit(b"\x28\x01", 1))),
     attack=MALLEABLE)
 add("R-206", "empty_name_written_out", manifest(swap(b"\x12\x06vector", b"\x12\x00")), attack=MALLEABLE)

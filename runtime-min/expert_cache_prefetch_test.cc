@@ -1,6 +1,6 @@
 #include <gtest/gtest.h>
 
-#include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <map>
 #include <mutex>
@@ -14,6 +14,8 @@ namespace moepack::runtime {
 namespace {
 
 using testing::FakeSource;
+
+constexpr std::chrono::seconds kPatience(20);  // what should happen has failed to by then
 
 // Stops threads that read a chosen expert until it is opened.
 class Gate {
@@ -35,7 +37,11 @@ class Gate {
   }
   void WaitForReads(uint32_t table, uint32_t expert, int reads) {
     std::unique_lock lock(mutex_);
-    changed_.wait(lock, [&] { return reads_[{table, expert}] >= reads; });
+    EXPECT_TRUE(changed_.wait_for(lock, kPatience,
+                                  [&] {
+                                    return reads_[{table, expert}] >= reads;
+                                  }))
+        << table << ":" << expert;
   }
   int reads(uint32_t table, uint32_t expert) {
     std::lock_guard lock(mutex_);
@@ -77,11 +83,14 @@ class ExpertCachePrefetch : public ::testing::Test {
   }
   // Lanes start with a Pin, and what they have done is taken over by the next.
   static void PinNothing(ExpertCache& cache) { ASSERT_EQ(cache.Pin(0, {}).value(), 0u); }
+  static void PinUntilResident(ExpertCache& cache, uint32_t table, uint32_t expert) {
+    const auto end = std::chrono::steady_clock::now() + kPatience;
+    while (!cache.IsResident(table, expert) && std::chrono::steady_clock::now() < end) PinNothing(cache);
+    ASSERT_TRUE(cache.IsResident(table, expert)) << table << ":" << expert;
+  }
   static void ExpectAndLoad(ExpertCache& cache, uint32_t table, const std::vector<uint32_t>& experts) {
     cache.Expect(table, experts);
-    for (const uint32_t e : experts) {
-      while (!cache.IsResident(table, e)) PinNothing(cache);
-    }
+    for (const uint32_t e : experts) PinUntilResident(cache, table, e);
   }
   // Of all resident experts; none are merged.
   uint64_t Bytes(const ExpertCache& cache) const {
@@ -238,7 +247,7 @@ TEST_F(ExpertCachePrefetch, AWrongGuessEvictsNothingThatIsNeeded) {
   const uint32_t guesses[] = {0, 3, 5, 1};
   cache.Expect(1, guesses);
   ASSERT_TRUE(Use(cache, 0, {3}).ok());
-  while (!cache.IsResident(1, 3)) PinNothing(cache);
+  PinUntilResident(cache, 1, 3);
   for (int i = 0; i < 20; ++i) PinNothing(cache);
   EXPECT_FALSE(cache.IsResident(0, 5)) << "nobody needed it";
   EXPECT_TRUE(cache.IsResident(0, 0) && cache.IsResident(0, 3) && cache.IsResident(1, 0) && cache.IsResident(1, 3));

@@ -99,11 +99,13 @@ nlohmann::json ReportJson(const DivergenceReport& r, bool on_calibration_text) {
 nlohmann::json StandInsJson(const Session& session) {
   runtime::RunMetrics metrics;
   FillFromEngine(*session.engine, &metrics);
+  const nlohmann::json all = MetricsJson(metrics);  // items() refers to it
   nlohmann::json out;
-  for (const auto& [key, value] : MetricsJson(metrics).items()) {
-    if (key == "hit_rate" || key == "expert_hits" || key == "expert_misses" || key == "expert_bytes_read" || key.starts_with("experts_lowered") || key.starts_with("experts_skipped") ||
-        key.starts_with("experts_bridged"))
+  for (const auto& [key, value] : all.items()) {
+    if (key == "hit_rate" || key == "expert_hits" || key == "expert_misses" || key == "expert_bytes_read" ||
+        key.starts_with("experts_lowered") || key.starts_with("experts_skipped") || key.starts_with("experts_bridged")) {
       out[key] = value;
+    }
   }
   return out;
 }

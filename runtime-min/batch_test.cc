@@ -226,25 +226,33 @@ TEST(Batch, ARefusedBatchLeavesEverySequence) {
   EXPECT_TRUE(engine->Run(some(1), 1).ok());
 }
 
+// After some tokens, in the memory of one token's experts: what is loaded for the batch cannot be there before.
 TEST(Batch, ADamagedExpertFailsTheBatchAndLeavesEverySequence) {
-  const Program& program = Programs()[0];
+  constexpr size_t kBefore = 9;
   ThreadPool pool(2);
-  auto source = ToyUnits(program, "i8g64");
-  testing::FakeSource* units = source.get();
-  auto engine = Engine::Create(std::move(source), pool, {.context = 256, .sequences = 2});
-  ASSERT_TRUE(engine.ok());
-  const std::vector<int32_t> text = Text(0);
-  const SequenceId other = (*engine)->OpenSequence().value();
-  const std::vector<SequenceTokens> batch = {{kFirstSequence, std::span(text).first(20)}, {other, std::span(text).first(7)}};
-  for (uint32_t e = 0; e < 7; ++e) units->broken.insert({1, e});
-  EXPECT_EQ((*engine)->RunBatch(batch).code(), ErrorCode::kDigest);
-  EXPECT_EQ((*engine)->position(other), 0u);
-  EXPECT_EQ((*engine)->used_state_bytes(), 0u);
-  units->broken.clear();
-  ASSERT_TRUE((*engine)->RunBatch(batch).ok());
-  const std::vector<float> logits((*engine)->logits().begin(), (*engine)->logits().end()), alone = Alone(program, text);
-  EXPECT_EQ(Rows(logits, 0, 1), Rows(alone, 19, 20));
-  EXPECT_EQ(Rows(logits, 1, 2), Rows(alone, 6, 7));
+  for (const Program& program : Programs()) {
+    auto source = ToyUnits(program, "i8g64");
+    testing::FakeSource* units = source.get();
+    const uint64_t ram = MakeEngine(program, pool, {})->experts().minimum_bytes();
+    const auto engine = Engine::Create(std::move(source), pool, {.expert_ram_bytes = ram, .context = 256, .sequences = 2});
+    ASSERT_TRUE(engine.ok());
+    const std::vector<int32_t> text = Text(0);
+    const SequenceId other = (*engine)->OpenSequence().value();
+    ASSERT_TRUE((*engine)->Prefill(std::span(text).first(kBefore)).ok());
+    const uint64_t used = (*engine)->used_state_bytes();
+    const std::vector<SequenceTokens> batch = {{kFirstSequence, std::span(text).subspan(kBefore, 20)},
+                                               {other, std::span(text).first(7)}};
+    for (uint32_t e = 0; e < 7; ++e) units->broken.insert({1, e});
+    EXPECT_EQ((*engine)->RunBatch(batch).code(), ErrorCode::kDigest);
+    EXPECT_EQ((*engine)->position(), kBefore);
+    EXPECT_EQ((*engine)->position(other), 0u);
+    EXPECT_EQ((*engine)->used_state_bytes(), used);
+    units->broken.clear();
+    ASSERT_TRUE((*engine)->RunBatch(batch).ok());
+    const std::vector<float> logits((*engine)->logits().begin(), (*engine)->logits().end()), alone = Alone(program, text);
+    EXPECT_EQ(Rows(logits, 0, 1), Rows(alone, kBefore + 19, kBefore + 20));
+    EXPECT_EQ(Rows(logits, 1, 2), Rows(alone, 6, 7));
+  }
 }
 
 }  // namespace

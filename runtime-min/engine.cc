@@ -177,7 +177,6 @@ Status Engine::CreateState() {
   options.sequences = options_.sequences;
   options.context = options_.context;
   options.positions = options_.state_tokens;
-  options.tile_tokens = options_.tile_tokens;
   options.kv = options_.kv;
   MOEPACK_ASSIGN_OR_RETURN(state_, SequenceState::Create(source_->program(), options));
   MOEPACK_ASSIGN_OR_RETURN([[maybe_unused]] const SequenceId first, state_->Open());

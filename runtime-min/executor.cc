@@ -22,6 +22,8 @@ Result<std::unique_ptr<Executor>> Executor::Create(const Program& program, const
   MOEPACK_ASSIGN_OR_RETURN(
       MoeExecutor moe, MoeExecutor::Create(program, cache, pool, options.isa, options.tile_tokens, options.stand_ins));
   executor->runs_.reserve(options.tile_tokens);
+  executor->previous_row_.resize(options.tile_tokens);
+  executor->last_row_.resize(state.sequences().capacity());
   executor->moe_ = std::make_unique<MoeExecutor>(std::move(moe));
   if (options.prefetch > 0) {
     MOEPACK_ASSIGN_OR_RETURN(executor->predictor_,
@@ -58,6 +60,7 @@ Status Executor::CreateRotaryTables() {
 Status Executor::Run(std::span<const TileToken> tokens, uint32_t logit_rows) {
   tokens_ = tokens;
   prepared_ = kNone;
+  LinkRows();
   for (RotaryTable& table : rotary_) {
     for (size_t t = 0; t < tokens.size(); ++t) {
       RotaryAngles(*table.node, table.longer, tokens[t].position, table.cos_sin.data() + t * table.node->rotary_dim);
@@ -71,6 +74,15 @@ Status Executor::Run(std::span<const TileToken> tokens, uint32_t logit_rows) {
   }
   logits_ = {Row(program_.output, wanted), Width(program_.output) * logit_rows};
   return Status::Ok();
+}
+
+void Executor::LinkRows() {
+  for (const TileToken& token : tokens_) last_row_[token.sequence] = kNone;
+  for (uint32_t row = 0; row < tokens_.size(); ++row) {
+    uint32_t& last = last_row_[tokens_[row].sequence];
+    previous_row_[row] = last;
+    last = row;
+  }
 }
 
 Status Executor::RunStep(const Step& step, Rows rows) {
@@ -294,20 +306,44 @@ void Executor::RunConcat(const Node& node, Rows rows) {
   });
 }
 
-// Inputs of every token are stored, also when the output of few or none is wanted.
+// Up to `most` inputs of a token and those before it in its sequence, the newest first; in [tile, channels]: those of the
+// run.
+size_t Executor::LastInputs(const ConvolutionState& state, const float* in, uint32_t row, uint64_t most,
+                            ConvolutionInputs* inputs) const {
+  const TileToken& token = tokens_[row];
+  const size_t count = std::min<uint64_t>(most, uint64_t{token.position} + 1);
+  for (uint32_t i = 0; i < count; ++i) {
+    if (row == kNone) {
+      (*inputs)[i] = state.input(token.sequence, token.position - i);
+    } else {
+      (*inputs)[i] = in + row * state.channels();
+      row = previous_row_[row];
+    }
+  }
+  return count;
+}
+
+// The last inputs of every sequence are stored, also when the output of few or none of its tokens is wanted.
 void Executor::RunConvolution(const Node& node, Rows rows) {
   ConvolutionState& state = state_.inputs(node.convolution.state_slot);
   const uint64_t channels = Width(node.output);
-  const Rows all{0, tokens_.size()};
-  const float* in = Row(node.inputs[0], all);
-  ForEach(pool_, all.count, channels,
-          [&](size_t t) { state.Store(tokens_[t].sequence, tokens_[t].position, in + t * channels); });
+  const float* in = Row(node.inputs[0], {0, tokens_.size()});
   const float* weight = weights_.convolution(node.convolution.weight);
   const float* bias = weights_.vector(node.convolution.bias);
   float* out = Row(node.output, rows);
   ForEach(pool_, rows.count, channels * state.width(), [&](size_t i) {
-    const TileToken& token = tokens_[rows.begin + i];
-    state.Convolve(token.sequence, token.position, weight, bias, out + i * channels);
+    ConvolutionInputs inputs;
+    const size_t count = LastInputs(state, in, static_cast<uint32_t>(rows.begin + i), state.width(), &inputs);
+    Convolve(std::span(inputs).first(count), state.width(), channels, weight, bias, out + i * channels);
+  });
+  ForEach(pool_, tokens_.size(), channels, [&](size_t t) {
+    const TileToken& token = tokens_[t];
+    if (last_row_[token.sequence] != t) return;
+    ConvolutionInputs inputs;
+    const size_t count = LastInputs(state, in, static_cast<uint32_t>(t), state.width() - 1, &inputs);
+    for (uint32_t i = 0; i < count; ++i) {
+      std::memcpy(state.next_input(token.sequence, token.position - i), inputs[i], channels * sizeof(float));
+    }
   });
 }
 

@@ -44,9 +44,9 @@ class Executor {
   static Result<std::unique_ptr<Executor>> Create(const Program& program, const DenseWeights& weights, SequenceState& state,
                                                   ExpertCache& cache, ThreadPool& pool, const ExecutorOptions& options);
 
-  // 1..tile_tokens tokens in any order; for each the state has room, and every position before it is in the state or in the
-  // tile. Computes logits of the last `logit_rows` tokens, none when 0. Allocates nothing once scratch has grown to the
-  // largest tile.
+  // 1..tile_tokens tokens, those of a sequence in order; for each the state has room, and every position before it is in
+  // the state or in the tile. The caller advances the state. Computes logits of the last `logit_rows` tokens, none when 0.
+  // Allocates nothing once scratch has grown to the largest tile.
   Status Run(std::span<const TileToken> tokens, uint32_t logit_rows);
   // [logit_rows, vocab] of the last run, row-major.
   std::span<const float> logits() const { return logits_; }
@@ -84,6 +84,9 @@ class Executor {
   void RunNorm(const Node& node, Rows rows);
   void RunRotary(const Node& node, Rows rows);
   void RunAttention(const Node& node, Rows rows);
+  void LinkRows();
+  size_t LastInputs(const ConvolutionState& state, const float* in, uint32_t row, uint64_t most,
+                    ConvolutionInputs* inputs) const;
   void PlanAttention(const AttentionNode& attention, Rows rows);
   Status RunMoe(const Node& node, Rows rows);
   void RunElementwise(const Node& node, Rows rows);
@@ -102,7 +105,9 @@ class Executor {
   ExecutorOptions options_;
   Plan plan_;
   FloatBuffer arena_;
-  std::span<const TileToken> tokens_;  // of the run
+  std::span<const TileToken> tokens_;   // of the run
+  std::vector<uint32_t> previous_row_;  // by row: that of the token before it in its sequence; kNone: before the run
+  std::vector<uint32_t> last_row_;      // by sequence: of its last token in the run; kNone: not in it
   std::vector<RotaryTable> rotary_;
   std::vector<uint32_t> rotary_table_;  // by node
   std::unique_ptr<MoeExecutor> moe_;

@@ -20,7 +20,7 @@ Status SequenceState::CreateSlots(const SequenceStateOptions& options) {
     if (node.kind == NodeKind::kConvolution) {
       const TensorDecl& weight = program_.tensors[node.convolution.weight];
       MOEPACK_ASSIGN_OR_RETURN(inputs_[node.convolution.state_slot],
-                               ConvolutionState::Create(weight.rows, weight.cols, options.tile_tokens, options.sequences));
+                               ConvolutionState::Create(weight.rows, weight.cols, options.sequences));
     }
     if (node.kind != NodeKind::kAttention) continue;
     MOEPACK_ASSIGN_OR_RETURN(caches_[node.attention.state_slot],
@@ -40,9 +40,7 @@ Result<SequenceId> SequenceState::Fork(SequenceId from, uint32_t positions) {
                   StrFormat("sequence %u has %u tokens: a model with convolutions shares all of them or none", from, there));
   }
   MOEPACK_ASSIGN_OR_RETURN(const SequenceId id, sequences_.Fork(from, positions));
-  for (ConvolutionState& inputs : inputs_) {
-    if (inputs.size_bytes() > 0) inputs.Copy(from, id);
-  }
+  for (ConvolutionState& inputs : inputs_) inputs.Copy(from, id);
   return id;
 }
 
@@ -52,6 +50,13 @@ Status SequenceState::Extend(SequenceId id, uint32_t tokens) {
     if (copy && cache.block_bytes() > 0) cache.CopyBlock(*copy);
   }
   return Status::Ok();
+}
+
+void SequenceState::Advance(SequenceId id, uint32_t tokens) {
+  sequences_.Advance(id, tokens);
+  for (ConvolutionState& inputs : inputs_) {
+    if (inputs.width() > 0) inputs.Advance(id);
+  }
 }
 
 uint64_t SequenceState::block_bytes() const {
@@ -69,7 +74,7 @@ uint64_t SequenceState::convolution_bytes() const {
 Result<uint64_t> SequenceState::SavedBytes(uint32_t positions) const {
   CheckedU64 bytes = CheckedU64(block_bytes()) * CheckedU64(CeilDiv(positions, kBlockPositions));
   for (const ConvolutionState& inputs : inputs_) {
-    if (inputs.size_bytes() > 0) bytes = bytes + CheckedU64(inputs.kept(positions)) * CheckedU64(inputs.input_bytes());
+    bytes = bytes + CheckedU64(inputs.kept(positions)) * CheckedU64(inputs.channels() * sizeof(float));
   }
   if (!bytes.valid()) return Status(ErrorCode::kLimit, StrFormat("the state of %u tokens: size overflows", positions));
   return bytes.value();
@@ -87,7 +92,8 @@ Status SequenceState::Write(SequenceId id, const std::function<Status(ByteSpan)>
     }
     const ConvolutionState& inputs = inputs_[slot];
     for (uint32_t at = positions - inputs.kept(positions); at < positions; ++at) {
-      MOEPACK_RETURN_IF_ERROR(sink(inputs.input(id, at)));
+      const auto* input = reinterpret_cast<const uint8_t*>(inputs.input(id, at));
+      MOEPACK_RETURN_IF_ERROR(sink({input, inputs.channels() * sizeof(float)}));
     }
   }
   return Status::Ok();
@@ -101,7 +107,8 @@ Status SequenceState::Read(SequenceId id, uint32_t positions, const std::functio
     }
     ConvolutionState& inputs = inputs_[slot];
     for (uint32_t at = positions - inputs.kept(positions); at < positions; ++at) {
-      MOEPACK_RETURN_IF_ERROR(source(inputs.input(id, at)));
+      auto* input = reinterpret_cast<uint8_t*>(inputs.next_input(id, at));
+      MOEPACK_RETURN_IF_ERROR(source({input, inputs.channels() * sizeof(float)}));
     }
   }
   return Status::Ok();

@@ -18,9 +18,8 @@ namespace moepack::runtime {
 
 struct SequenceStateOptions {
   uint32_t sequences = 1;
-  uint32_t context = 0;      // longest sequence
-  uint64_t positions = 0;    // of all sequences together
-  uint32_t tile_tokens = 0;  // most tokens a run
+  uint32_t context = 0;    // longest sequence
+  uint64_t positions = 0;  // of all sequences together
   KvFormat kv = KvFormat::kF32;
 };
 
@@ -39,7 +38,8 @@ class SequenceState {
   // Room for `tokens` more positions of `id`, which may be written then. kLimit: as before.
   Status Extend(SequenceId id, uint32_t tokens);
   void Trim(SequenceId id) { sequences_.Trim(id); }
-  void Advance(SequenceId id, uint32_t tokens) { sequences_.Advance(id, tokens); }
+  // `id` has `tokens` positions more, whose state was written.
+  void Advance(SequenceId id, uint32_t tokens);
 
   // Bytes of the state of a sequence of `positions` positions, as Write gives and Read takes it: by slot, of an attention
   // the blocks of the positions, of a convolution its last inputs by position. kLimit on overflow.

@@ -26,21 +26,26 @@ KERNEL_CODECS = "i8g64,i6g64,i5g64,i4g64,i4mg64,i4mg32,i3g64,i3mg64,i2mg32,bf16"
 THREADS, PROMPT, DECODE = 2, 512, 64
 
 
-def prepare(work, peer_bin, pairs):
-    work.mkdir(parents=True, exist_ok=True)
-    model, key = work / "olmoe", work / "key.pem"
+def prepare_bundle(work, codec):
+    """DIR/CODEC.moeb of OLMoE's shape, and the trust file beside it."""
+    model, key, bundle = work / "olmoe", work / "key.pem", work / f"{codec}.moeb"
     if not model.exists():
         run(sys.executable, ROOT / "tests/bench/olmoe_shape.py", model)
     if not key.exists():
         run(MOEPACK, "pack", "keygen", "-o", key, "--trust", work / "trust.json")
+    if not bundle.exists():
+        run(MOEPACK, "compress", model, "--codec", codec, "-o", work / f"dir-{codec}")
+        run(MOEPACK, "pack", work / f"dir-{codec}", "--key", key, "--zstd-level", 1, "-o", bundle)
+
+
+def prepare(work, peer_bin, pairs):
+    work.mkdir(parents=True, exist_ok=True)
     for codec, peer in pairs:
-        bundle, gguf = work / f"{codec}.moeb", work / f"{peer}.gguf"
-        if not bundle.exists():
-            run(MOEPACK, "compress", model, "--codec", codec, "-o", work / f"dir-{codec}")
-            run(MOEPACK, "pack", work / f"dir-{codec}", "--key", key, "--zstd-level", 1, "-o", bundle)
+        prepare_bundle(work, codec)
+        gguf = work / f"{peer}.gguf"
         if not gguf.exists():
             if not (work / "f16.gguf").exists():
-                run(MOEPACK, "export", model, "--gguf", "--type", "f16", "-o", work / "f16.gguf")
+                run(MOEPACK, "export", work / "olmoe", "--gguf", "--type", "f16", "-o", work / "f16.gguf")
             run(peer_bin / "llama-quantize", work / "f16.gguf", gguf, peer, THREADS)
 
 

@@ -234,13 +234,14 @@ TEST(Batch, ADamagedExpertFailsTheBatchAndLeavesEverySequence) {
     auto source = ToyUnits(program, "i8g64");
     testing::FakeSource* units = source.get();
     const uint64_t ram = MakeEngine(program, pool, {})->experts().minimum_bytes();
-    const auto engine = Engine::Create(std::move(source), pool, {.expert_ram_bytes = ram, .context = 256, .sequences = 2});
+    const auto engine =
+        Engine::Create(std::move(source), pool, {.expert_ram_bytes = ram, .context = 256, .logit_rows = 21, .sequences = 2});
     ASSERT_TRUE(engine.ok());
     const std::vector<int32_t> text = Text(0);
     const SequenceId other = (*engine)->OpenSequence().value();
     ASSERT_TRUE((*engine)->Prefill(std::span(text).first(kBefore)).ok());
     const uint64_t used = (*engine)->used_state_bytes();
-    const std::vector<SequenceTokens> batch = {{kFirstSequence, std::span(text).subspan(kBefore, 20)},
+    const std::vector<SequenceTokens> batch = {{kFirstSequence, std::span(text).subspan(kBefore, 20), 20},
                                                {other, std::span(text).first(7)}};
     for (uint32_t e = 0; e < 7; ++e) units->broken.insert({1, e});
     EXPECT_EQ((*engine)->RunBatch(batch).code(), ErrorCode::kDigest);
@@ -250,8 +251,8 @@ TEST(Batch, ADamagedExpertFailsTheBatchAndLeavesEverySequence) {
     units->broken.clear();
     ASSERT_TRUE((*engine)->RunBatch(batch).ok());
     const std::vector<float> logits((*engine)->logits().begin(), (*engine)->logits().end()), alone = Alone(program, text);
-    EXPECT_EQ(Rows(logits, 0, 1), Rows(alone, kBefore + 19, kBefore + 20));
-    EXPECT_EQ(Rows(logits, 1, 2), Rows(alone, 6, 7));
+    EXPECT_EQ(Rows(logits, 0, 20), Rows(alone, kBefore, kBefore + 20));
+    EXPECT_EQ(Rows(logits, 20, 21), Rows(alone, 6, 7));
   }
 }
 

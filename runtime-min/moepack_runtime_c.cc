@@ -22,7 +22,8 @@ Status CopyText(std::string_view text, char* out, size_t capacity, size_t* bytes
   if (bytes == nullptr || (out == nullptr && capacity != 0)) return Usage("text and its size must be set");
   *bytes = text.size();
   if (text.size() > capacity) return Status(ErrorCode::kLimit, StrFormat("the text has %zu bytes", text.size()));
-  if (!text.empty()) std::memcpy(out, text.data(), text.size());
+  if (out == nullptr) return Status::Ok();
+  std::memcpy(out, text.data(), text.size());
   if (text.size() < capacity) out[text.size()] = '\0';
   return Status::Ok();
 }

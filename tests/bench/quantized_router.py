@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What routers of 8 bits cost on wren, their inputs quantized too: KLD, and how often they choose the same experts as routers of 16
+"""What routers of 8 bits cost on wren, with their inputs in 15 bits as the kernels take them: KLD, and how often they choose the same experts as routers of 16
 bits. Fills a section of docs/results/runtime.md. Needs a release build:
 
     python3 tests/bench/quantized_router.py --work DIR [--chunks 16]"""

@@ -3,7 +3,7 @@ skipped on request."""
 import json
 import sys
 
-from harness import SOURCE, TRUST, WORK, WREN, DeviceCase, run
+from harness import SOURCE, TEXT, TRUST, WORK, WREN, DeviceCase, run
 
 sys.path.insert(0, str(SOURCE / "tests/vectors"))
 from second_reader import Bundle  # noqa: E402
@@ -129,6 +129,18 @@ class StandIns(DeviceCase):
         pack = ("pack", WORK / "dir-i4g64", "--key", WORK / "key.pem", "-o", self.dir / "no.moeb")
         for steps, says in (("lower", "second_precision"), ("twin", "twins"), ("lower,retry", "in this order"), ("dense", "renormalise")):
             self.assert_refused(*pack, "--unavailable", steps, status=2, says=says, output=self.dir / "no.moeb")
+
+    def test_eval_tells_what_misses_cost(self):
+        bundle, text = self.pack(), TEXT / "speech.eval.txt"
+        chunks = ("--data", text, "--ctx", 64, "--chunks", 2)
+        run("logits", WREN, *chunks, "-o", self.dir / "base.f32")
+        evaluate = ("run", "eval", bundle, "--trust", TRUST, "--base", self.dir / "base.f32", *chunks, "--tile", 1, "--json", "--quiet")
+        whole = run(*evaluate).json()
+        self.assertEqual(whole["experts_lowered"] + whole["experts_skipped"], 0)
+        self.assertEqual(run(*evaluate, "--expert-ram", "2MiB").json()["kld_mean"], whole["kld_mean"])
+        lossy = run(*evaluate, "--expert-ram", "2MiB", "--on-miss", "skip", "--miss-thresholds", "0.5,0.7").json()
+        self.assertGreater(lossy["experts_lowered"] * lossy["experts_skipped"], 0)
+        self.assertGreater(lossy["kld_mean"], whole["kld_mean"])
 
     def test_misses_are_lossy_only_when_asked_for(self):
         bundle = self.pack()

@@ -390,8 +390,7 @@ class Compressor {
   Result<std::vector<std::vector<ExpertEntry>>> MakeExperts() const {
     std::vector<RatedCodec> codecs;
     for (const PlanTensor& tensor : plan_.tensors) codecs.push_back(tensor.codec);
-    MOEPACK_ASSIGN_OR_RETURN(const ExpertIndex seconds,
-                             SecondUnits(program_, tensors_, codecs, recipe_.second_precision));
+    MOEPACK_ASSIGN_OR_RETURN(const ExpertIndex seconds, SecondUnits(program_, tensors_, codecs, recipe_.second_precision));
     std::vector<std::vector<ExpertEntry>> out;
     for (size_t t = 0; t < program_.expert_tables.size(); ++t) {
       const std::span<const std::optional<uint32_t>> twins =

@@ -12,7 +12,6 @@
 namespace moepack {
 namespace {
 
-
 // How many matrices lie between the block's inputs and each tensor: q 0, o 1, gate and up 2, down 3 in a usual decoder
 // layer. Two depths make a stage: attention is encoded first, and feed-forward matrices see inputs that it has rounded.
 // A stage for each depth costs two more runs of the block and changes the result by less than calibration noise.
@@ -359,7 +358,7 @@ class Replayer {
   Progress& progress_;
   const std::vector<TensorRef> tensors_;
   Forward forward_, full_forward_;
-  Stream stream_, full_stream_;  // compressed over all tokens; full over held-back ones
+  Stream stream_, full_stream_;   // compressed over all tokens; full over held-back ones
   std::vector<uint64_t> judged_;  // sequences held back
   TokenBatch held_back_;          // the same
   std::vector<Matrix> full_logits_;

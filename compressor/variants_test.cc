@@ -46,7 +46,8 @@ class VariantsTest : public ::testing::Test {
   void ExpectSameFolders(const std::string& a, const std::string& b) const {
     const auto names = *PosixEnv().List(folder_.At(a));
     EXPECT_EQ(names, *PosixEnv().List(folder_.At(b)));
-    for (const std::string& name : names) EXPECT_EQ(ReadAll(folder_.At(a + "/" + name)), ReadAll(folder_.At(b + "/" + name)));
+    for (const std::string& name : names)
+      EXPECT_EQ(ReadAll(folder_.At(a + "/" + name)), ReadAll(folder_.At(b + "/" + name)));
   }
 
   TempFolder folder_;

@@ -102,9 +102,9 @@ Result<Bytes> MakeProvenanceBlob(const ModelFolder& folder, const PackOptions& o
   if (text.empty()) return Bytes();
   MOEPACK_ASSIGN_OR_RETURN(const BuildRecord record, ParseBuildRecord(text));
   MOEPACK_ASSIGN_OR_RETURN(const BuildResult result, ResultOfFolder(folder));
-  const PackParameters parameters = {options.product,          options.version,    options.key_epoch,
-                                     options.security_counter, options.zstd_level, options.tool_version,
-                                     options.source_date_epoch,   options.unavailable};
+  const PackParameters parameters = {options.product,           options.version,    options.key_epoch,
+                                     options.security_counter,  options.zstd_level, options.tool_version,
+                                     options.source_date_epoch, options.unavailable};
   const std::string blob = MakeProvenance(record, parameters, result);
   return Bytes(blob.begin(), blob.end());
 }
@@ -165,7 +165,8 @@ Status CheckStandIns(const ModelFolder& folder, const std::vector<Unavailable>& 
     std::set<uint32_t> first;
     for (const ExpertEntry& expert : experts) first.insert(expert.variants[0].physical);
     for (const ExpertEntry& expert : experts) {
-      for (size_t v = 1; v < expert.variants.size(); ++v) (first.contains(expert.variants[v].physical) ? twin : lower) = true;
+      for (size_t v = 1; v < expert.variants.size(); ++v)
+        (first.contains(expert.variants[v].physical) ? twin : lower) = true;
     }
   }
   for (const Unavailable step : steps) {

@@ -19,8 +19,8 @@ Result<std::unique_ptr<Executor>> Executor::Create(const Program& program, const
   MOEPACK_ASSIGN_OR_RETURN(executor->plan_, MakePlan(program, options.tile_tokens, options.logit_rows));
   MOEPACK_ASSIGN_OR_RETURN(executor->arena_, FloatBuffer::Create(executor->plan_.arena_floats));
   MOEPACK_RETURN_IF_ERROR(executor->CreateRotaryTables());
-  MOEPACK_ASSIGN_OR_RETURN(
-      MoeExecutor moe, MoeExecutor::Create(program, cache, pool, options.isa, options.tile_tokens, options.stand_ins));
+  MOEPACK_ASSIGN_OR_RETURN(MoeExecutor moe,
+                           MoeExecutor::Create(program, cache, pool, options.isa, options.tile_tokens, options.stand_ins));
   executor->runs_.reserve(options.tile_tokens);
   executor->previous_row_.resize(options.tile_tokens);
   executor->last_row_.resize(state.sequences().capacity());

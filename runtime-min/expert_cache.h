@@ -24,7 +24,7 @@ struct ExpertCacheOptions {
   uint64_t start_bytes = UINT64_MAX;  // the budget at first; raised to what one token needs, lowered to the limit
   // The budget grows by kGrowthShare of the limit when fewer than this share of kGrowthLookups lookups found their expert.
   double grow_below = 0.9;
-  CachePolicy policy;  // valid
+  CachePolicy policy;                // valid
   bool preload_must_succeed = true;  // otherwise what cannot be read is left to whoever needs it
 };
 
@@ -63,7 +63,9 @@ class ExpertCache {
   Status Preload();
   bool IsResident(uint32_t table, uint32_t expert, uint32_t variant = 0) const;
   // Whether a first variant is resident or a lane is loading it.
-  bool IsComing(uint32_t table, uint32_t expert) const { return entry(table, expert).resident || entry(table, expert).loading; }
+  bool IsComing(uint32_t table, uint32_t expert) const {
+    return entry(table, expert).resident || entry(table, expert).loading;
+  }
   // `experts` (logical, most likely first) are expected when `table` is routed next, instead of those named before. They
   // leave last. Those that are not resident are loaded from the next Pin on, in the room of experts that the policy gives up
   // before them and nobody uses or expects; the others stay out. Does nothing before StartPrefetch.

@@ -24,7 +24,7 @@ struct RunMetrics {
   std::optional<uint64_t> expert_loads;          // experts read and verified, preloads included
   std::optional<uint64_t> expert_bytes_read;     // stored bytes of those
   // The expert cache since it was made.
-  std::optional<std::string> cache_policy;             // DescribeCachePolicy
+  std::optional<std::string> cache_policy;  // DescribeCachePolicy
   // Experts by what the router found: resident; resident since they were loaded ahead, and used for the first time; not
   // resident. Of those: being loaded ahead; named by the prediction.
   std::optional<uint64_t> expert_hits, experts_prefetched, expert_misses, experts_prefetched_late, experts_foreseen;
@@ -39,10 +39,10 @@ struct RunMetrics {
   // StandInStats
   std::optional<uint64_t> experts_lowered, experts_skipped;
   std::optional<uint64_t> experts_bridged_retry, experts_bridged_lower, experts_bridged_twin, experts_bridged_renormalise;
-  std::optional<uint64_t> peak_rss_bytes;             // of the process
-  std::optional<double> energy_joules;                // of the whole machine meanwhile
-  std::optional<std::string> energy_source;           // what told it
-  bool verified = false;                              // every byte used was checked against the signed manifest
+  std::optional<uint64_t> peak_rss_bytes;    // of the process
+  std::optional<double> energy_joules;       // of the whole machine meanwhile
+  std::optional<std::string> energy_source;  // what told it
+  bool verified = false;                     // every byte used was checked against the signed manifest
 };
 
 // Value at or below which `percent` of the samples lie (nearest rank); none for no samples. Sorts a copy.

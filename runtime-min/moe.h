@@ -95,8 +95,8 @@ class MoeExecutor {
   std::set<std::array<uint32_t, 3>> reported_;  // (table, expert, step)
   bool left_out_ = false;                       // some choice of this run has no row
   Status left_out_because_;                     // of the last one that could not be read
-  Biases biases_;            // of the node that runs
-  size_t bias_columns_ = 0;  // of its gate and up biases
+  Biases biases_;                               // of the node that runs
+  size_t bias_columns_ = 0;                     // of its gate and up biases
   bool weight_on_input_ = false;
   std::vector<float> scores_;  // [tile, 2 * experts], scratch of routing
   // By token * k + choice.

@@ -80,8 +80,7 @@ Status MoeExecutor::Bridge(const MoeNode& node, const Status& failure, size_t in
       return Status::Ok();
     }
     if (step == Unavailable::kLower && !group.twin) next = stand_ins_.NextOwn(node.table, group.expert, group.variant);
-    if (step == Unavailable::kTwin)
-      next = stand_ins_.NextTwin(node.table, group.expert, group.twin ? group.variant : 0);
+    if (step == Unavailable::kTwin) next = stand_ins_.NextTwin(node.table, group.expert, group.twin ? group.variant : 0);
     if (next) {
       ReportBridge(group, node.table, step, failure);
       return use(*next, step == Unavailable::kTwin);

@@ -26,9 +26,9 @@ enum class OnMiss : uint8_t {
   kSkip,   // the same, and leave it out where it matters least
 };
 
-// HOBBIT (arXiv 2411.01433): with a token's chosen experts sorted by falling weight, s of an expert is the sum of the weights
-// before it over the sum of all. s <= lower_above: the expert itself; s <= skip_above, or kLower: its lower precision, where
-// the bundle has one; above: nothing. The first of a token always has s = 0.
+// HOBBIT (arXiv 2411.01433): with a token's chosen experts sorted by falling weight, s of an expert is the sum of the
+// weights before it over the sum of all. s <= lower_above: the expert itself; s <= skip_above, or kLower: its lower
+// precision, where the bundle has one; above: nothing. The first of a token always has s = 0.
 struct MissPolicy {
   OnMiss on_miss = OnMiss::kLoad;
   double lower_above = 0.6, skip_above = 0.9;  // HOBBIT's on Mixtral

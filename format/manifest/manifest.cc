@@ -121,7 +121,8 @@ Result<Manifest> ParseManifest(ByteSpan bytes) {
   out.key_epoch = message.key_epoch();
   out.security_counter = message.security_counter();
   out.required_features.assign(message.required_features().begin(), message.required_features().end());
-  for (const uint32_t step : message.unavailable()) out.unavailable.push_back(static_cast<Unavailable>(std::min(step, 255u)));
+  for (const uint32_t step : message.unavailable())
+    out.unavailable.push_back(static_cast<Unavailable>(std::min(step, 255u)));
   out.file_bytes = message.file_bytes();
   out.chunk_count = message.chunk_count();
   for (const wire::Blob& blob : message.blobs()) {

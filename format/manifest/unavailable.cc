@@ -41,8 +41,9 @@ Result<std::vector<Unavailable>> ParseUnavailable(std::string_view text) {
       if (name == UnavailableName(step) && step > before) out.push_back(step);
     }
     if (out.empty() || out.back() == before) {
-      return Status(ErrorCode::kUsage, "'" + std::string(text) + "': expected fail, or some of retry, lower, twin, renormalise "
-                                       "in this order with commas between them");
+      return Status(ErrorCode::kUsage, "'" + std::string(text) +
+                                           "': expected fail, or some of retry, lower, twin, renormalise "
+                                           "in this order with commas between them");
     }
   }
   return out;

@@ -165,14 +165,10 @@ uint64_t MostProvenanceBytes(const BuildRecord& record, const BuildResult& resul
   static constexpr int kHighestLevel = 22;
   const std::string longest(kMaxManifestTextBytes, 'x'), digest(2 * DigestBytes().size(), '0');
   const PackParameters pack = {
-      longest,
-      longest,
-      UINT64_MAX,
-      UINT64_MAX,
-      kHighestLevel,
-      record.tool_version,
-      kMaxSourceDate,
-      {Unavailable::kRetry, Unavailable::kLower, Unavailable::kTwin, Unavailable::kRenormalise}};
+      longest,        longest,
+      UINT64_MAX,     UINT64_MAX,
+      kHighestLevel,  record.tool_version,
+      kMaxSourceDate, {Unavailable::kRetry, Unavailable::kLower, Unavailable::kTwin, Unavailable::kRenormalise}};
   BuildResult filled = result;
   for (NamedDigest& subject : filled.subjects) subject.sha256 = digest;
   filled.errors = digest;

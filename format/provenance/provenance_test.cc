@@ -81,7 +81,8 @@ TEST_F(ProvenanceTest, RecordNamesWhatIsWrong) {
 TEST_F(ProvenanceTest, BlobSaysAllThatARebuildNeeds) {
   for (const std::optional<uint64_t> date : {std::optional<uint64_t>(), std::optional<uint64_t>(1700000000)}) {
     pack_.source_date_epoch = date;
-    pack_.unavailable = date ? std::vector<Unavailable>{Unavailable::kRetry, Unavailable::kTwin} : std::vector<Unavailable>();
+    pack_.unavailable =
+        date ? std::vector<Unavailable>{Unavailable::kRetry, Unavailable::kTwin} : std::vector<Unavailable>();
     const std::string blob = MakeProvenance(record_, pack_, result_);
     const Result<RecordedBuild> build = ParseProvenance(AsBytes(blob));
     ASSERT_TRUE(build.ok()) << build.status().message();
@@ -127,7 +128,13 @@ TEST_F(ProvenanceTest, LengthIsKnownBeforehand) {
     EXPECT_EQ(MakeProvenance(record_, pack_, result_).size(), length) << kld;
     EXPECT_LE(length, MostProvenanceBytes(record_, planned));
   }
-  pack_ = {std::string(64, 'p'), std::string(64, 'v'), UINT64_MAX, UINT64_MAX, 22, "0.1.0", kMaxSourceDate,
+  pack_ = {std::string(64, 'p'),
+           std::string(64, 'v'),
+           UINT64_MAX,
+           UINT64_MAX,
+           22,
+           "0.1.0",
+           kMaxSourceDate,
            {Unavailable::kRetry, Unavailable::kLower, Unavailable::kTwin, Unavailable::kRenormalise}};
   EXPECT_EQ(MakeProvenance(record_, pack_, result_).size(), MostProvenanceBytes(record_, planned));
 }

@@ -84,7 +84,8 @@ Status ReadMissOptions(const cli::Command& command, runtime::MissPolicy* misses)
     if (action != "load") misses->on_miss = action == "lower" ? runtime::OnMiss::kLower : runtime::OnMiss::kSkip;
   }
   if (!command.Has("miss-thresholds")) return Status::Ok();
-  if (misses->on_miss == runtime::OnMiss::kLoad) return Status(ErrorCode::kUsage, "--miss-thresholds needs --on-miss lower or skip");
+  if (misses->on_miss == runtime::OnMiss::kLoad)
+    return Status(ErrorCode::kUsage, "--miss-thresholds needs --on-miss lower or skip");
   return ReadThresholds(command.Get<std::string>("miss-thresholds"), misses);
 }
 
@@ -172,8 +173,8 @@ void AddSessionOptions(cli::Command* command) {
       "matters less) or skip (also leave it out where it matters least); lower and skip change results")(
       "miss-thresholds", po::value<std::string>(),
       "shares of a token's gate weight, before an expert in order of weight, above which it is lowered and skipped (default "
-      "0.6,0.9)")(
-      "tile", po::value<uint32_t>(), "tokens computed at once in prefill (default 256, 128 where all logits are wanted)")(
+      "0.6,0.9)")("tile", po::value<uint32_t>(),
+                  "tokens computed at once in prefill (default 256, 128 where all logits are wanted)")(
       "kv", po::value<uint32_t>(),
       "bits of the keys and values of a sequence: 32 (default), or 8 for about a quarter of the memory")(
       "isa", po::value<std::string>(), "kernels to use instead of the best: scalar, avx2, avx512-vnni, neon-dot");

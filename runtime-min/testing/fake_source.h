@@ -130,7 +130,7 @@ class FakeSource final : public runtime::UnitSource {
   std::vector<Unavailable> policy;
   std::function<void(uint32_t table, uint32_t physical)> before_read;  // of an expert, on the thread that reads it
   std::set<std::pair<uint32_t, uint32_t>> broken;                      // experts whose chunks fail their digest
-  std::map<std::pair<uint32_t, uint32_t>, std::atomic<int>> missing;  // cannot be read as many times as it says
+  std::map<std::pair<uint32_t, uint32_t>, std::atomic<int>> missing;   // cannot be read as many times as it says
 
  private:
   static void AddMatrices(const ExpertTableDecl& decl, uint32_t table, uint32_t expert, const Codec& codec,

@@ -59,9 +59,9 @@ Status PrintTable(char** argv, const Node& node, const std::vector<int32_t>& tok
   runtime::EngineOptions options;
   options.tile_tokens = options.logit_rows = kTile;
   options.context = static_cast<uint32_t>(ctx);
-  MOEPACK_ASSIGN_OR_RETURN(const auto engine,
-                           runtime::Engine::Create(std::make_unique<RouterSource>(std::move(bundle), node.inputs[1]), pool,
-                                                   options));
+  MOEPACK_ASSIGN_OR_RETURN(
+      const auto engine,
+      runtime::Engine::Create(std::make_unique<RouterSource>(std::move(bundle), node.inputs[1]), pool, options));
   for (uint64_t begin = 0; begin + ctx <= tokens.size() && begin < chunks * ctx; begin += ctx) {
     engine->Reset();
     for (uint64_t at = begin; at < begin + ctx;) {

@@ -2,14 +2,16 @@
 """Several sequences that decode together, long prompts, and keys and values in 8 bits; writes its section of docs/results/runtime.md. Needs
 a release build and numpy:
 
-    python3 tests/bench/sequences.py --work DIR [--rounds 7] [--codec i4mg64]
+    python3 tests/bench/sequences.py --work DIR [--rounds 7] [--codec i4mg64] [--sequences 1,2,4,8,16] [--prompts 512,2048]
 
 DIR is that of tests/bench/runtime.py: the bundle of OLMoE's shape is taken from it, or made there (6 GB). One process a figure, 2 threads,
-settings in turn; figures are medians over the rounds."""
+settings in turn; figures are medians over the rounds. Processor time is that of a process less that of one which does not decode, or not
+prefill that much: it tells settings apart also on a busy machine."""
 import argparse
 import json
 import os
 import pathlib
+import resource
 import statistics
 import sys
 
@@ -17,8 +19,8 @@ import bench_lib
 import runtime
 from bench_lib import run
 
-SEQUENCES, PROMPTS, KV_BITS = (1, 2, 4, 8, 16), (512, 2048), (32, 8)
-THREADS, PROMPT, DECODE = 2, 32, 32
+KV_BITS = (32, 8)
+THREADS, REPEATS, PROMPT, DECODE = 2, 2, 32, 128
 
 
 def prepare(work, codec):
@@ -29,22 +31,41 @@ def prepare(work, codec):
     return bundle
 
 
+def processor_s():
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 def bench(work, bundle, kv, *options):
-    return json.loads(run(runtime.MOEPACK, "run", "bench", bundle, "--trust", work / "trust.json", "--threads", THREADS, "--kv", kv,
-                          "--repeats", 2, "--json", *options, messages=False))
+    before = processor_s()
+    report = json.loads(run(runtime.MOEPACK, "run", "bench", bundle, "--trust", work / "trust.json", "--threads", THREADS, "--kv", kv,
+                            "--repeats", REPEATS, "--json", *options, messages=False))
+    return {**report, "processor_s": processor_s() - before}
 
 
-def measure(work, bundle, rounds):
+def decode(work, bundle, kv, count):
+    idle = bench(work, bundle, kv, "-p", PROMPT, "-n", 0, "--sequences", count)
+    report = bench(work, bundle, kv, "-p", PROMPT, "-n", DECODE, "--sequences", count)
+    used = report["processor_s"] - idle["processor_s"]
+    return {**report, "processor_ms": 1000 * used / (REPEATS * DECODE * count)}
+
+
+def prefill(work, bundle, kv, tokens):
+    short = bench(work, bundle, kv, "-p", PROMPT, "-n", 0)
+    report = bench(work, bundle, kv, "-p", tokens, "-n", 0)
+    return {**report, "processor_ms": 1000 * (report["processor_s"] - short["processor_s"]) / (REPEATS * (tokens - PROMPT))}
+
+
+def measure(work, bundle, options):
     """Settings to the reports of each round: ("decode", sequences, bits) and ("prefill", tokens, bits)."""
     samples = {}
-    for i in range(rounds):
+    for i in range(options.rounds):
         for kv in KV_BITS:
-            for count in SEQUENCES:
-                report = bench(work, bundle, kv, "-p", PROMPT, "-n", DECODE, "--sequences", count)
-                samples.setdefault(("decode", count, kv), []).append(report)
-            for tokens in PROMPTS:
-                samples.setdefault(("prefill", tokens, kv), []).append(bench(work, bundle, kv, "-p", tokens, "-n", 1))
-        print(f"round {i}: {samples['decode', 1, 32][-1]['decode_tokens_per_s']:.1f} tokens/s alone", file=sys.stderr, flush=True)
+            for count in options.sequences:
+                samples.setdefault(("decode", count, kv), []).append(decode(work, bundle, kv, count))
+            for tokens in options.prompts:
+                samples.setdefault(("prefill", tokens, kv), []).append(prefill(work, bundle, kv, tokens))
+        print(f"round {i} of {options.rounds}: load {os.getloadavg()[0]:.1f}", file=sys.stderr, flush=True)
     return samples
 
 
@@ -52,25 +73,32 @@ def median(samples, setting, key):
     return statistics.median(report[key] for report in samples[setting])
 
 
-def decode_rows(samples):
-    alone = median(samples, ("decode", 1, 32), "decode_tokens_per_s")
-    for count in SEQUENCES:
-        full, eight = ("decode", count, 32), ("decode", count, 8)
-        rate = median(samples, full, "decode_tokens_per_s")
-        yield (count, f"{rate:.1f}", f"{rate / alone:.2f}", f"{median(samples, full, 'p50_ms'):.1f}",
-               f"{median(samples, eight, 'decode_tokens_per_s'):.1f}", f"{median(samples, full, 'used_state_bytes') / 1e6:.1f}",
-               f"{median(samples, eight, 'used_state_bytes') / 1e6:.1f}")
+def both(samples, kind, size, key, decimals, scale=1.0):
+    """The figure with 32 and with 8 bits."""
+    return [f"{median(samples, (kind, size, kv), key) * scale:.{decimals}f}" for kv in KV_BITS]
 
 
-def prefill_rows(samples):
-    for tokens in PROMPTS:
-        full, eight = ("prefill", tokens, 32), ("prefill", tokens, 8)
-        yield (tokens, *(f"{median(samples, setting, 'prefill_tokens_per_s'):.0f}" for setting in (full, eight)),
-               *(f"{median(samples, setting, 'used_state_bytes') / 1e6:.1f}" for setting in (full, eight)))
+def decode_rows(samples, sequences):
+    alone = median(samples, ("decode", sequences[0], 32), "processor_ms")
+    for count in sequences:
+        at = ("decode", count)
+        yield (count, *both(samples, *at, "processor_ms", 1), f"{alone / median(samples, (*at, 32), 'processor_ms'):.2f}",
+               *both(samples, *at, "decode_tokens_per_s", 1), *both(samples, *at, "used_state_bytes", 1, 1e-6))
+
+
+def prefill_rows(samples, prompts):
+    for tokens in prompts:
+        at = ("prefill", tokens)
+        yield (tokens, *both(samples, *at, "processor_ms", 2), *both(samples, *at, "prefill_tokens_per_s", 0),
+               *both(samples, *at, "used_state_bytes", 1, 1e-6))
 
 
 def table(head, rows):
     return [f"| {' | '.join(head)} |", "|" + "---|" * len(head), *(f"| {' | '.join(map(str, row))} |" for row in rows)]
+
+
+def numbers(text):
+    return [int(number) for number in text.split(",")]
 
 
 def main():
@@ -78,15 +106,19 @@ def main():
     parser.add_argument("--work", type=pathlib.Path, required=True)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--codec", default="i4mg64")
+    parser.add_argument("--sequences", type=numbers, default=[1, 2, 4, 8, 16])
+    parser.add_argument("--prompts", type=numbers, default=[512, 2048])
     options = parser.parse_args()
     bundle = prepare(options.work, options.codec)
     before = os.getloadavg()[0]
-    samples = measure(options.work, bundle, options.rounds)
+    samples = measure(options.work, bundle, options)
     lines = [f"{runtime.processor()}, {options.codec}, {THREADS} threads, medians of {options.rounds} rounds; the system's load was "
              f"{before:.1f} before and {os.getloadavg()[0]:.1f} after ({THREADS} of it this script's).", ""]
-    lines += table(("sequences", "decode tokens/s of all", "times one alone", "ms a step", "tokens/s with --kv 8", "KV MB", "with --kv 8"),
-                   decode_rows(samples))
-    lines += ["", *table(("prompt tokens", "prefill tokens/s", "with --kv 8", "KV MB", "with --kv 8"), prefill_rows(samples))]
+    kv = ("KV MB", "with --kv 8")
+    lines += table(("sequences", "processor ms a token", "with --kv 8", f"of {options.sequences[0]} / of these", "tokens/s of all", "with --kv 8", *kv),
+                   decode_rows(samples, options.sequences))
+    lines += ["", *table(("prompt tokens", "processor ms a token", "with --kv 8", "tokens/s", "with --kv 8", *kv),
+                         prefill_rows(samples, options.prompts))]
     bench_lib.write_section(runtime.OUT, "sequences", "\n".join(lines))
     print("\n".join(lines))
 

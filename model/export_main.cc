@@ -14,7 +14,8 @@ namespace {
 Result<GgufType> ParseType(const std::string& text) {
   if (text == "f32") return GgufType::kF32;
   if (text == "f16") return GgufType::kF16;
-  return Status(ErrorCode::kUsage, "--type " + text + ": expected f32 or f16");
+  if (text == "stored") return GgufType::kStored;
+  return Status(ErrorCode::kUsage, "--type " + text + ": expected f32, f16 or stored");
 }
 
 Status CheckOptions(const cli::Command& command) {
@@ -79,13 +80,13 @@ Status Run(int argc, char** argv) {
   namespace po = boost::program_options;
   cli::Command command({"moepack export",
                         "Writes a model, or a compressed folder or bundle dequantized, for ONNX Runtime or llama.cpp.",
-                        "MODEL|DIR|BUNDLE (--onnx | --gguf [--type f32|f16]) -o OUT [--trust T.json]",
+                        "MODEL|DIR|BUNDLE (--onnx | --gguf [--type f32|f16|stored]) -o OUT [--trust T.json]",
                         {"moepack export examples/wren/model --gguf --type f16 -o wren.gguf",
                          "moepack export examples/wren/model --onnx -o onnx/wren.onnx",
-                         "moepack export wren.moeb --trust trust.json --gguf -o wren.gguf"}});
+                         "moepack export wren.moeb --trust trust.json --gguf --type stored -o wren.gguf"}});
   command.options().add_options()(
       "onnx", "ONNX with com.microsoft operators, weights beside it in OUT.data, the checkpoint's tokenizer.json too")(
-      "gguf", "GGUF version 3 for llama.cpp")("type", po::value<std::string>(), "GGUF matrices: f32 (default) or f16")(
+      "gguf", "GGUF version 3 for llama.cpp")("type", po::value<std::string>(), "GGUF matrices: f32 (default), f16, or stored: a compressed model's codes unchanged, in Q4_0, Q4_1, Q5_0, Q5_1 or Q8_0")(
       "trust", po::value<std::string>(), "trust file (T.json); a bundle is verified whole before it is read")(
       "output,o", po::value<std::string>(), "file to write");
   command.Positional("model");

@@ -25,6 +25,10 @@ class TensorSource {
   // How the weight is stored where it comes from.
   virtual Codec StoredCodec(TensorId tensor) const = 0;
   virtual Codec StoredExpertCodec(uint32_t table, uint32_t expert, ExpertMatrix matrix) const = 0;
+  // The codes of a weight that StoredCodec says is of integers, where the source keeps them (compressed models do);
+  // kUnsupported elsewhere.
+  virtual Result<QuantizedMatrix> LoadCodes(TensorId tensor) const;
+  virtual Result<QuantizedMatrix> LoadExpertCodes(uint32_t table, uint32_t expert, ExpertMatrix matrix) const;
 };
 
 enum class ModelSource : uint8_t { kHuggingFace, kOnnx, kCompressed, kConfigOnly };

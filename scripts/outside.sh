@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Outside engines as judges of our exports, optional because they come from the npm registry and take minutes:
 #   outside.sh onnx   ONNX Runtime runs the ONNX exports of wren and the four golden checkpoints
-#   outside.sh gguf   llama.cpp, built from the source in the package node-llama-cpp, runs the GGUF export of wren
+#   outside.sh gguf   llama.cpp, built from the source in the package node-llama-cpp, runs GGUF exports of wren, its
+#                   compressed codes unchanged among them
 # Both by default. Needs npm, and the release build. Everything is kept under build/outside.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 moepack="$root/build/release/bin/moepack"
@@ -20,16 +21,28 @@ check_onnx() {
   done
 }
 
+perplexity() {
+  "$1/llama-perplexity" -m "$2" -f examples/wren/text/mixed.eval.txt -c 256 2>&1 | sed -n 's/.*Final estimate: PPL = \([0-9.]*\).*/\1/p'
+}
+
 check_gguf() {
-  local bin type ppl
+  local bin type ppl first codes="$work/wren-i4mg64"
   bin="$(python3 tests/bench/llama.py "$work" llama-perplexity)"
   for type in f32 f16; do
     "$moepack" export examples/wren/model --gguf --type "$type" -o "$work/wren-$type.gguf" --quiet
     say "llama.cpp on wren in $type: perplexity of the full model must be 37.28"
-    ppl=$("$bin/llama-perplexity" -m "$work/wren-$type.gguf" -f examples/wren/text/mixed.eval.txt -c 256 2>&1 |
-      sed -n 's/.*Final estimate: PPL = \([0-9.]*\).*/\1/p')
+    ppl=$(perplexity "$bin" "$work/wren-$type.gguf")
     echo "perplexity $ppl"
     awk -v p="$ppl" 'BEGIN { exit !(p > 37.27 && p < 37.29) }'
+  done
+  rm -rf "$codes"
+  "$moepack" compress examples/wren/model --codec i4mg64 -o "$codes" --quiet
+  for type in f32 stored; do
+    "$moepack" export "$codes" --gguf --type "$type" -o "$codes-$type.gguf" --quiet
+    say "llama.cpp on wren in i4mg64, exported as $type: its own kernels round activations for stored codes"
+    ppl=$(perplexity "$bin" "$codes-$type.gguf")
+    echo "perplexity $ppl, $(stat -c %s "$codes-$type.gguf") bytes"
+    awk -v p="$ppl" -v f="${first:=$ppl}" 'BEGIN { exit !(p > f * 0.99 && p < f * 1.01) }'
   done
 }
 

@@ -9,6 +9,8 @@
 namespace moepack {
 namespace {
 
+constexpr uint32_t kQuantizationVersion = 2;  // of the block layouts
+
 // One tensor of the file and where its values come from: a dense tensor, or one matrix of all experts of a table.
 struct Output {
   GgufTensorInfo info;
@@ -54,7 +56,13 @@ std::string GgufName(const TensorDecl& tensor) {
   return "";
 }
 
-Result<std::vector<Output>> PlanDense(const Program& program, const GgufArchitecture& architecture, bool half) {
+GgufElement ElementOf(GgufType type, const ElementChoice& stored) {
+  if (type == GgufType::kStored) return stored.element();
+  return type == GgufType::kF16 ? GgufElement::kF16 : GgufElement::kF32;
+}
+
+Result<std::vector<Output>> PlanDense(const Model& model, const GgufArchitecture& architecture, GgufType type) {
+  const Program& program = model.program;
   std::vector<Output> out;
   for (TensorId id = 0; id < program.tensors.size(); ++id) {
     const TensorDecl& tensor = program.tensors[id];
@@ -65,7 +73,11 @@ Result<std::vector<Output>> PlanDense(const Program& program, const GgufArchitec
       return Status(ErrorCode::kUnsupported, "GGUF: tensor " + tensor.name + " has no place in the format");
     output.info.dims =
         tensor.rows == 1 ? std::vector<uint64_t>{tensor.cols} : std::vector<uint64_t>{tensor.cols, tensor.rows};
-    output.info.half = half && tensor.rows > 1 && tensor.role != TensorRole::kRouter;
+    if (tensor.rows > 1 && tensor.role != TensorRole::kRouter) {
+      ElementChoice stored;
+      stored.Add(model.tensors->StoredCodec(id), tensor.cols);
+      output.info.element = ElementOf(type, stored);
+    }
     if (architecture.interleaved_rotary && output.info.name.ends_with("attn_q.weight"))
       output.reorder_heads = architecture.decoder.heads;
     if (architecture.interleaved_rotary && output.info.name.ends_with("attn_k.weight"))
@@ -80,7 +92,8 @@ Result<std::vector<Output>> PlanDense(const Program& program, const GgufArchitec
   return out;
 }
 
-void PlanExperts(const Program& program, bool half, std::vector<Output>* out) {
+void PlanExperts(const Model& model, GgufType type, std::vector<Output>* out) {
+  const Program& program = model.program;
   for (uint32_t t = 0; t < program.expert_tables.size(); ++t) {
     const ExpertTableDecl& table = program.expert_tables[t];
     const uint64_t hidden = table.hidden, width = table.intermediate[0], experts = table.experts();
@@ -92,7 +105,10 @@ void PlanExperts(const Program& program, bool half, std::vector<Output>* out) {
       output.info.name = StrFormat("blk.%d.%s.weight", table.layer, kNames[m]);
       const bool down = output.matrix == ExpertMatrix::kDown;
       output.info.dims = {down ? width : hidden, down ? hidden : width, experts};
-      output.info.half = half;
+      ElementChoice stored;
+      for (uint32_t e = 0; e < experts; ++e)
+        stored.Add(model.tensors->StoredExpertCodec(t, e, output.matrix), output.info.dims[0]);
+      output.info.element = ElementOf(type, stored);
       out->push_back(std::move(output));
     }
   }
@@ -106,7 +122,11 @@ GgufHeader Metadata(const Model& model, const GgufArchitecture& architecture, Gg
   header.Text("general.architecture", architecture.name);
   header.Text("general.type", "model");
   header.Text("general.name", model.family);
-  header.U32("general.file_type", type == GgufType::kF16 ? 1 : 0);
+  if (type == GgufType::kStored) {
+    header.U32("general.quantization_version", kQuantizationVersion);
+  } else {
+    header.U32("general.file_type", type == GgufType::kF16 ? 1 : 0);
+  }
   header.U32("general.alignment", static_cast<uint32_t>(kGgufAlignment));
   header.U32(prefix + "vocab_size", count(d.vocab));
   header.U32(prefix + "context_length", d.max_positions);
@@ -133,24 +153,28 @@ GgufHeader Metadata(const Model& model, const GgufArchitecture& architecture, Gg
 }
 
 // Rows of each head from (first half, second half) to neighbouring pairs: row 2i + j of a head was row j * half + i.
-std::vector<float> ReorderHeads(const std::vector<float>& from, uint32_t heads, uint64_t cols) {
-  std::vector<float> to(from.size());
-  const uint64_t rows = from.size() / cols / heads, half = rows / 2;
+Bytes ReorderHeads(const Bytes& from, uint32_t heads, uint64_t row_bytes) {
+  Bytes to(from.size());
+  const uint64_t rows = from.size() / row_bytes / heads, half = rows / 2;
   for (uint64_t row = 0; row < heads * rows; ++row) {
     const uint64_t head = row / rows, i = row % rows / 2, j = row % 2;
-    const auto source = from.begin() + static_cast<std::ptrdiff_t>((head * rows + j * half + i) * cols);
-    std::copy_n(source, cols, to.begin() + static_cast<std::ptrdiff_t>(row * cols));
+    const auto source = from.begin() + static_cast<std::ptrdiff_t>((head * rows + j * half + i) * row_bytes);
+    std::copy_n(source, row_bytes, to.begin() + static_cast<std::ptrdiff_t>(row * row_bytes));
   }
   return to;
 }
 
-Status AppendValues(const std::vector<float>& values, const GgufTensorInfo& info, AtomicFile* file) {
+Result<Bytes> FloatBytes(const std::vector<float>& values, const GgufTensorInfo& info) {
   ByteWriter out;
   for (size_t i = 0; i < values.size(); ++i) {
-    if (!info.half) {
+    if (info.element == GgufElement::kF32) {
       uint32_t bits;
       std::memcpy(&bits, &values[i], sizeof(bits));
       out.U32(bits);
+      continue;
+    }
+    if (info.element == GgufElement::kBf16) {
+      out.U16(F32ToBf16(values[i]));
       continue;
     }
     const uint16_t bits = F32ToF16(values[i]);
@@ -160,19 +184,38 @@ Status AppendValues(const std::vector<float>& values, const GgufTensorInfo& info
     }
     out.U16(bits);
   }
-  return file->Append(out.bytes());
+  return out.Release();
+}
+
+Result<Bytes> DenseBytes(const Model& model, const Output& output) {
+  Bytes bytes;
+  if (IsQuantized(output.info.element)) {
+    MOEPACK_ASSIGN_OR_RETURN(const QuantizedMatrix codes, model.tensors->LoadCodes(output.dense));
+    MOEPACK_ASSIGN_OR_RETURN(bytes, EncodeBlocks(codes, output.info.element));
+  } else {
+    MOEPACK_ASSIGN_OR_RETURN(const std::vector<float> values, model.tensors->Load(output.dense));
+    MOEPACK_ASSIGN_OR_RETURN(bytes, FloatBytes(values, output.info));
+  }
+  if (output.reorder_heads == 0) return bytes;
+  return ReorderHeads(bytes, output.reorder_heads, GgufBytes(output.info.element, output.info.dims[0]));
+}
+
+Result<Bytes> ExpertBytes(const Model& model, const Output& output, uint32_t expert) {
+  if (IsQuantized(output.info.element)) {
+    MOEPACK_ASSIGN_OR_RETURN(const QuantizedMatrix codes,
+                             model.tensors->LoadExpertCodes(output.table, expert, output.matrix));
+    return EncodeBlocks(codes, output.info.element);
+  }
+  MOEPACK_ASSIGN_OR_RETURN(const std::vector<float> values, model.tensors->LoadExpert(output.table, expert, output.matrix));
+  return FloatBytes(values, output.info);
 }
 
 Status WriteTensor(const Model& model, const Output& output, AtomicFile* file) {
-  if (output.dense != kNone) {
-    MOEPACK_ASSIGN_OR_RETURN(std::vector<float> values, model.tensors->Load(output.dense));
-    if (output.reorder_heads != 0) values = ReorderHeads(values, output.reorder_heads, output.info.dims[0]);
-    MOEPACK_RETURN_IF_ERROR(AppendValues(values, output.info, file));
-  } else {
-    for (uint32_t e = 0; e < model.program.expert_tables[output.table].experts(); ++e) {
-      MOEPACK_ASSIGN_OR_RETURN(const std::vector<float> values, model.tensors->LoadExpert(output.table, e, output.matrix));
-      MOEPACK_RETURN_IF_ERROR(AppendValues(values, output.info, file));
-    }
+  const uint32_t pieces = output.dense != kNone ? 1 : model.program.expert_tables[output.table].experts();
+  for (uint32_t e = 0; e < pieces; ++e) {
+    Result<Bytes> bytes = output.dense != kNone ? DenseBytes(model, output) : ExpertBytes(model, output, e);
+    if (!bytes.ok()) return bytes.status();
+    MOEPACK_RETURN_IF_ERROR(file->Append(*bytes));
   }
   return file->Append(Bytes(GgufPadding(output.info.bytes())));
 }
@@ -182,8 +225,8 @@ Status WriteTensor(const Model& model, const Output& output, AtomicFile* file) {
 Status ExportGguf(Env& env, const Model& model, const std::string& path, GgufType type, Progress& progress) {
   if (model.tensors == nullptr) return Status(ErrorCode::kBadInput, "GGUF: a configuration alone has no weights to export");
   MOEPACK_ASSIGN_OR_RETURN(const GgufArchitecture architecture, FindGgufArchitecture(model.program));
-  MOEPACK_ASSIGN_OR_RETURN(std::vector<Output> outputs, PlanDense(model.program, architecture, type == GgufType::kF16));
-  PlanExperts(model.program, type == GgufType::kF16, &outputs);
+  MOEPACK_ASSIGN_OR_RETURN(std::vector<Output> outputs, PlanDense(model, architecture, type));
+  PlanExperts(model, type, &outputs);
   GgufHeader header = Metadata(model, architecture, type);
   MOEPACK_RETURN_IF_ERROR(AddGgufTokenizer(model.tokenizer, architecture.decoder.vocab, &header));
   std::vector<GgufTensorInfo> infos;

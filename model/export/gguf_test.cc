@@ -56,8 +56,16 @@ class GgufFile {
     for (uint64_t d : tensor.dims) count *= d;
     ByteReader reader(ByteSpan(bytes_).subspan(data_ + tensor.offset));
     std::vector<float> out(count);
+    if (tensor.type >= 2 && tensor.type <= 8) {
+      EXPECT_EQ(tensor.dims[0] % 32, 0u) << name;
+      for (uint64_t begin = 0; begin < count; begin += 32) Block(tensor.type, &reader, &out[begin]);
+      EXPECT_TRUE(reader.ok()) << name;
+      return out;
+    }
     for (float& value : out) {
-      if (tensor.type == 1) {
+      if (tensor.type == 30) {
+        value = Bf16ToF32(reader.U16());
+      } else if (tensor.type == 1) {
         value = F16ToF32(reader.U16());
       } else {
         const uint32_t bits = reader.U32();
@@ -69,6 +77,22 @@ class GgufFile {
   }
 
  private:
+  // Q4_0 2, Q4_1 3, Q5_0 6, Q5_1 7, Q8_0 8.
+  static void Block(uint32_t type, ByteReader* reader, float* out) {
+    const float d = F16ToF32(reader->U16()), m = type == 3 || type == 7 ? F16ToF32(reader->U16()) : 0.0f;
+    if (type == 8) {
+      for (int i = 0; i < 32; ++i) out[i] = d * static_cast<float>(static_cast<int8_t>(reader->U8()));
+      return;
+    }
+    const uint32_t high = type >= 6 ? reader->U32() : 0;
+    for (int i = 0; i < 16; ++i) {
+      const uint8_t pair = reader->U8();
+      const int codes[2] = {(pair & 15) + static_cast<int>((high >> i & 1) << 4),
+                            (pair >> 4) + static_cast<int>((high >> (i + 16) & 1) << 4)};
+      const int middle = type == 2 ? 8 : type == 6 ? 16 : 0;
+      for (int half = 0; half < 2; ++half) out[i + 16 * half] = d * static_cast<float>(codes[half] - middle) + m;
+    }
+  }
   std::string String() { return std::string(AsText(reader_.Take(reader_.U64()))); }
   std::vector<std::string> Value(uint32_t type) {
     if (type == 4 || type == 5) return {std::to_string(reader_.U32())};
@@ -318,6 +342,97 @@ TEST(Gguf, AConfigurationAloneIsRefused) {
   const auto model = OpenConfigOnly(PosixEnv(), SourcePath("examples/wren/model/config.json"), {});
   TempFolder folder;
   EXPECT_EQ(ExportGguf(PosixEnv(), *model, folder.At("m.gguf"), GgufType::kF32, NoProgress()).code(), ErrorCode::kBadInput);
+}
+
+// A model whose matrices have codecs: random codes in the shapes of another's weights.
+class CodedSource final : public TensorSource {
+ public:
+  CodedSource(const Model& model, std::function<std::string(uint32_t)> codec_of_expert, const std::string& dense)
+      : program_(model.program), plain_(model.tensors), of_expert_(std::move(codec_of_expert)), dense_(dense) {}
+  Result<std::vector<float>> Load(TensorId tensor) const override {
+    return Coded(tensor) ? Values(*LoadCodes(tensor)) : plain_->Load(tensor);
+  }
+  Result<std::vector<float>> LoadExpert(uint32_t table, uint32_t expert, ExpertMatrix matrix) const override {
+    return Values(*LoadExpertCodes(table, expert, matrix));
+  }
+  Codec StoredCodec(TensorId tensor) const override { return Coded(tensor) ? *ParseCodec(dense_) : Codec(); }
+  Codec StoredExpertCodec(uint32_t, uint32_t expert, ExpertMatrix) const override { return *ParseCodec(of_expert_(expert)); }
+  Result<QuantizedMatrix> LoadCodes(TensorId tensor) const override {
+    return Random(StoredCodec(tensor), {program_.tensors[tensor].rows, program_.tensors[tensor].cols}, tensor);
+  }
+  Result<QuantizedMatrix> LoadExpertCodes(uint32_t table, uint32_t expert, ExpertMatrix matrix) const override {
+    const ExpertTableDecl& decl = program_.expert_tables[table];
+    const bool down = matrix == ExpertMatrix::kDown;
+    const MatrixShape shape{down ? decl.hidden : decl.intermediate[expert], down ? decl.intermediate[expert] : decl.hidden};
+    return Random(StoredExpertCodec(table, expert, matrix), shape, 1000 * expert + 10 * table + static_cast<uint32_t>(matrix));
+  }
+
+ private:
+  bool Coded(TensorId tensor) const {
+    return program_.tensors[tensor].rows > 1 && program_.tensors[tensor].role != TensorRole::kRouter;
+  }
+  static std::vector<float> Values(const QuantizedMatrix& codes) {
+    std::vector<float> out(codes.shape.rows * codes.shape.cols);
+    Dequantize(codes, out);
+    return out;
+  }
+  static QuantizedMatrix Random(const Codec& codec, const MatrixShape& shape, uint32_t seed) {
+    QuantizedMatrix out{codec, shape, {}, {}, {}, {}, {}};
+    uint64_t state = seed + 1;
+    const auto next = [&state] { return static_cast<uint32_t>((state = state * 6364136223846793005ull + 1) >> 33); };
+    const uint64_t groups = shape.rows * GroupsPerRow(codec, shape.cols);
+    for (uint64_t g = 0; g < groups; ++g) out.scales.push_back(F32ToF16(static_cast<float>(next() % 1000 + 1) * 1e-4f));
+    for (uint64_t g = 0; codec.has_min && g < groups; ++g)
+      out.mins.push_back(F32ToF16(static_cast<float>(next() % 1000) * -1e-3f));
+    for (uint64_t i = 0; i < shape.rows * shape.cols; ++i) {
+      if (codec.sparsity != Sparsity::kNone) out.mask.push_back(i % shape.cols < codec.kept_per_row);
+      out.codes.push_back(static_cast<uint8_t>(next() % (1u << codec.bits)));
+      if (!out.mask.empty() && out.mask.back() == 0) out.codes.back() = 0;
+    }
+    return out;
+  }
+
+  const Program& program_;
+  std::shared_ptr<const TensorSource> plain_;
+  std::function<std::string(uint32_t)> of_expert_;
+  std::string dense_;
+};
+
+TEST(GgufStored, CodesStandForTheSameWeights) {
+  struct Case {
+    std::string even, odd, dense;  // codecs of experts and of dense matrices
+    uint32_t experts_type = 0, dense_type = 0;
+  };
+  // Mixtral has heads to reorder and down matrices of 48 columns, which no block divides.
+  for (const auto& [family, down_fits] : {std::pair("qwen2_moe", true), std::pair("mixtral", false)}) {
+    for (const Case& c : {Case{"i4g32", "i3g64", "i8r", 2, 8}, Case{"i2mg32", "i4mg64", "i5g64", 3, 6},
+                          Case{"i5g32", "i2g32", "i4g32", 6, 2}, Case{"i5mg32", "i3g32", "i4mg32", 7, 3},
+                          Case{"i6g32", "i8g64", "i6r", 8, 8}, Case{"i8mg32", "i4g32", "i8mg32", 1, 1},
+                          Case{"i4g16", "i4g16", "i4g16", 1, 1}, Case{"i4g32+keep20", "i4g32", "i5mg32", 2, 7},
+                          Case{"i4mg32+keep20", "i4mg32", "i4r", 1, 2}}) {
+      Model model = Open(std::string("tests/golden/") + family);
+      model.tensors = std::make_shared<CodedSource>(model, [&c](uint32_t e) { return e % 2 ? c.odd : c.even; }, c.dense);
+      const GgufFile stored = Export(model, GgufType::kStored), full = Export(model, GgufType::kF32);
+      EXPECT_EQ(stored.tensors().at("blk.1.ffn_up_exps.weight").type, c.experts_type) << c.even;
+      EXPECT_EQ(stored.tensors().at("blk.1.ffn_down_exps.weight").type, down_fits ? c.experts_type : 1u) << c.even;
+      EXPECT_EQ(stored.tensors().at("blk.1.attn_q.weight").type, c.dense_type) << c.dense;
+      EXPECT_LT(stored.size(), full.size());
+      for (const auto& [name, tensor] : stored.tensors()) {
+        const std::vector<float> got = stored.Floats(name), expected = full.Floats(name);
+        const float unit = tensor.type == 1 ? 1.0f / 2048 : 1e-6f;  // f16 rounds; a product and a sum may round once more
+        for (size_t i = 0; i < got.size(); ++i)
+          ASSERT_NEAR(got[i], expected[i], unit * std::max(1.0f, std::abs(expected[i]))) << name << " " << i << " " << c.even;
+      }
+      EXPECT_EQ(stored.value("general.quantization_version"), "2");
+    }
+  }
+}
+
+TEST(GgufStored, ACheckpointKeepsItsElements) {
+  const GgufFile file = Export(Open("tests/golden/qwen2_moe"), GgufType::kStored);
+  const uint32_t element = Open("tests/golden/qwen2_moe").tensors->StoredCodec(0).Name() == "bf16" ? 30 : 0;
+  EXPECT_EQ(file.tensors().at("blk.0.attn_q.weight").type, element);
+  EXPECT_EQ(file.tensors().at("blk.0.attn_norm.weight").type, 0u);
 }
 
 }  // namespace

@@ -5,8 +5,6 @@ namespace {
 
 // Value types of the format.
 constexpr uint32_t kTypeU32 = 4, kTypeI32 = 5, kTypeF32 = 6, kTypeBool = 7, kTypeString = 8, kTypeArray = 9;
-// Element types of tensors.
-constexpr uint32_t kTensorF32 = 0, kTensorF16 = 1;
 constexpr uint32_t kVersion = 3;
 
 void PutString(ByteWriter& out, const std::string& text) {
@@ -70,7 +68,7 @@ Bytes GgufHeader::Finish(const std::vector<GgufTensorInfo>& tensors) const {
     PutString(out, tensor.name);
     out.U32(static_cast<uint32_t>(tensor.dims.size()));
     for (uint64_t d : tensor.dims) out.U64(d);
-    out.U32(tensor.half ? kTensorF16 : kTensorF32);
+    out.U32(static_cast<uint32_t>(tensor.element));
     out.U64(offset);
     offset += tensor.bytes() + GgufPadding(tensor.bytes());
   }

@@ -7,6 +7,7 @@
 
 #include "base/bytes.h"
 #include "base/status.h"
+#include "model/export/gguf_element.h"
 
 namespace moepack {
 
@@ -15,11 +16,11 @@ inline constexpr uint64_t kGgufAlignment = 32;
 struct GgufTensorInfo {
   std::string name;
   std::vector<uint64_t> dims;  // fastest first: [cols, rows, experts]
-  bool half = false;           // f16 instead of f32
+  GgufElement element = GgufElement::kF32;
   uint64_t bytes() const {
-    uint64_t n = half ? 2 : 4;
+    uint64_t n = 1;
     for (uint64_t d : dims) n *= d;
-    return n;
+    return GgufBytes(element, n);
   }
 };
 

@@ -68,6 +68,12 @@ class UnitTensors final : public TensorSource {
   Result<std::vector<float>> LoadExpert(uint32_t table, uint32_t expert, ExpertMatrix matrix) const override {
     return LoadAt(Expert(table, expert, matrix), ExpertTensorName(reader_->program().expert_tables[table], expert, matrix));
   }
+  Result<QuantizedMatrix> LoadCodes(TensorId tensor) const override {
+    return CodesAt(dense_.at(tensor), reader_->program().tensors[tensor].name);
+  }
+  Result<QuantizedMatrix> LoadExpertCodes(uint32_t table, uint32_t expert, ExpertMatrix matrix) const override {
+    return CodesAt(Expert(table, expert, matrix), ExpertTensorName(reader_->program().expert_tables[table], expert, matrix));
+  }
   Codec StoredCodec(TensorId tensor) const override { return dense_.at(tensor).tensor.codec; }
   Codec StoredExpertCodec(uint32_t table, uint32_t expert, ExpertMatrix matrix) const override {
     return Expert(table, expert, matrix).tensor.codec;
@@ -114,9 +120,20 @@ class UnitTensors final : public TensorSource {
     return places.at(static_cast<size_t>(place - places.begin()));  // every unit has the matrices of its table
   }
 
+  Result<std::shared_ptr<const Bytes>> UnitOf(const Place& place) const {
+    return (reader_->units()[place.unit].key.expert ? expert_cache_ : dense_cache_).Get(*reader_, place.unit);
+  }
+
+  Result<QuantizedMatrix> CodesAt(const Place& place, const std::string& name) const {
+    MOEPACK_ASSIGN_OR_RETURN(const std::shared_ptr<const Bytes> unit, UnitOf(place));
+    Result<QuantizedMatrix> codes =
+        FromPlain(place.tensor.codec, place.tensor.shape, ByteSpan(*unit).subspan(place.offset, place.bytes));
+    if (!codes.ok()) return codes.status().With(label_ + ": tensor " + name);
+    return codes;
+  }
+
   Result<std::vector<float>> LoadAt(const Place& place, const std::string& name) const {
-    UnitCache& cache = reader_->units()[place.unit].key.expert ? expert_cache_ : dense_cache_;
-    MOEPACK_ASSIGN_OR_RETURN(const std::shared_ptr<const Bytes> unit, cache.Get(*reader_, place.unit));
+    MOEPACK_ASSIGN_OR_RETURN(const std::shared_ptr<const Bytes> unit, UnitOf(place));
     std::vector<float> out(place.tensor.shape.rows * place.tensor.shape.cols);
     const ByteSpan plain = ByteSpan(*unit).subspan(place.offset, place.bytes);
     if (Status status = DecodePlain(place.tensor.codec, place.tensor.shape, plain, out); !status.ok()) {

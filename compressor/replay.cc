@@ -280,12 +280,7 @@ class Replayer {
   }
 
   Status Collect(int32_t block, const BlockWeights& weights, Observer* observer) {
-    if (last(block)) {
-      return forward_.RunLastBlock(
-          weights, in_.calibration->batch, stream_, [](uint64_t, const Matrix&) { return Status::Ok(); }, observer);
-    }
-    Stream copy = stream_;
-    return forward_.RunBlock(block, weights, in_.calibration->batch, &copy, observer);
+    return forward_.Observe(block, weights, in_.calibration->batch, stream_, observer);
   }
 
   // What the block's experts learn, on the inputs that the encoded block gives them.

@@ -117,12 +117,30 @@ class BlockRunner {
 
   Matrix& value(ValueId id) { return values_[id]; }
 
+  // From now on only what the observer wants and what that needs.
+  void OnlyForObserver() {
+    std::vector<bool> used(program_.values.size(), false);
+    computed_.assign(program_.nodes.size(), false);
+    seen_.assign(program_.nodes.size(), false);
+    for (size_t n = program_.nodes.size(); n-- > 0;) {
+      const Node& node = program_.nodes[n];
+      if (node.block != block_) continue;
+      computed_[n] = used[node.output];
+      seen_[n] = observer_->wants_node(node);
+      for (ValueId id : node.inputs) used[id] = used[id] || computed_[n] || seen_[n];
+    }
+  }
+
   Status RunTile(const Tile& tile) {
     const TileLayout layout(batch_, tile);
     for (const Node& node : program_.nodes) {
       if (node.block != block_) continue;
-      MOEPACK_RETURN_IF_ERROR(RunNode(node, tile, layout));
-      if (observer_ != nullptr && observer_->wants_values()) observer_->OnValue(node, tile.begin, values_[node.output]);
+      if (Computed(node)) {
+        MOEPACK_RETURN_IF_ERROR(RunNode(node, tile, layout));
+      } else if (Seen(node)) {
+        ShowInputs(node, tile);
+      }
+      if (computed_.empty() && observer_ != nullptr && observer_->wants_values()) observer_->OnValue(node, tile.begin, values_[node.output]);
       for (ValueId id : node.inputs) {
         if (last_reader_[id] == &node && last_use_[id] <= block_) values_[id].resize(0, 0);
       }
@@ -131,6 +149,15 @@ class BlockRunner {
   }
 
  private:
+  size_t IndexOf(const Node& node) const { return static_cast<size_t>(&node - program_.nodes.data()); }
+  bool Computed(const Node& node) const { return computed_.empty() || computed_[IndexOf(node)]; }
+  bool Seen(const Node& node) const { return observer_ != nullptr && (seen_.empty() || seen_[IndexOf(node)]); }
+
+  void ShowInputs(const Node& node, const Tile& tile) {
+    if (node.kind == NodeKind::kLinear) return observer_->OnLinear(node, tile.begin, values_[node.inputs[0]], Matrix());
+    RunMoeNode(node, tile, values_[node.inputs[0]], values_[node.inputs[1]], nullptr);
+  }
+
   const Matrix* Dense(TensorId id) const { return id == kNone ? nullptr : &weights_.dense(id); }
 
   Status RunNode(const Node& node, const Tile& tile, const TileLayout& layout) {
@@ -142,7 +169,7 @@ class BlockRunner {
         return RunEmbedding(weights_.dense(node.embedding.table), {&batch_.tokens[tile.begin], tile.end - tile.begin}, out);
       case NodeKind::kLinear:
         RunLinear(in, weights_.dense(node.linear.weight), Dense(node.linear.bias), pool_, out);
-        if (observer_ != nullptr && observer_->wants_linear()) observer_->OnLinear(node, tile.begin, in, *out);
+        if (Seen(node) && observer_->wants_linear()) observer_->OnLinear(node, tile.begin, in, *out);
         break;
       case NodeKind::kNorm:
         RunNorm(node.norm, in, Dense(node.norm.weight), Dense(node.norm.bias), pool_, out);
@@ -175,10 +202,12 @@ class BlockRunner {
   }
 
   void RunMoeNode(const Node& node, const Tile& tile, const Matrix& in, const Matrix& logits, Matrix* out) {
-    const bool wanted = observer_ != nullptr && observer_->wants_moe();
+    const bool wanted = Seen(node) && observer_->wants_moe();
     MoeCapture capture;
     capture.first_token = tile.begin;
-    RunMoe(node, program_.expert_tables[node.moe.table], weights_, in, logits, pool_, wanted ? &capture : nullptr, out);
+    std::function<bool(uint32_t)> wants;
+    if (out == nullptr) wants = [&](uint32_t expert) { return observer_->wants_expert(node.moe.table, expert); };
+    RunMoe(node, program_.expert_tables[node.moe.table], weights_, in, logits, pool_, wants, wanted ? &capture : nullptr, out);
     if (wanted) observer_->OnMoe(capture);
   }
 
@@ -195,6 +224,7 @@ class BlockRunner {
   const TokenBatch& batch_;
   ThreadPool& pool_;
   Observer* observer_;
+  std::vector<bool> computed_, seen_;     // by node; empty: all
   std::vector<Matrix> values_;            // of the tile, by ValueId
   std::vector<const Node*> last_reader_;  // in this block, by ValueId
 };
@@ -269,6 +299,19 @@ Status Forward::RunLastBlock(const BlockWeights& weights, const TokenBatch& batc
     for (ValueId id : imports) runner.value(id) = stream.values.at(id).middleRows(tile.begin, tile.end - tile.begin);
     MOEPACK_RETURN_IF_ERROR(runner.RunTile(tile));
     MOEPACK_RETURN_IF_ERROR(sink(tile.begin, runner.value(program_.output)));
+  }
+  return Status::Ok();
+}
+
+Status Forward::Observe(int32_t block, const BlockWeights& weights, const TokenBatch& batch, const Stream& stream,
+                        Observer* observer) {
+  MOEPACK_RETURN_IF_ERROR(CheckBatch(program_, batch));
+  BlockRunner runner(program_, block, last_use_, weights, batch, pool_, observer);
+  runner.OnlyForObserver();
+  const std::vector<ValueId> imports = runner.Imports();
+  for (const Tile& tile : CutIntoTiles(program_, block, batch)) {
+    for (ValueId id : imports) runner.value(id) = stream.values.at(id).middleRows(tile.begin, tile.end - tile.begin);
+    MOEPACK_RETURN_IF_ERROR(runner.RunTile(tile));
   }
   return Status::Ok();
 }

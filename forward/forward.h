@@ -103,6 +103,14 @@ class Observer {
   virtual bool wants_linear() const { return false; }
   virtual bool wants_moe() const { return false; }
   virtual bool wants_values() const { return false; }
+  // In Forward::Observe, which of the nodes and experts: what no other one needs is not computed.
+  virtual bool wants_node(const Node& node) const {
+    return node.kind == NodeKind::kLinear ? wants_linear() : node.kind == NodeKind::kMoe && wants_moe();
+  }
+  virtual bool wants_expert(uint32_t table, uint32_t expert) const {
+    (void)table, (void)expert;
+    return true;
+  }
 };
 
 class Forward {
@@ -115,6 +123,12 @@ class Forward {
   // sequences), so temporaries stay bounded.
   Status RunBlock(int32_t block, const BlockWeights& weights, const TokenBatch& batch, Stream* stream,
                   Observer* observer = nullptr);
+
+  // Runs of a block (`stream` holds the values before it) what the observer needs to see the inputs of the nodes it wants:
+  // OnLinear gets an empty output and OnMoe the wanted experts alone, without outputs, where nothing needs the whole node.
+  // OnValue is not called. What it sees is bit for bit what RunBlock would show.
+  Status Observe(int32_t block, const BlockWeights& weights, const TokenBatch& batch, const Stream& stream,
+                 Observer* observer);
 
   // All blocks, weights loaded one block at a time; `sink` gets logits rows in token order: (first_token, [n, vocab]).
   // The last block is run tile by tile, so logits of all tokens are never held.

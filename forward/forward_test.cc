@@ -189,6 +189,57 @@ TEST(ForwardTest, ObserversSeeEveryTokenOnceInOrder) {
   EXPECT_LT(recorder.worst, 1e-5);
 }
 
+// What came into the nodes of one kind, and into the experts of even index.
+struct InputsOf : Observer {
+  explicit InputsOf(NodeKind k) : kind(k) {}
+  bool wants_linear() const override { return kind == NodeKind::kLinear; }
+  bool wants_moe() const override { return kind == NodeKind::kMoe; }
+  bool wants_expert(uint32_t, uint32_t expert) const override { return expert % 2 == 0; }
+  void OnLinear(const Node& node, uint64_t first, const Matrix& input, const Matrix& output) override {
+    seen[{&node, first, 0, 0}] = input;
+    outputs += output.size() > 0;
+  }
+  void OnMoe(const MoeCapture& capture) override {
+    for (const ExpertCapture& expert : capture.experts) {
+      all_even = all_even && expert.expert % 2 == 0;
+      if (expert.expert % 2 != 0) continue;
+      seen[{capture.node, capture.first_token, expert.expert, 0}] = expert.input;
+      seen[{capture.node, capture.first_token, expert.expert, 1}] = expert.down_input;
+      outputs += expert.output.size() > 0;
+    }
+  }
+  NodeKind kind;
+  std::map<std::tuple<const Node*, uint64_t, uint32_t, int>, Matrix> seen;
+  int outputs = 0;
+  bool all_even = true;
+};
+
+TEST(ForwardTest, ObserveShowsTheSameInputsAndComputesNoMoreThanTheyNeed) {
+  for (const Program& program : {EveryNode(), ToyVariants(37)}) {
+    ThreadPool pool(2);
+    Forward forward(program, pool);
+    const ToySource source(program);
+    const TokenBatch batch = Sequences({2100, 7, 300}, 37);
+    Stream stream;
+    for (int32_t block = 0; block + 1 < program.blocks(); ++block) {
+      const auto weights = BlockWeights::Load(program, source, block, pool);
+      ASSERT_TRUE(weights.ok());
+      for (NodeKind kind : {NodeKind::kLinear, NodeKind::kMoe}) {
+        InputsOf whole(kind), part(kind);
+        Stream copy = stream;
+        ASSERT_TRUE(forward.RunBlock(block, *weights, batch, &copy, &whole).ok());
+        ASSERT_TRUE(forward.Observe(block, *weights, batch, stream, &part).ok());
+        EXPECT_EQ(part.seen, whole.seen) << block;
+        EXPECT_TRUE(part.outputs == 0 || part.outputs < whole.outputs) << block;
+        const auto later = [&](const Node& n) { return n.block == block && n.kind == NodeKind::kMoe; };
+        const bool last_moe = std::count_if(program.nodes.begin(), program.nodes.end(), later) == 1;
+        if (kind == NodeKind::kMoe && last_moe) EXPECT_TRUE(part.all_even && part.outputs == 0) << block;
+      }
+      ASSERT_TRUE(forward.RunBlock(block, *weights, batch, &stream).ok());
+    }
+  }
+}
+
 TEST(ForwardTest, StreamHoldsOnlyWhatLaterBlocksRead) {
   const Program program = EveryNode();
   const TokenBatch batch = Sequences({50}, 37);

@@ -62,9 +62,10 @@ struct Task {
   uint32_t expert = 0, begin = 0, end = 0;
 };
 
-std::vector<Task> CutIntoTasks(const Dispatch& d) {
+std::vector<Task> CutIntoTasks(const Dispatch& d, const std::function<bool(uint32_t)>& wants) {
   std::vector<Task> tasks;
   for (uint32_t e = 0; e + 1 < d.first.size(); ++e) {
+    if (wants != nullptr && !wants(e)) continue;
     const uint32_t rows = d.first[e + 1] - d.first[e];
     const uint32_t blocks = (rows + kRowBlock - 1) / kRowBlock;  // of nearly equal size: a block of one row is slow
     for (uint32_t b = 0; b < blocks; ++b) {
@@ -81,7 +82,7 @@ struct ExpertRun {
   const Dispatch& dispatch;
   std::vector<ExpertCapture>* captures;     // null, or
   const std::vector<uint32_t>& capture_of;  // by expert
-  Matrix* outputs;
+  Matrix* outputs;  // null: captures have none either
 
   void operator()(const Task& task) const {
     const uint32_t table = node.table, rows = task.end - task.begin;
@@ -102,15 +103,17 @@ struct ExpertRun {
     } else {
       Activate(node.activation.function, h);
     }
-    auto y = outputs->middleRows(task.begin, rows);
-    y.noalias() = h * weights.expert(table, task.expert, ExpertMatrix::kDown).transpose();
-    if (node.down_bias != kNone) y.rowwise() += weights.dense(node.down_bias).row(task.expert);
-    if (captures == nullptr) return;
-    ExpertCapture& capture = (*captures)[capture_of[task.expert]];
     const uint32_t at = task.begin - dispatch.first[task.expert];
-    capture.input.middleRows(at, rows) = x;
-    capture.down_input.middleRows(at, rows) = h;
-    capture.output.middleRows(at, rows) = y;
+    ExpertCapture* capture = captures == nullptr ? nullptr : &(*captures)[capture_of[task.expert]];
+    if (outputs != nullptr) {
+      auto y = outputs->middleRows(task.begin, rows);
+      y.noalias() = h * weights.expert(table, task.expert, ExpertMatrix::kDown).transpose();
+      if (node.down_bias != kNone) y.rowwise() += weights.dense(node.down_bias).row(task.expert);
+      if (capture != nullptr) capture->output.middleRows(at, rows) = y;
+    }
+    if (capture == nullptr) return;
+    capture->input.middleRows(at, rows) = x;
+    capture->down_input.middleRows(at, rows) = h;
   }
 
   void AddBias(TensorId bias, uint32_t expert, Matrix* values) const {
@@ -120,13 +123,13 @@ struct ExpertRun {
 };
 
 // Captures with their matrices allocated; capture_of[e] is the place of expert e, if it got rows.
-std::vector<ExpertCapture> AllocateCaptures(const ExpertTableDecl& table, const Dispatch& d, bool on_input,
-                                            std::vector<uint32_t>* capture_of) {
+std::vector<ExpertCapture> AllocateCaptures(const ExpertTableDecl& table, const Dispatch& d, bool on_input, bool outputs,
+                                            const std::function<bool(uint32_t)>& wants, std::vector<uint32_t>* capture_of) {
   std::vector<ExpertCapture> captures;
   capture_of->assign(table.experts(), kNone);
   for (uint32_t e = 0; e < table.experts(); ++e) {
     const uint32_t begin = d.first[e], end = d.first[e + 1];
-    if (begin == end) continue;
+    if (begin == end || (wants != nullptr && !wants(e))) continue;
     (*capture_of)[e] = static_cast<uint32_t>(captures.size());
     ExpertCapture& c = captures.emplace_back();
     c.expert = e;
@@ -138,7 +141,7 @@ std::vector<ExpertCapture> AllocateCaptures(const ExpertTableDecl& table, const 
     }
     c.input.resize(end - begin, table.hidden);
     c.down_input.resize(end - begin, table.intermediate[e]);
-    c.output.resize(end - begin, table.hidden);
+    if (outputs) c.output.resize(end - begin, table.hidden);
   }
   return captures;
 }
@@ -146,7 +149,8 @@ std::vector<ExpertCapture> AllocateCaptures(const ExpertTableDecl& table, const 
 }  // namespace
 
 void RunMoe(const Node& node, const ExpertTableDecl& table, const BlockWeights& weights, const Matrix& in,
-            const Matrix& logits, ThreadPool& pool, MoeCapture* capture, Matrix* out) {
+            const Matrix& logits, ThreadPool& pool, const std::function<bool(uint32_t)>& wants, MoeCapture* capture,
+            Matrix* out) {
   const size_t k = node.moe.routing.k;
   const Matrix* bias = node.moe.selection_bias == kNone ? nullptr : &weights.dense(node.moe.selection_bias);
   RoutingTables tables;
@@ -156,20 +160,25 @@ void RunMoe(const Node& node, const ExpertTableDecl& table, const BlockWeights& 
   // From here on weights are those of outputs; inputs took theirs from `gate`.
   if (node.moe.routing.weight_on_input) std::fill(d.weights.begin(), d.weights.end(), 1.0f);
   std::vector<uint32_t> capture_of;
-  if (capture != nullptr) capture->experts = AllocateCaptures(table, d, node.moe.routing.weight_on_input, &capture_of);
-  Matrix outputs(d.ids.size(), in.cols());
-  const std::vector<Task> tasks = CutIntoTasks(d);
-  const ExpertRun run{node.moe, weights, in, d, capture ? &capture->experts : nullptr, capture_of, &outputs};
+  if (capture != nullptr) {
+    capture->experts = AllocateCaptures(table, d, node.moe.routing.weight_on_input, out != nullptr, wants, &capture_of);
+  }
+  Matrix outputs(out != nullptr ? d.ids.size() : 0, in.cols());
+  const std::vector<Task> tasks = CutIntoTasks(d, wants);
+  const ExpertRun run{node.moe,   weights, in, d, capture ? &capture->experts : nullptr,
+                      capture_of, out != nullptr ? &outputs : nullptr};
   pool.ParallelFor(tasks.size(), 1, [&](size_t begin, size_t end) {
     for (size_t i = begin; i < end; ++i) run(tasks[i]);
   });
-  out->resize(in.rows(), in.cols());
-  pool.ParallelFor(in.rows(), kRowBlock, [&](size_t begin, size_t end) {
-    for (size_t t = begin; t < end; ++t) {
-      out->row(t) = d.weights[t * k] * outputs.row(d.routed[t * k]);
-      for (size_t s = 1; s < k; ++s) out->row(t) += d.weights[t * k + s] * outputs.row(d.routed[t * k + s]);
-    }
-  });
+  if (out != nullptr) {
+    out->resize(in.rows(), in.cols());
+    pool.ParallelFor(in.rows(), kRowBlock, [&](size_t begin, size_t end) {
+      for (size_t t = begin; t < end; ++t) {
+        out->row(t) = d.weights[t * k] * outputs.row(d.routed[t * k]);
+        for (size_t s = 1; s < k; ++s) out->row(t) += d.weights[t * k + s] * outputs.row(d.routed[t * k + s]);
+      }
+    });
+  }
   if (capture == nullptr) return;
   capture->node = &node;
   capture->input = &in;

@@ -3,6 +3,7 @@
 // must not alias inputs.
 #pragma once
 
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -49,9 +50,11 @@ void RunConcat(const ConcatNode& node, std::span<const Matrix* const> inputs, Ma
 // second: of kAdd and kMul, otherwise null.
 void RunElementwise(const ElementwiseNode& node, const Matrix& first, const Matrix* second, ThreadPool& pool, Matrix* out);
 
-// capture: null, or filled but for first_token (its pointers refer to the arguments).
+// capture: null, or filled but for first_token (its pointers refer to the arguments). out: null when only the inputs of
+// experts that `wants` are captured; null `wants`: all of them.
 void RunMoe(const Node& node, const ExpertTableDecl& table, const BlockWeights& weights, const Matrix& in,
-            const Matrix& logits, ThreadPool& pool, MoeCapture* capture, Matrix* out);
+            const Matrix& logits, ThreadPool& pool, const std::function<bool(uint32_t)>& wants, MoeCapture* capture,
+            Matrix* out);
 
 // Applies the function in place.
 void Activate(Activation function, Eigen::Ref<Matrix> values);

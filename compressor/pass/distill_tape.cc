@@ -61,7 +61,7 @@ Status Tape::RunNode(const Node& node, const TokenBatch& part) {
       RunAttention(node.attention, sequences_, {in, *second, values_[node.inputs[2]]}, pool_, out);
       break;
     case NodeKind::kMoe:
-      RunMoe(node, program_.expert_tables[node.moe.table], weights_, in, *second, pool_, &captures_[&node], out);
+      RunMoe(node, program_.expert_tables[node.moe.table], weights_, in, *second, pool_, nullptr, &captures_[&node], out);
       break;
     case NodeKind::kElementwise:
       RunElementwise(node.elementwise, in, second, pool_, out);

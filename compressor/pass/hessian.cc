@@ -115,6 +115,19 @@ void HessianCollector::OnLinear(const Node& node, uint64_t first_token, const Ma
   Accumulate(batches);
 }
 
+bool HessianCollector::wants_node(const Node& node) const {
+  if (node.kind == NodeKind::kMoe) {
+    const auto first = experts_.lower_bound({node.moe.table, 0, false});
+    return first != experts_.end() && std::get<0>(first->first) == node.moe.table;
+  }
+  const auto reader = node.kind == NodeKind::kLinear ? first_reader_.find(node.inputs[0]) : first_reader_.end();
+  return reader != first_reader_.end() && reader->second == &node;
+}
+
+bool HessianCollector::wants_expert(uint32_t table, uint32_t expert) const {
+  return experts_.contains({table, expert, false}) || experts_.contains({table, expert, true});
+}
+
 void HessianCollector::OnMoe(const MoeCapture& capture) {
   std::vector<Rows> batches;
   batches.reserve(capture.experts.size() * 2);

@@ -37,6 +37,8 @@ class HessianCollector : public Observer {
   void OnMoe(const MoeCapture& capture) override;
   bool wants_linear() const override { return !dense_.empty(); }
   bool wants_moe() const override { return !experts_.empty(); }
+  bool wants_node(const Node& node) const override;
+  bool wants_expert(uint32_t table, uint32_t expert) const override;
 
   // Moments of the input of `tensor`, null when not collected (embeddings, vectors). Valid after the run; the first call
   // completes the symmetric halves.

@@ -176,15 +176,8 @@ class Measurer {
     std::vector<TensorRef> wanted;
     for (size_t p : run) wanted.push_back(in_.tensors[open[p]]);
     HessianCollector moments(*in_.program, wanted, token_weights_, pool_);
-    if (moments.wants_linear() || moments.wants_moe()) {
-      if (last(block)) {
-        MOEPACK_RETURN_IF_ERROR(forward_.RunLastBlock(
-            weights, batch_, stream_, [](uint64_t, const Matrix&) { return Status::Ok(); }, &moments));
-      } else {
-        Stream copy = stream_;
-        MOEPACK_RETURN_IF_ERROR(forward_.RunBlock(block, weights, batch_, &copy, &moments));
-      }
-    }
+    if (moments.wants_linear() || moments.wants_moe())
+      MOEPACK_RETURN_IF_ERROR(forward_.Observe(block, weights, batch_, stream_, &moments));
     MOEPACK_ASSIGN_OR_RETURN(const MomentFactors factors, FactorMoments(wanted, in_.recipe->gptq, &moments, pool_));
     MOEPACK_RETURN_IF_ERROR(MeasureCandidates(open, run, weights, &moments, factors, measured));
     return table_.measured_by == "probes" ? EncodeProbes(open, run, weights, &moments, measured) : Status::Ok();

@@ -99,7 +99,9 @@ TEST_F(VariantsTest, SameBytesOnAnyNumberOfThreadsAndAfterAKill) {
     const std::string name = "killed" + std::to_string(writes);
     ::moepack::testing::FaultEnv env(PosixEnv(), ::moepack::testing::FaultEnv::Count::kWrites);
     env.FailAt(writes, ErrorCode::kNoSpace, ::moepack::testing::FaultEnv::Duration::kFromThenOn);
-    if (!Compressed(recipe, name, 2, env, true).ok()) ASSERT_TRUE(Compressed(recipe, name, 2, PosixEnv(), true).ok());
+    if (!Compressed(recipe, name, 2, env, true).ok()) {
+      ASSERT_TRUE(Compressed(recipe, name, 2, PosixEnv(), true).ok());
+    }
     ExpectSameFolders("whole", name);
   }
 }
@@ -113,7 +115,9 @@ TEST_F(VariantsTest, AnExpertThatIsAsSmallHasNoSecond) {
     for (uint32_t e = 0; e < experts(t); ++e) {
       const auto& variants = folder->experts()[t][e].variants;
       ASSERT_EQ(variants.size(), e == 3 ? 1u : 2u);
-      if (e != 3) EXPECT_EQ(variants[1].physical, next++);
+      if (e != 3) {
+        EXPECT_EQ(variants[1].physical, next++);
+      }
     }
   }
 }
@@ -162,7 +166,9 @@ TEST_F(VariantsTest, ATwinHasTheMostSimilarRouterRow) {
       EXPECT_EQ(folder->experts()[t][e].variants, (std::vector<ExpertEntry::Variant>{{e}, {twin}}));
       const auto likeness = [&](uint32_t other) { return rows.row(e).normalized().dot(rows.row(other).normalized()); };
       for (uint32_t other = 0; other < experts(t); ++other) {
-        if (other != e) EXPECT_GE(likeness(twin), likeness(other) - 1e-6f);
+        if (other != e) {
+          EXPECT_GE(likeness(twin), likeness(other) - 1e-6f);
+        }
       }
     }
   }

@@ -140,7 +140,8 @@ class BlockRunner {
       } else if (Seen(node)) {
         ShowInputs(node, tile);
       }
-      if (computed_.empty() && observer_ != nullptr && observer_->wants_values()) observer_->OnValue(node, tile.begin, values_[node.output]);
+      if (computed_.empty() && observer_ != nullptr && observer_->wants_values())
+        observer_->OnValue(node, tile.begin, values_[node.output]);
       for (ValueId id : node.inputs) {
         if (last_reader_[id] == &node && last_use_[id] <= block_) values_[id].resize(0, 0);
       }
@@ -207,7 +208,8 @@ class BlockRunner {
     capture.first_token = tile.begin;
     std::function<bool(uint32_t)> wants;
     if (out == nullptr) wants = [&](uint32_t expert) { return observer_->wants_expert(node.moe.table, expert); };
-    RunMoe(node, program_.expert_tables[node.moe.table], weights_, in, logits, pool_, wants, wanted ? &capture : nullptr, out);
+    RunMoe(node, program_.expert_tables[node.moe.table], weights_, in, logits, pool_, wants, wanted ? &capture : nullptr,
+           out);
     if (wanted) observer_->OnMoe(capture);
   }
 

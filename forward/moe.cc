@@ -82,7 +82,7 @@ struct ExpertRun {
   const Dispatch& dispatch;
   std::vector<ExpertCapture>* captures;     // null, or
   const std::vector<uint32_t>& capture_of;  // by expert
-  Matrix* outputs;  // null: captures have none either
+  Matrix* outputs;                          // null: captures have none either
 
   void operator()(const Task& task) const {
     const uint32_t table = node.table, rows = task.end - task.begin;
@@ -165,8 +165,8 @@ void RunMoe(const Node& node, const ExpertTableDecl& table, const BlockWeights& 
   }
   Matrix outputs(out != nullptr ? d.ids.size() : 0, in.cols());
   const std::vector<Task> tasks = CutIntoTasks(d, wants);
-  const ExpertRun run{node.moe,   weights, in, d, capture ? &capture->experts : nullptr,
-                      capture_of, out != nullptr ? &outputs : nullptr};
+  const ExpertRun run{
+      node.moe, weights, in, d, capture ? &capture->experts : nullptr, capture_of, out != nullptr ? &outputs : nullptr};
   pool.ParallelFor(tasks.size(), 1, [&](size_t begin, size_t end) {
     for (size_t i = begin; i < end; ++i) run(tasks[i]);
   });

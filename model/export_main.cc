@@ -86,7 +86,9 @@ Status Run(int argc, char** argv) {
                          "moepack export wren.moeb --trust trust.json --gguf --type stored -o wren.gguf"}});
   command.options().add_options()(
       "onnx", "ONNX with com.microsoft operators, weights beside it in OUT.data, the checkpoint's tokenizer.json too")(
-      "gguf", "GGUF version 3 for llama.cpp")("type", po::value<std::string>(), "GGUF matrices: f32 (default), f16, or stored: a compressed model's codes unchanged, in Q4_0, Q4_1, Q5_0, Q5_1 or Q8_0")(
+      "gguf", "GGUF version 3 for llama.cpp")("type", po::value<std::string>(),
+                                              "GGUF matrices: f32 (default), f16, or stored: a compressed model's codes "
+                                              "unchanged, in Q4_0, Q4_1, Q5_0, Q5_1 or Q8_0")(
       "trust", po::value<std::string>(), "trust file (T.json); a bundle is verified whole before it is read")(
       "output,o", po::value<std::string>(), "file to write");
   command.Positional("model");

@@ -221,8 +221,8 @@ class Measurer {
         if (c >= candidates.size() || !wanted[o][c]) continue;
         jobs.emplace_back();
         owners.push_back(o);
-        MOEPACK_RETURN_IF_ERROR(PrepareJob(in_.tensors[open[run[o]]], candidates[c], *in_.recipe, samples[o], moments, factors,
-                                           pool_, &jobs.back()));
+        MOEPACK_RETURN_IF_ERROR(PrepareJob(in_.tensors[open[run[o]]], candidates[c], *in_.recipe, samples[o], moments,
+                                           factors, pool_, &jobs.back()));
         jobs.back().row_weights = row_weights[o];
       }
       RunJobs(jobs, kSweeps, pool_);
@@ -289,8 +289,8 @@ class Measurer {
     for (size_t p : members) {
       const TensorRef& tensor = in_.tensors[open[p]];
       Matrix& target = WeightsOf(tensor, weights);
-      MOEPACK_RETURN_IF_ERROR(DecodePlain(ProbeCodec(), tensor.shape, measured.probe[p],
-                                          {target.data(), static_cast<size_t>(target.size())}));
+      MOEPACK_RETURN_IF_ERROR(
+          DecodePlain(ProbeCodec(), tensor.shape, measured.probe[p], {target.data(), static_cast<size_t>(target.size())}));
       const double energy = energies.at(KindOf(tensor));
       error += energy > 0 ? measured.probe_error[p] / energy : 0;
     }

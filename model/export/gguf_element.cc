@@ -93,10 +93,10 @@ Result<Bytes> EncodeBlocks(const QuantizedMatrix& matrix, GgufElement element) {
       const uint64_t group = row * groups + begin / width;
       out.U16(matrix.scales[group]);
       if (layout.minimum) {
-        const uint16_t minimum = matrix.codec.has_min
-                                     ? matrix.mins[group]
-                                     : F32ToF16(-static_cast<float>(half) * F16ToF32(matrix.scales[group]));
-        if (!std::isfinite(F16ToF32(minimum))) return Status(ErrorCode::kUnsupported, "a minimum is beyond f16; use --type f16");
+        const uint16_t minimum =
+            matrix.codec.has_min ? matrix.mins[group] : F32ToF16(-static_cast<float>(half) * F16ToF32(matrix.scales[group]));
+        if (!std::isfinite(F16ToF32(minimum)))
+          return Status(ErrorCode::kUnsupported, "a minimum is beyond f16; use --type f16");
         out.U16(minimum);
       }
       uint8_t codes[kGgufBlock];

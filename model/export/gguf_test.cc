@@ -210,8 +210,7 @@ TEST(Gguf, RefusesByNameATokenizerThatLlamaCppWouldReadOtherwise) {
       {&two, "begins a prompt with 2 tokens"}, {&whole, "ignore_merges"}, {&pieces, "SentencePiece"}};
   for (const auto& [data, named] : cases) {
     TempFolder folder;
-    const Status status =
-        ExportGguf(PosixEnv(), WithTokenizer(*data), folder.At("m.gguf"), GgufType::kF16, NoProgress());
+    const Status status = ExportGguf(PosixEnv(), WithTokenizer(*data), folder.At("m.gguf"), GgufType::kF16, NoProgress());
     EXPECT_EQ(status.code(), ErrorCode::kTokenizer);
     EXPECT_NE(status.message().find(named), std::string::npos) << status.message();
   }
@@ -364,7 +363,8 @@ class CodedSource final : public TensorSource {
     const ExpertTableDecl& decl = program_.expert_tables[table];
     const bool down = matrix == ExpertMatrix::kDown;
     const MatrixShape shape{down ? decl.hidden : decl.intermediate[expert], down ? decl.intermediate[expert] : decl.hidden};
-    return Random(StoredExpertCodec(table, expert, matrix), shape, 1000 * expert + 10 * table + static_cast<uint32_t>(matrix));
+    return Random(StoredExpertCodec(table, expert, matrix), shape,
+                  1000 * expert + 10 * table + static_cast<uint32_t>(matrix));
   }
 
  private:
@@ -411,7 +411,8 @@ TEST(GgufStored, CodesStandForTheSameWeights) {
                           Case{"i4g16", "i4g16", "i4g16", 1, 1}, Case{"i4g32+keep20", "i4g32", "i5mg32", 2, 7},
                           Case{"i4mg32+keep20", "i4mg32", "i4r", 1, 2}}) {
       Model model = Open(std::string("tests/golden/") + family);
-      model.tensors = std::make_shared<CodedSource>(model, [&c](uint32_t e) { return e % 2 ? c.odd : c.even; }, c.dense);
+      model.tensors = std::make_shared<CodedSource>(
+          model, [&c](uint32_t e) { return e % 2 ? c.odd : c.even; }, c.dense);
       const GgufFile stored = Export(model, GgufType::kStored), full = Export(model, GgufType::kF32);
       EXPECT_EQ(stored.tensors().at("blk.1.ffn_up_exps.weight").type, c.experts_type) << c.even;
       EXPECT_EQ(stored.tensors().at("blk.1.ffn_down_exps.weight").type, down_fits ? c.experts_type : 1u) << c.even;
@@ -421,7 +422,8 @@ TEST(GgufStored, CodesStandForTheSameWeights) {
         const std::vector<float> got = stored.Floats(name), expected = full.Floats(name);
         const float unit = tensor.type == 1 ? 1.0f / 2048 : 1e-6f;  // f16 rounds; a product and a sum may round once more
         for (size_t i = 0; i < got.size(); ++i)
-          ASSERT_NEAR(got[i], expected[i], unit * std::max(1.0f, std::abs(expected[i]))) << name << " " << i << " " << c.even;
+          ASSERT_NEAR(got[i], expected[i], unit * std::max(1.0f, std::abs(expected[i])))
+              << name << " " << i << " " << c.even;
       }
       EXPECT_EQ(stored.value("general.quantization_version"), "2");
     }

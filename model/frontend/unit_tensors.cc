@@ -114,9 +114,8 @@ class UnitTensors final : public TensorSource {
 
   const Place& Expert(uint32_t table, uint32_t expert, ExpertMatrix matrix) const {
     const std::vector<Place>& places = experts_.at(table).at(expert);
-    const auto place = std::find_if(places.begin(), places.end(), [matrix](const Place& p) {
-      return p.tensor.tensor == static_cast<uint32_t>(matrix);
-    });
+    const auto place = std::find_if(places.begin(), places.end(),
+                                    [matrix](const Place& p) { return p.tensor.tensor == static_cast<uint32_t>(matrix); });
     return places.at(static_cast<size_t>(place - places.begin()));  // every unit has the matrices of its table
   }
 

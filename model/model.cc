@@ -24,12 +24,6 @@ Result<Model> OpenDirectory(Env& env, const std::string& path, const OpenOptions
 
 }  // namespace
 
-Result<QuantizedMatrix> TensorSource::LoadCodes(TensorId) const {
-  return Status(ErrorCode::kUnsupported, "a checkpoint has no codes of compressed weights");
-}
-
-Result<QuantizedMatrix> TensorSource::LoadExpertCodes(uint32_t, uint32_t, ExpertMatrix) const { return LoadCodes(kNone); }
-
 Result<Model> OpenModel(Env& env, const std::string& path, const OpenOptions& options) {
   MOEPACK_ASSIGN_OR_RETURN(const bool exists, env.Exists(path));
   if (!exists) return Status(ErrorCode::kNotFound, path + ": no such file or folder");

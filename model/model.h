@@ -27,8 +27,11 @@ class TensorSource {
   virtual Codec StoredExpertCodec(uint32_t table, uint32_t expert, ExpertMatrix matrix) const = 0;
   // The codes of a weight that StoredCodec says is of integers, where the source keeps them (compressed models do);
   // kUnsupported elsewhere.
-  virtual Result<QuantizedMatrix> LoadCodes(TensorId tensor) const;
-  virtual Result<QuantizedMatrix> LoadExpertCodes(uint32_t table, uint32_t expert, ExpertMatrix matrix) const;
+  virtual Result<QuantizedMatrix> LoadCodes(TensorId) const { return NoCodes(); }
+  virtual Result<QuantizedMatrix> LoadExpertCodes(uint32_t, uint32_t, ExpertMatrix) const { return NoCodes(); }
+
+ private:
+  static Status NoCodes() { return Status(ErrorCode::kUnsupported, "a checkpoint has no codes of compressed weights"); }
 };
 
 enum class ModelSource : uint8_t { kHuggingFace, kOnnx, kCompressed, kConfigOnly };

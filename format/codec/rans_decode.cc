@@ -11,8 +11,8 @@ namespace {
 Status Bad(const char* what) { return Status(ErrorCode::kMalformed, std::string("rANS chunk: ") + what); }
 
 struct Table {
-  std::array<uint8_t, kRansTotal> symbol;  // by slot
-  std::array<uint16_t, 256> frequency, start;
+  // By slot: frequency - 1, slots since the symbol's first, symbol; 12, 12 and 8 bits.
+  std::array<uint32_t, kRansTotal> slots;
 };
 
 // A frequency takes one byte below 128, else two: seven low bits first.
@@ -33,9 +33,7 @@ Status ReadTable(ByteReader* in, Table* table) {
     const uint32_t frequency = ReadFrequency(in);
     if (!in->ok() || frequency > kRansTotal - sum) return Bad("a table's frequencies exceed their total");
     const uint32_t symbol = first + i * stride;
-    table->frequency[symbol] = static_cast<uint16_t>(frequency);
-    table->start[symbol] = static_cast<uint16_t>(sum);
-    std::fill_n(table->symbol.begin() + sum, frequency, static_cast<uint8_t>(symbol));
+    for (uint32_t s = 0; s < frequency; ++s) table->slots[sum + s] = (frequency - 1) << 20 | s << 8 | symbol;
     sum += frequency;
   }
   return sum == kRansTotal ? Status::Ok() : Bad("a table's frequencies fall short of their total");
@@ -75,15 +73,10 @@ class Decoder {
   }
   // One byte; false when the words are used up.
   bool Next(const Table& table, uint32_t* state, uint8_t* out) {
-    const uint32_t slot = *state & (kRansTotal - 1);
-    const uint8_t symbol = table.symbol[slot];
-    uint32_t x = table.frequency[symbol] * (*state >> kRansBits) + slot - table.start[symbol];
-    if (x < kRansLow) {
-      if (at_ == words_.size()) return false;
-      x = x << 16 | Word();
-    }
-    *state = x;
-    *out = symbol;
+    *state = Step(table, *state, out);
+    if (*state >= kRansLow) return true;
+    if (at_ == words_.size()) return false;
+    *state = *state << 16 | Word();
     return true;
   }
   // `table_of(i)` for bytes [begin, end); byte i belongs to state i % kRansStates.
@@ -93,6 +86,7 @@ class Decoder {
     for (; i < end && i % kRansStates != 0; ++i) {
       if (!Next(table_of(i), &states_[i % kRansStates], out + i)) return false;
     }
+    i = FillQuickly(i, end, table_of, out);
     for (; i + kRansStates <= end; i += kRansStates) {
       bool fine = true;
       for (size_t s = 0; s < kRansStates; ++s) fine &= Next(table_of(i + s), &states_[s], out + i + s);
@@ -108,6 +102,33 @@ class Decoder {
   }
 
  private:
+  // The state after one byte, before words are taken in.
+  static uint32_t Step(const Table& table, uint32_t state, uint8_t* out) {
+    const uint32_t slot = state & (kRansTotal - 1);
+    const uint32_t entry = table.slots[slot];
+    *out = static_cast<uint8_t>(entry);
+    return ((entry >> 20) + 1) * (state >> kRansBits) + (entry >> 8 & (kRansTotal - 1));
+  }
+  // Groups of bytes as long as each state may take a word: nothing to check, and no branch that depends on the data. The
+  // end of the last group.
+  template <typename TableOf>
+  uint64_t FillQuickly(uint64_t begin, uint64_t end, const TableOf& table_of, uint8_t* out) {
+    std::array<uint32_t, kRansStates> states = states_;
+    const uint8_t* words = words_.data();
+    uint64_t i = begin;
+    size_t at = at_;
+    for (; i + kRansStates <= end && words_.size() - at >= 2 * kRansStates; i += kRansStates) {
+      for (size_t s = 0; s < kRansStates; ++s) {
+        const uint32_t x = Step(table_of(i + s), states[s], out + i + s);
+        const uint32_t more = x < kRansLow ? 1 : 0, word = static_cast<uint32_t>(words[at] | words[at + 1] << 8);
+        states[s] = x << (16 * more) | (word & (0 - more));
+        at += 2 * more;
+      }
+    }
+    states_ = states;
+    at_ = at;
+    return i;
+  }
   uint16_t Word() {
     const auto word = static_cast<uint16_t>(words_[at_] | words_[at_ + 1] << 8);
     at_ += 2;

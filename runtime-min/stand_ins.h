@@ -31,7 +31,7 @@ enum class OnMiss : uint8_t {
 // precision, where the bundle has one; above: nothing. The first of a token always has s = 0.
 struct MissPolicy {
   OnMiss on_miss = OnMiss::kLoad;
-  double lower_above = 0.6, skip_above = 0.9;  // HOBBIT's on Mixtral
+  double lower_above = 0.6, skip_above = 0.9;  // HOBBIT's, of two experts a token
   // kUsage unless 0 <= lower_above <= skip_above <= 1.
   Status Check() const;
 };

@@ -87,6 +87,20 @@ class Cache:
         return result
 
 
+def key_profile_and_logits(moepack, work, subject, chunks):
+    """In `work`, unless they are there: key.pem and trust.json, SUBJECT.mprof of 32,768 tokens, and the full model's logits of
+    the first `chunks` chunks of held-out text, whose file is returned."""
+    work.mkdir(parents=True, exist_ok=True)
+    if not (work / "key.pem").exists():
+        run(moepack, "pack", "keygen", "-o", work / "key.pem", "--trust", work / "trust.json")
+        run(moepack, "calibrate", subject.model, "--data", *(f"{d}={subject.calib(d)}" for d in subject.domains), "--tokens", 32768,
+            "-o", work / f"{subject.name}.mprof")
+    base = work / f"base-{chunks}.f32"
+    if not base.exists():
+        run(moepack, "logits", subject.model, "--data", subject.mixed_eval, "--ctx", CTX, "--chunks", chunks, "-o", base)
+    return base
+
+
 def byte_symbols():
     """byte -> the printable character that stands for it in a byte-level vocabulary (GPT-2's)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]

@@ -5,19 +5,17 @@
 //   moepack-expert-bench BUNDLE TRUST PROFILE TOKENS SHARE PREFETCH [LANES]     SHARE: of all experts' resident bytes
 //
 // The profile is of the folder that was packed (moepack calibrate FOLDER), so that its traces are the bundle's.
-#include <zstd.h>
 
 #include <algorithm>
 #include <cstdlib>
-#include <cstring>
 
 #include "base/cli/cli.h"
 #include "base/digest/sha256.h"
 #include "compressor/cache_simulation.h"
-#include "format/codec/rans.h"
 #include "model/profile.h"
 #include "runtime-min/engine.h"
 #include "runtime-min/metrics.h"
+#include "tests/bench/decompress.h"
 #include "verify/trust_json.h"
 
 namespace moepack {
@@ -29,16 +27,6 @@ struct Rates {
   double stored_bytes = 0, read_ms = 0, hash_ms = 0, decompress_ms = 0;
   double PerSecond(double ms) const { return stored_bytes * 1e3 / ms; }
 };
-
-Status Decompress(const ChunkRef& chunk, ByteSpan stored, std::span<uint8_t> out) {
-  if (chunk.encoding == Encoding::kRans) return DecodeRans(stored, out);
-  if (chunk.encoding == Encoding::kRaw) {
-    std::memcpy(out.data(), stored.data(), out.size());
-    return Status::Ok();
-  }
-  const size_t written = ZSTD_decompress(out.data(), out.size(), stored.data(), stored.size());
-  return written == out.size() ? Status::Ok() : Status(ErrorCode::kMalformed, "a zstd chunk does not decompress");
-}
 
 // Every chunk of every expert once, on this thread.
 Status MeasureOnce(const verify::VerifiedBundle& bundle, const RandomAccessFile& file, Rates* rates) {
@@ -52,7 +40,7 @@ Status MeasureOnce(const verify::VerifiedBundle& bundle, const RandomAccessFile&
         const double read = runtime::MonotonicMs();
         if (Sha256(bytes) != chunk.stored_digest) return Status(ErrorCode::kDigest, "a chunk is damaged");
         const double hashed = runtime::MonotonicMs();
-        MOEPACK_RETURN_IF_ERROR(Decompress(chunk, bytes, std::span(plain).first(chunk.plain_bytes)));
+        MOEPACK_RETURN_IF_ERROR(bench::Decompress(chunk, bytes, std::span(plain).first(chunk.plain_bytes)));
         rates->stored_bytes += static_cast<double>(chunk.stored_bytes);
         rates->read_ms += read - start;
         rates->hash_ms += hashed - read;

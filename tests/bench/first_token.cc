@@ -4,19 +4,17 @@
 //
 //     first_token BUNDLE TRUST checked|unchecked TOKEN,...    prints wall and processor milliseconds and the token
 #include <sys/resource.h>
-#include <zstd.h>
 
 #include <algorithm>
 #include <cstdio>
-#include <cstring>
 
 #include "base/cli/cli.h"
-#include "format/codec/rans.h"
 #include "runtime-min/engine.h"
 #include "runtime-min/metrics.h"
 #include "runtime-min/sampler.h"
 #include "runtime-min/testing/fake_source.h"
 #include "runtime-min/unit_source.h"
+#include "tests/bench/decompress.h"
 #include "verify/trust_json.h"
 
 namespace moepack {
@@ -47,18 +45,9 @@ class UncheckedSource final : public runtime::UnitSource {
       MOEPACK_RETURN_IF_ERROR(file_->Read(chunk.offset, stored));
       const size_t at = plain.size();
       plain.resize(at + chunk.plain_bytes);
-      MOEPACK_RETURN_IF_ERROR(Decode(chunk, stored, std::span(plain).subspan(at)));
+      MOEPACK_RETURN_IF_ERROR(bench::Decompress(chunk, stored, std::span(plain).subspan(at)));
     }
     return testing::VerifiedPeer::Plain(std::move(plain));
-  }
-  static Status Decode(const ChunkRef& chunk, ByteSpan stored, std::span<uint8_t> out) {
-    if (chunk.encoding == Encoding::kRans) return DecodeRans(stored, out);
-    if (chunk.encoding == Encoding::kRaw) {
-      std::memcpy(out.data(), stored.data(), out.size());
-      return Status::Ok();
-    }
-    const size_t written = ZSTD_decompress(out.data(), out.size(), stored.data(), stored.size());
-    return written == out.size() ? Status::Ok() : Status(ErrorCode::kMalformed, "a zstd chunk does not decompress");
   }
 
   std::unique_ptr<verify::VerifiedBundle> bundle_;

@@ -19,14 +19,7 @@ RUNS = (("load", None), ("lower", "0.6,0.9"), ("skip", "0.6,0.9"), ("lower", "0.
 
 
 def prepare(work, wren, chunks):
-    work.mkdir(parents=True, exist_ok=True)
-    if not (work / "key.pem").exists():
-        run(MOEPACK, "pack", "keygen", "-o", work / "key.pem", "--trust", work / "trust.json")
-        run(MOEPACK, "calibrate", wren.model, "--data", *(f"{d}={wren.calib(d)}" for d in wren.domains), "--tokens", 32768, "-o",
-            work / "wren.mprof")
-    base = work / f"base-{chunks}.f32"
-    if not base.exists():
-        run(MOEPACK, "logits", wren.model, "--data", wren.mixed_eval, "--ctx", CTX, "--chunks", chunks, "-o", base)
+    base = bench_lib.key_profile_and_logits(MOEPACK, work, wren, chunks)
     bundles = {}
     for pair in PAIRS:
         bundles[pair] = bundle = work / f"{'-'.join(pair)}.moeb"

@@ -17,18 +17,6 @@ ROUTERS = {"bf16": "keep: true", "i8g64": "codec: i8g64", "i8r": "codec: i8r"}
 RECIPE = "version: 1\nrules:\n  - {match: '.*_proj|embed_tokens|lm_head', %s}\n  - {match: '.*\\.router', %s}\n"
 
 
-def prepare(work, wren, chunks):
-    work.mkdir(parents=True, exist_ok=True)
-    if not (work / "key.pem").exists():
-        run(MOEPACK, "pack", "keygen", "-o", work / "key.pem", "--trust", work / "trust.json")
-        run(MOEPACK, "calibrate", wren.model, "--data", *(f"{d}={wren.calib(d)}" for d in wren.domains), "--tokens", 32768, "-o",
-            work / "wren.mprof")
-    base = work / f"base-{chunks}.f32"
-    if not base.exists():
-        run(MOEPACK, "logits", wren.model, "--data", wren.mixed_eval, "--ctx", CTX, "--chunks", chunks, "-o", base)
-    return base
-
-
 def bundle_of(work, wren, rest, router):
     bundle = work / f"router-{rest.replace(' ', '-')}-{router}.moeb"
     if not bundle.exists():
@@ -44,7 +32,7 @@ def choices(bundle, work, wren, chunks):
 
 
 def rows(work, wren, chunks):
-    base = prepare(work, wren, chunks)
+    base = bench_lib.key_profile_and_logits(MOEPACK, work, wren, chunks)
     for rest in REST:
         reference = None
         for router in ROUTERS:

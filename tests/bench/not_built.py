@@ -214,6 +214,9 @@ def no_data_rows(judge, mine, tensors):
         yield row(f"{codec}, HQQ, inputs rotated, no data", bits + 0.5, everywhere(lambda w, b=bits: rotated(w, lambda r: hqq(r, b))))
         yield row(f"{codec}, scale search, no data", bits + 0.5, judge.measure(mine_free))
         yield row(f"{codec}, GPTQ and weighted search", bits + 0.5, judge.measure(mine_best))
+    mine_free = judge.scratch / "i2g128-free"
+    mine.moepack("compress", judge.subject.model, "--codec", "i2g128", "-o", mine_free, "--quiet")
+    yield row("i2g128, scale search, no data", 2 + 16 / 128, judge.measure(mine_free))
     yield row("trellis of 2 bits, inputs rotated, no data", 2 + 16 / 512, everywhere(lambda w: rotated(w, trellis)))
 
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Outside engines as judges of our exports, optional because they come from the npm registry and take minutes:
-#   outside.sh onnx   ONNX Runtime runs the ONNX exports of wren and the four golden checkpoints
+#   outside.sh onnx   ONNX Runtime runs the ONNX exports of wren and six golden checkpoints
 #   outside.sh gguf   llama.cpp, built from the source in the package node-llama-cpp, runs GGUF exports of wren, its
 #                   compressed codes unchanged among them
 # Both by default. Needs npm, and the release build. Everything is kept under build/outside.
@@ -12,7 +12,7 @@ mkdir -p "$work"
 check_onnx() {
   (cd "$work" && npm install --silent --no-save --ignore-scripts --prefix . onnxruntime-node@1.30.0 >/dev/null)
   local name model golden
-  for name in wren qwen2_moe mixtral olmoe qwen3_moe; do
+  for name in wren qwen2_moe mixtral olmoe qwen3_moe granitemoe gpt_oss; do
     model="tests/golden/$name" golden="tests/golden/$name/golden"
     if [ "$name" = wren ]; then model=examples/wren/model golden=tests/golden/wren/python; fi
     "$moepack" export "$model" --onnx -o "$work/$name.onnx" --quiet

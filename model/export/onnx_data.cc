@@ -57,6 +57,12 @@ Status WriteTensor(const Model& model, const OnnxBlob& blob, Sink* sink) {
   if (blob.kind == OnnxBlobKind::kTensorPlusOne) {
     for (float& value : values) value += 1;
   }
+  if (blob.kind == OnnxBlobKind::kTensorPair) {
+    MOEPACK_ASSIGN_OR_RETURN(const std::vector<float> second, model.tensors->Load(blob.second));
+    std::vector<float> pairs;
+    for (size_t i = 0; i < values.size(); ++i) pairs.insert(pairs.end(), {values[i], second[i]});
+    values = std::move(pairs);
+  }
   if (blob.kind == OnnxBlobKind::kTensorTransposed) values = Transposed(values, tensor.rows, tensor.cols);
   return sink->Floats(values);
 }
@@ -123,6 +129,7 @@ Status WriteBlob(const Model& model, const OnnxBlob& blob, Sink* sink) {
     case OnnxBlobKind::kTensor:
     case OnnxBlobKind::kTensorTransposed:
     case OnnxBlobKind::kTensorPlusOne:
+    case OnnxBlobKind::kTensorPair:
       return WriteTensor(model, blob, sink);
     case OnnxBlobKind::kGateUp:
     case OnnxBlobKind::kGate:

@@ -15,6 +15,7 @@ enum class OnnxBlobKind : uint8_t {
   kTensor,            // a tensor as it is
   kTensorTransposed,  // [cols, rows]
   kTensorPlusOne,     // 1 + weight
+  kTensorPair,        // two tensors of one shape, their columns in turn: [rows, 2 * cols]
   kGateUp,            // all experts, rows of gate and up in turn: [experts, 2 * width, hidden]
   kGate,              // all experts [experts, width, hidden]
   kUp,
@@ -31,6 +32,7 @@ struct OnnxBlob {
   TensorId tensor = kNone;             // kTensor...
   uint32_t table = 0;                  // kGateUp, kGate, kUp, kDown
   const RotaryNode* rotary = nullptr;  // kCos, kSin; not owned
+  TensorId second = kNone;             // kTensorPair
 };
 
 struct OnnxExtent {

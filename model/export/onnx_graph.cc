@@ -8,30 +8,6 @@
 namespace moepack {
 namespace {
 
-constexpr const char* kStandard = "";
-constexpr const char* kContrib = "com.microsoft";
-
-void SetInt(onnx::NodeProto* node, const char* name, int64_t value) {
-  auto* attribute = node->add_attribute();
-  attribute->set_name(name);
-  attribute->set_type(onnx::AttributeProto::INT);
-  attribute->set_i(value);
-}
-
-void SetFloat(onnx::NodeProto* node, const char* name, float value) {
-  auto* attribute = node->add_attribute();
-  attribute->set_name(name);
-  attribute->set_type(onnx::AttributeProto::FLOAT);
-  attribute->set_f(value);
-}
-
-void SetText(onnx::NodeProto* node, const char* name, const std::string& value) {
-  auto* attribute = node->add_attribute();
-  attribute->set_name(name);
-  attribute->set_type(onnx::AttributeProto::STRING);
-  attribute->set_s(value);
-}
-
 // A dimension is a number, or a name when it begins with a letter.
 void Declare(onnx::ValueInfoProto* value, const std::string& name, int32_t type, const std::vector<std::string>& dims) {
   value->set_name(name);
@@ -47,6 +23,18 @@ void Declare(onnx::ValueInfoProto* value, const std::string& name, int32_t type,
   }
 }
 
+// The node without what its operator has beyond plain decoders: sinks, and of SwiGLU experts biases and clamping.
+Node WithoutAttributes(Node node) {
+  node.attention.sinks = kNone;
+  if (node.kind != NodeKind::kMoe) return node;
+  node.moe.gate_bias = node.moe.up_bias = node.moe.down_bias = kNone;
+  ActivationRecord& activation = node.moe.activation;
+  if (activation.gated && activation.function == Activation::kSilu) {
+    activation.limit = activation.sigmoid_scale = activation.up_offset = 0;
+  }
+  return node;
+}
+
 // The same angles and size: one pair of caches serves both.
 bool SameCache(const RotaryNode& a, const RotaryNode& b) { return a.inv_freq == b.inv_freq && a.magnitude == b.magnitude; }
 
@@ -55,6 +43,27 @@ bool SameRotation(const RotaryNode& a, const RotaryNode& b) {
 }
 
 }  // namespace
+
+void OnnxGraphWriter::SetInt(onnx::NodeProto* node, const char* name, int64_t value) {
+  auto* attribute = node->add_attribute();
+  attribute->set_name(name);
+  attribute->set_type(onnx::AttributeProto::INT);
+  attribute->set_i(value);
+}
+
+void OnnxGraphWriter::SetFloat(onnx::NodeProto* node, const char* name, float value) {
+  auto* attribute = node->add_attribute();
+  attribute->set_name(name);
+  attribute->set_type(onnx::AttributeProto::FLOAT);
+  attribute->set_f(value);
+}
+
+void OnnxGraphWriter::SetText(onnx::NodeProto* node, const char* name, const std::string& value) {
+  auto* attribute = node->add_attribute();
+  attribute->set_name(name);
+  attribute->set_type(onnx::AttributeProto::STRING);
+  attribute->set_s(value);
+}
 
 Status OnnxGraphWriter::Run() {
   graph_.set_name("moepack");
@@ -118,7 +127,7 @@ Status OnnxGraphWriter::FindRotaries() {
 Status OnnxGraphWriter::WriteNode(size_t index) {
   index_ = index;
   const Node& node = program_.nodes[index];
-  if (const char* what = BeyondPlain(node)) return Unsupported(what);
+  if (const char* what = BeyondPlain(WithoutAttributes(node))) return Unsupported(what);
   switch (node.kind) {
     case NodeKind::kEmbedding:
       SetInt(Add(kStandard, "Gather", {Tensor(node.embedding.table, OnnxBlobKind::kTensor), "input_ids"},
@@ -224,6 +233,10 @@ Status OnnxGraphWriter::WriteAttention(const Node& node) {
     inputs.push_back(Blob({OnnxBlobKind::kCos, "cos_cache" + name, shape, kNone, 0, q}));
     inputs.push_back(Blob({OnnxBlobKind::kSin, "sin_cache" + name, shape, kNone, 0, q}));
   }
+  if (a.sinks != kNone) {
+    inputs.resize(11);  // no positions and no attention bias
+    inputs.push_back(Tensor(a.sinks, OnnxBlobKind::kTensor));
+  }
   auto* proto = Add(kContrib, "GroupQueryAttention", inputs, ValueName(node.output));
   proto->add_output("present." + slot + ".key");
   proto->add_output("present." + slot + ".value");
@@ -234,57 +247,6 @@ Status OnnxGraphWriter::WriteAttention(const Node& node) {
   SetInt(proto, "local_window_size", a.window == 0 ? -1 : static_cast<int64_t>(a.window));
   SetInt(proto, "do_rotary", q == nullptr ? 0 : 1);
   SetInt(proto, "rotary_interleaved", q != nullptr && q->interleaved ? 1 : 0);
-  return Status::Ok();
-}
-
-// ONNX Runtime (seen in 1.30 on a CPU) lets a MoE node write over its input when both have the same shape and nobody reads
-// the input later, and without normalize_routing_weights the node clears its output before it reads. A reshape that changes
-// nothing hides from its planner that the shapes are the same.
-std::string OnnxGraphWriter::UnsharedInput(ValueId id) {
-  const std::string name = Temporary("unshared");
-  Add(kStandard, "Reshape", {ValueName(id), Ints({0, -1, static_cast<int64_t>(program_.values[id].width)})}, name);
-  return name;
-}
-
-Status OnnxGraphWriter::WriteMoe(const Node& node) {
-  const RoutingRecord& routing = node.moe.routing;
-  const ActivationRecord& activation = node.moe.activation;
-  if (routing.score != ScoreFunction::kSoftmax) return Unsupported("routing by sigmoid");
-  if (routing.eps != 0) return Unsupported("an eps in the routing weights");
-  static const std::map<Activation, const char*> kNames = {{Activation::kSilu, "silu"},
-                                                           {Activation::kGeluTanh, "gelu"},
-                                                           {Activation::kRelu, "relu"},
-                                                           {Activation::kIdentity, "identity"}};
-  const auto name = kNames.find(activation.function);
-  if (name == kNames.end()) return Unsupported("experts with an exact GELU");
-  const ExpertTableDecl& table = program_.expert_tables[node.moe.table];
-  const uint64_t experts = table.experts(), hidden = table.hidden;
-  const uint64_t width = *std::max_element(table.intermediate.begin(), table.intermediate.end());
-  const std::string prefix = "layers." + std::to_string(table.layer) + ".experts.";
-  const auto stack = [&](OnnxBlobKind kind, const char* matrix, uint64_t rows, uint64_t cols) {
-    return Blob({kind, prefix + matrix, {experts, rows, cols}, kNone, node.moe.table, nullptr});
-  };
-  const bool swiglu = activation.gated && activation.function == Activation::kSilu;
-  const std::string fc1 = swiglu             ? stack(OnnxBlobKind::kGateUp, "gate_up_proj", 2 * width, hidden)
-                          : activation.gated ? stack(OnnxBlobKind::kGate, "gate_proj", width, hidden)
-                                             : stack(OnnxBlobKind::kUp, "up_proj", width, hidden);
-  const std::string logits = Temporary("router_logits"), out = ValueName(node.output);
-  Add(kStandard, "Reshape", {ValueName(node.inputs[1]), Ints({-1, static_cast<int64_t>(experts)})}, logits);
-  // Softmax over the chosen experts only is softmax over all of them, renormalised.
-  const bool normalize = routing.renormalise || !routing.score_before_topk;
-  const std::string in = normalize ? ValueName(node.inputs[0]) : UnsharedInput(node.inputs[0]);
-  std::vector<std::string> inputs = {in, logits, fc1, "", stack(OnnxBlobKind::kDown, "down_proj", hidden, width)};
-  if (activation.gated && !swiglu) {
-    inputs.push_back("");
-    inputs.push_back(stack(OnnxBlobKind::kUp, "up_proj", width, hidden));
-  }
-  const std::string routed = routing.scale == 1 ? out : Temporary("routed");
-  auto* proto = Add(kContrib, "MoE", inputs, routed);
-  SetInt(proto, "k", routing.k);
-  SetInt(proto, "normalize_routing_weights", normalize ? 1 : 0);
-  SetText(proto, "activation_type", swiglu ? "swiglu" : name->second);
-  if (swiglu) SetInt(proto, "swiglu_fusion", 1);
-  if (routing.scale != 1) Add(kStandard, "Mul", {routed, Scalar(routing.scale)}, out);
   return Status::Ok();
 }
 

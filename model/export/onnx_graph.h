@@ -25,6 +25,12 @@ class OnnxGraphWriter {
   const std::vector<OnnxBlob>& blobs() const { return blobs_; }
 
  private:
+  static constexpr const char* kStandard = "";
+  static constexpr const char* kContrib = "com.microsoft";
+  static void SetInt(onnx::NodeProto* node, const char* name, int64_t value);
+  static void SetFloat(onnx::NodeProto* node, const char* name, float value);
+  static void SetText(onnx::NodeProto* node, const char* name, const std::string& value);
+
   void WriteInterface();
   void WriteLengths();
   Status FindRotaries();
@@ -32,7 +38,6 @@ class OnnxGraphWriter {
   Status WriteLinear(const Node& node);
   Status WriteNorm(const Node& node);
   Status WriteAttention(const Node& node);
-  Status WriteMoe(const Node& node);
   Status WriteElementwise(const Node& node);
   void WriteSlice(const Node& node);
   void WriteConcat(const Node& node);
@@ -46,7 +51,12 @@ class OnnxGraphWriter {
   std::string Blob(OnnxBlob blob);
   std::string Ones(uint64_t count);
   std::string ValueName(ValueId id) const;
+  // onnx_graph_moe.cc
+  Status WriteMoe(const Node& node);
+  static void WriteSwiglu(const ActivationRecord& activation, onnx::NodeProto* proto);
+  void AddExpertBiases(const Node& node, bool swiglu, uint64_t width, std::vector<std::string>* inputs);
   std::string UnsharedInput(ValueId id);
+
   // A name for something between two nodes of the program.
   std::string Temporary(const char* what);
   Status Unsupported(const std::string& what) const;

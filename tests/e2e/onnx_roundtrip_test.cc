@@ -85,6 +85,9 @@ constexpr Case kCases[] = {
     {"olmoe", "/tests/golden/olmoe", "/tests/golden/olmoe/golden.json", "/tests/golden/olmoe/golden_logits.f32"},
     {"qwen3_moe", "/tests/golden/qwen3_moe", "/tests/golden/qwen3_moe/golden.json",
      "/tests/golden/qwen3_moe/golden_logits.f32"},
+    {"gpt_oss", "/tests/golden/gpt_oss", "/tests/golden/gpt_oss/golden.json", "/tests/golden/gpt_oss/golden_logits.f32"},
+    {"granitemoe", "/tests/golden/granitemoe", "/tests/golden/granitemoe/golden.json",
+     "/tests/golden/granitemoe/golden_logits.f32"},
     {"wren", "/examples/wren/model", "/tests/golden/wren/python.json", "/tests/golden/wren/python.f32"},
 };
 INSTANTIATE_TEST_SUITE_P(Goldens, OnnxRoundTripTest, testing::ValuesIn(kCases),

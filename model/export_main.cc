@@ -4,6 +4,7 @@
 #include "model/bundle/bundle_model.h"
 #include "model/export/gguf.h"
 #include "model/export/onnx.h"
+#include "model/frontend/onnx.h"
 #include "model/frontend/tokenizer_files.h"
 #include "model/model.h"
 #include "verify/envelope_reader.h"
@@ -42,8 +43,9 @@ Result<Model> Open(const cli::Command& command, const std::string& path) {
 // The tokenizer files of a checkpoint. A compressed folder and a bundle hold the compiled tokenizer only.
 Result<std::vector<TokenizerFile>> TokenizerBeside(const Model& model, const std::string& path) {
   if (model.source == ModelSource::kHuggingFace) return ReadTokenizerFiles(PosixEnv(), path);
-  if (model.source == ModelSource::kOnnx) return ReadTokenizerFiles(PosixEnv(), DirectoryOf(path));
-  return std::vector<TokenizerFile>();
+  if (model.source != ModelSource::kOnnx) return std::vector<TokenizerFile>();
+  MOEPACK_ASSIGN_OR_RETURN(const std::string graph, OnnxPath(PosixEnv(), path));
+  return ReadTokenizerFiles(PosixEnv(), DirectoryOf(graph));
 }
 
 Result<uint64_t> FileBytes(const std::string& path) {

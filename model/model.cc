@@ -1,6 +1,7 @@
 #include "model/model.h"
 
 #include "model/frontend/compressed.h"
+#include "model/frontend/genai.h"
 #include "model/frontend/huggingface.h"
 #include "model/frontend/onnx.h"
 
@@ -13,13 +14,19 @@ Result<Model> OpenDirectory(Env& env, const std::string& path, const OpenOptions
   if (complete) return OpenCompressed(env, path, options);
   MOEPACK_ASSIGN_OR_RETURN(const bool config, has("config.json"));
   if (config) return OpenHuggingFace(env, path, options);
+  MOEPACK_ASSIGN_OR_RETURN(const bool genai, has(kGenaiConfig));
+  if (genai) {
+    MOEPACK_ASSIGN_OR_RETURN(const std::string graph, OnnxPath(env, path));
+    return OpenOnnx(env, graph, options);
+  }
   MOEPACK_ASSIGN_OR_RETURN(const bool program, has("program.pb"));
   if (program || path.ends_with(".partial")) {
     return Status(ErrorCode::kBadInput,
                   path + ": an unfinished compressed model; run `moepack compress` again with --resume");
   }
-  return Status(ErrorCode::kBadInput,
-                path + ": neither a checkpoint (no config.json) nor a compressed model (no `complete`)");
+  return Status(
+      ErrorCode::kBadInput,
+      path + ": neither a checkpoint (no config.json or genai_config.json) nor a compressed model (no `complete`)");
 }
 
 }  // namespace

@@ -50,7 +50,8 @@ struct OpenOptions {
   bool digests = false;
 };
 
-// A Hugging Face folder (config.json + safetensors), an .onnx file, a compressed model folder, or a config.json alone.
+// A Hugging Face folder (config.json + safetensors), an .onnx file or a folder whose genai_config.json names one, a
+// compressed model folder, or a config.json alone.
 // kNotFound, kUnknownFamily, kUnknownKey, kMissingTensor, kShape, kUnsupported, kBadInput ...: each names file and field.
 Result<Model> OpenModel(Env& env, const std::string& path, const OpenOptions& options = {});
 

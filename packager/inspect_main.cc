@@ -76,12 +76,18 @@ Status AddWeights(const Model& model, Inspection* inspection) {
 
 // Bytes of the files that hold a checkpoint's weights.
 Result<uint64_t> WeightFileBytes(const Model& model, const std::string& path) {
-  const bool onnx = model.source == ModelSource::kOnnx;
-  MOEPACK_ASSIGN_OR_RETURN(const std::vector<std::string> names,
-                           onnx ? OnnxWeightFiles(PosixEnv(), path) : HuggingFaceWeightFiles(PosixEnv(), path));
+  std::string folder = path;
+  std::vector<std::string> names;
+  if (model.source == ModelSource::kOnnx) {
+    MOEPACK_ASSIGN_OR_RETURN(const std::string graph, OnnxPath(PosixEnv(), path));
+    MOEPACK_ASSIGN_OR_RETURN(names, OnnxWeightFiles(PosixEnv(), graph));
+    folder = DirectoryOf(graph);
+  } else {
+    MOEPACK_ASSIGN_OR_RETURN(names, HuggingFaceWeightFiles(PosixEnv(), path));
+  }
   uint64_t total = 0;
   for (const std::string& name : names) {
-    MOEPACK_ASSIGN_OR_RETURN(const auto file, PosixEnv().OpenRead(JoinPath(onnx ? DirectoryOf(path) : path, name)));
+    MOEPACK_ASSIGN_OR_RETURN(const auto file, PosixEnv().OpenRead(JoinPath(folder, name)));
     MOEPACK_ASSIGN_OR_RETURN(const uint64_t bytes, file->Size());
     total += bytes;
   }

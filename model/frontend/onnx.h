@@ -9,10 +9,14 @@
 
 namespace moepack {
 
-// Opens `path` (.onnx, with external data beside it). kBadInput, kUnsupported (names the operator), kUnsafePath, kShape ...
+// Opens `path` (.onnx, with external data, tokenizer.json and genai_config.json beside it). kBadInput, kUnsupported (names
+// the operator), kUnsafePath, kShape ...
 Result<Model> OpenOnnx(Env& env, const std::string& path, const OpenOptions& options);
 
-// The file and those of its external data, relative to its folder.
+// `path` itself or, where that is a folder, the graph that its genai_config.json names.
+Result<std::string> OnnxPath(Env& env, const std::string& path);
+
+// The file of an OnnxPath and those of its external data, relative to its folder.
 Result<std::vector<std::string>> OnnxWeightFiles(Env& env, const std::string& path);
 
 }  // namespace moepack

@@ -11,40 +11,40 @@ namespace {
 
 using Unsigned = unsigned long long;
 
+// The first standard with 4-bit integers is newer than the headers that name element types here.
+constexpr int32_t kOnnxUint4 = 21, kOnnxInt4 = 22;
+
 // Element types that a graph of ours can need. False for every other.
-bool DtypeOf(int32_t data_type, Dtype* dtype) {
-  switch (data_type) {
-    case onnx::TensorProto::FLOAT:
-      *dtype = Dtype::kF32;
-      return true;
-    case onnx::TensorProto::FLOAT16:
-      *dtype = Dtype::kF16;
-      return true;
-    case onnx::TensorProto::BFLOAT16:
-      *dtype = Dtype::kBf16;
-      return true;
-    case onnx::TensorProto::INT64:
-      *dtype = Dtype::kI64;
-      return true;
-    case onnx::TensorProto::INT32:
-      *dtype = Dtype::kI32;
-      return true;
-    default:
-      return false;
-  }
+bool DtypeOf(int32_t data_type, OnnxTensor* tensor) {
+  static const std::map<int32_t, Dtype> kTypes = {{onnx::TensorProto::FLOAT, Dtype::kF32},
+                                                  {onnx::TensorProto::FLOAT16, Dtype::kF16},
+                                                  {onnx::TensorProto::BFLOAT16, Dtype::kBf16},
+                                                  {onnx::TensorProto::INT64, Dtype::kI64},
+                                                  {onnx::TensorProto::INT32, Dtype::kI32},
+                                                  {onnx::TensorProto::UINT8, Dtype::kU8},
+                                                  {onnx::TensorProto::INT8, Dtype::kI8},
+                                                  {onnx::TensorProto::BOOL, Dtype::kBool},
+                                                  {kOnnxUint4, Dtype::kU8},
+                                                  {kOnnxInt4, Dtype::kI8}};
+  const auto it = kTypes.find(data_type);
+  if (it == kTypes.end()) return false;
+  tensor->dtype = it->second;
+  tensor->nibbles = data_type == kOnnxUint4 || data_type == kOnnxInt4;
+  return true;
 }
 
 Status Bad(const std::string& tensor, const std::string& what, ErrorCode code = ErrorCode::kBadInput) {
   return Status(code, "tensor '" + tensor + "': " + what);
 }
 
-// Bytes of a type and shape; false on overflow.
-bool CheckedBytes(Dtype dtype, const std::vector<uint64_t>& shape, uint64_t* bytes) {
-  *bytes = DtypeBytes(dtype);
-  for (const uint64_t dim : shape) {
-    if (!CheckedMul(*bytes, dim, bytes)) return false;
+// Elements and bytes of a type and shape; false on overflow.
+bool CheckedBytes(OnnxTensor* tensor, uint64_t* bytes) {
+  tensor->elements = 1;
+  for (const uint64_t dim : tensor->shape) {
+    if (!CheckedMul(tensor->elements, dim, &tensor->elements)) return false;
   }
-  return true;
+  *bytes = tensor->elements / 2 + tensor->elements % 2;
+  return tensor->nibbles || CheckedMul(tensor->elements, DtypeBytes(tensor->dtype), bytes);
 }
 
 // A decimal number without a sign; false for everything else, overflow among it.
@@ -86,6 +86,10 @@ Bytes PackTyped(const onnx::TensorProto& proto, Dtype dtype) {
       return Pack<int64_t>(proto.int64_data());
     case Dtype::kI32:
       return Pack<int32_t>(proto.int32_data());
+    case Dtype::kU8:
+    case Dtype::kI8:
+    case Dtype::kBool:
+      return Pack<uint8_t>(proto.int32_data());
     default:
       return Pack<uint16_t>(proto.int32_data());
   }
@@ -121,10 +125,7 @@ Result<std::shared_ptr<const OnnxFile>> OnnxFile::Open(Env& env, const std::stri
   }
   for (const onnx::NodeProto& node : graph.node()) {
     if (node.op_type() != "Constant" || !(node.domain().empty() || node.domain() == "ai.onnx")) continue;
-    const bool plain = node.attribute_size() == 1 && node.attribute(0).name() == "value" && node.attribute(0).has_t() &&
-                       node.input_size() == 0 && node.output_size() == 1;
-    if (!plain) return Status(ErrorCode::kUnsupported, "Constant node '" + node.name() + "' without a tensor value");
-    MOEPACK_RETURN_IF_ERROR(file->AddConstant(node.attribute(0).t(), node.output(0)));
+    MOEPACK_RETURN_IF_ERROR(file->AddConstantNode(node));
   }
   return std::shared_ptr<const OnnxFile>(std::move(file));
 }
@@ -153,13 +154,39 @@ Status OnnxFile::CheckModel() const {
   return Status::Ok();
 }
 
+// One attribute with a tensor, a number or a list of numbers.
+Status OnnxFile::AddConstantNode(const onnx::NodeProto& node) {
+  const bool shaped = node.attribute_size() == 1 && node.input_size() == 0 && node.output_size() == 1;
+  const onnx::AttributeProto none, &value = shaped ? node.attribute(0) : none;
+  if (value.name() == "value" && value.has_t()) return AddConstant(value.t(), node.output(0));
+  onnx::TensorProto tensor;
+  const bool real = value.name() == "value_float" || value.name() == "value_floats";
+  tensor.set_data_type(real ? onnx::TensorProto::FLOAT : onnx::TensorProto::INT64);
+  if (value.name() == "value_int") {
+    tensor.add_int64_data(value.i());
+  } else if (value.name() == "value_float") {
+    tensor.add_float_data(value.f());
+  } else if (value.name() == "value_ints") {
+    *tensor.mutable_int64_data() = value.ints();
+    tensor.add_dims(value.ints_size());
+  } else if (value.name() == "value_floats") {
+    *tensor.mutable_float_data() = value.floats();
+    tensor.add_dims(value.floats_size());
+  } else {
+    return Status(ErrorCode::kUnsupported, "Constant node '" + node.name() + "' without a tensor or numbers");
+  }
+  return AddConstant(tensor, node.output(0));
+}
+
 Status OnnxFile::AddConstant(const onnx::TensorProto& proto, const std::string& name) {
   if (name.empty()) return Status(ErrorCode::kBadInput, "a constant without a name");
   OnnxTensor tensor;
   tensor.name = name;
-  if (!DtypeOf(proto.data_type(), &tensor.dtype)) {
+  if (!DtypeOf(proto.data_type(), &tensor)) {
     return Bad(name,
-               StrFormat("element type %d is not supported (float, float16, bfloat16, int32, int64 are)", proto.data_type()),
+               StrFormat("element type %d is not supported (float, float16, bfloat16, int32, int64, (u)int8, (u)int4 and "
+                         "bool are)",
+                         proto.data_type()),
                ErrorCode::kUnsupported);
   }
   if (proto.has_segment()) return Bad(name, "segmented tensors are not supported", ErrorCode::kUnsupported);
@@ -169,7 +196,7 @@ Status OnnxFile::AddConstant(const onnx::TensorProto& proto, const std::string& 
     tensor.shape.push_back(static_cast<uint64_t>(dim));
   }
   uint64_t bytes = 0;
-  if (!CheckedBytes(tensor.dtype, tensor.shape, &bytes)) return Bad(name, "shape overflows", ErrorCode::kShape);
+  if (!CheckedBytes(&tensor, &bytes)) return Bad(name, "shape overflows", ErrorCode::kShape);
   MOEPACK_RETURN_IF_ERROR(Locate(proto, bytes, &tensor));
   if (!constants_.emplace(name, std::move(tensor)).second) return Bad(name, "the name is used twice");
   return Status::Ok();
@@ -267,13 +294,14 @@ Result<std::vector<float>> OnnxFile::ReadFloats(const OnnxTensor& tensor, uint64
   Codec codec;
   if (!DtypeCodec(tensor.dtype, &codec)) return Bad(tensor.name, "is not of floats", ErrorCode::kUnsupported);
   uint64_t end = 0;
-  if (!CheckedAdd(first, count, &end) || end > tensor.elements()) return Status(ErrorCode::kInternal, "read past a tensor");
+  if (!CheckedAdd(first, count, &end) || end > tensor.elements) return Status(ErrorCode::kInternal, "read past a tensor");
   const uint64_t bytes = DtypeBytes(tensor.dtype);
   const ByteSpan data = tensor.data.subspan(first * bytes, count * bytes);
   std::vector<float> out(count);
   WidenElements(tensor.dtype, data.data(), count, out.data());
   if (const uint64_t bad = FirstNotFinite(out); bad < count) {
-    return Bad(tensor.name, StrFormat("value %llu is not finite", static_cast<Unsigned>(first + bad)), ErrorCode::kNotFinite);
+    return Bad(tensor.name, StrFormat("value %llu is not finite", static_cast<Unsigned>(first + bad)),
+               ErrorCode::kNotFinite);
   }
   if (tensor.mapping != nullptr) {
     tensor.mapping->Release(static_cast<uint64_t>(data.data() - tensor.mapping->bytes().data()), data.size());
@@ -282,13 +310,13 @@ Result<std::vector<float>> OnnxFile::ReadFloats(const OnnxTensor& tensor, uint64
 }
 
 Result<std::vector<int64_t>> OnnxFile::ReadInts(const OnnxTensor& tensor) const {
-  const bool wide = tensor.dtype == Dtype::kI64;
-  if (!wide && tensor.dtype != Dtype::kI32) return Bad(tensor.name, "is not of integers", ErrorCode::kUnsupported);
-  if (tensor.elements() > 64) return Bad(tensor.name, "has more than 64 values", ErrorCode::kLimit);
+  const bool wide = tensor.dtype == Dtype::kI64, truth = tensor.dtype == Dtype::kBool;
+  if (!wide && !truth && tensor.dtype != Dtype::kI32) return Bad(tensor.name, "is not of integers", ErrorCode::kUnsupported);
+  if (tensor.elements > 64) return Bad(tensor.name, "has more than 64 values", ErrorCode::kLimit);
   std::vector<int64_t> out;
-  for (uint64_t i = 0; i < tensor.elements(); ++i) {
+  for (uint64_t i = 0; i < tensor.elements; ++i) {
     const uint64_t bits = ReadUnsigned(tensor.data.data() + i * DtypeBytes(tensor.dtype), DtypeBytes(tensor.dtype));
-    out.push_back(wide ? static_cast<int64_t>(bits) : static_cast<int32_t>(bits));
+    out.push_back(wide ? static_cast<int64_t>(bits) : truth ? bits != 0 : static_cast<int32_t>(bits));
   }
   return out;
 }

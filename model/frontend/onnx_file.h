@@ -25,11 +25,12 @@ inline constexpr int kMaxOnnxRank = 8;
 // A constant of the graph: an initializer or the value of a Constant node.
 struct OnnxTensor {
   std::string name;
-  Dtype dtype = Dtype::kF32;  // kF32, kF16, kBf16, kI64 or kI32
+  Dtype dtype = Dtype::kF32;  // kF32, kF16, kBf16, kI64, kI32, kU8, kI8 or kBool
+  bool nibbles = false;       // 4-bit integers, two a byte (kU8, or kI8 when signed), the first in the low bits
   std::vector<uint64_t> shape;
   ByteSpan data;                        // exactly the bytes of type and shape, little endian
   const MappedFile* mapping = nullptr;  // null for data inside the .onnx file
-  uint64_t elements() const { return data.size() / DtypeBytes(dtype); }
+  uint64_t elements = 0;                // product of the shape
 };
 
 class OnnxFile {
@@ -46,7 +47,7 @@ class OnnxFile {
 
   // `count` values of a float tensor from element `first`, widened to float32 and finite (kNotFinite).
   Result<std::vector<float>> ReadFloats(const OnnxTensor& tensor, uint64_t first, uint64_t count) const;
-  // All values of a small integer tensor. kUnsupported for another type, kLimit above 64 values.
+  // All values of a small integer or truth tensor. kUnsupported for another type, kLimit above 64 values.
   Result<std::vector<int64_t>> ReadInts(const OnnxTensor& tensor) const;
 
  private:
@@ -54,6 +55,7 @@ class OnnxFile {
   Status Parse();
   Status CheckModel() const;
   Status AddConstant(const onnx::TensorProto& proto, const std::string& name);
+  Status AddConstantNode(const onnx::NodeProto& node);
   Status Locate(const onnx::TensorProto& proto, uint64_t size, OnnxTensor* tensor);
   Status LocateInline(const onnx::TensorProto& proto, uint64_t size, OnnxTensor* tensor);
   Status LocateExternal(const onnx::TensorProto& proto, uint64_t size, OnnxTensor* tensor);

@@ -29,7 +29,8 @@ bool EndsWith(const std::string& text, const std::string& end) {
 // The name of a tensor in the program: the exporter's own names come back unchanged, the customary prefixes and suffixes
 // of other exporters go, and characters that a program may not hold become '_'.
 std::string ProgramName(std::string name) {
-  for (const char* suffix : {".MatMul.weight", ".Gemm.weight", ".weight"}) {
+  for (const char* suffix : {".MatMul.weight", ".MatMulNBits.qweight", ".MatMul.weight_quant", ".MatMul.weight_Q4",
+                             ".Gemm.weight", ".weight", ".qweight"}) {
     if (EndsWith(name, suffix)) name.resize(name.size() - std::string(suffix).size());
   }
   if (EndsWith(name, ".Add.bias")) name = name.substr(0, name.size() - 9) + ".bias";
@@ -44,14 +45,16 @@ std::string ProgramName(std::string name) {
 
 // Operators by which graphs compute sequence lengths from shapes and masks.
 bool IsBookkeeping(const std::string& op) {
-  static const std::set<std::string> kOps = {"ReduceSum", "Sub",     "Add",       "Cast",    "Shape",
-                                             "Gather",    "Squeeze", "Unsqueeze", "Constant"};
+  static const std::set<std::string> kOps = {"ReduceSum", "ReduceMax", "Sub",       "Add",      "Mul",    "Cast",  "Shape",
+                                             "Gather",    "Squeeze",   "Unsqueeze", "Constant", "CumSum", "Where", "Equal",
+                                             "Range",     "Reshape",   "Expand",    "Slice",    "Concat"};
   return kOps.contains(op);
 }
 
 }  // namespace
 
-OnnxImporter::OnnxImporter(const OnnxFile& file) : file_(file), graph_(file.model().graph()) {}
+OnnxImporter::OnnxImporter(const OnnxFile& file, uint64_t context)
+    : file_(file), graph_(file.model().graph()), context_(context) {}
 
 const std::map<std::string, OnnxImporter::Handler>& OnnxImporter::Handlers() {
   static const std::map<std::string, Handler> kHandlers = {
@@ -77,7 +80,13 @@ const std::map<std::string, OnnxImporter::Handler>& OnnxImporter::Handlers() {
       {"SimplifiedLayerNormalization", &OnnxImporter::ImportRmsNorm},
       {"LayerNormalization", &OnnxImporter::ImportLayerNorm},
       {"com.microsoft.SkipSimplifiedLayerNormalization", &OnnxImporter::ImportSkipRmsNorm},
+      {"com.microsoft.SkipLayerNormalization", &OnnxImporter::ImportSkipLayerNorm},
+      {"RotaryEmbedding", &OnnxImporter::ImportRotary},
+      {"com.microsoft.RotaryEmbedding", &OnnxImporter::ImportRotary},
+      {"com.microsoft.GatherBlockQuantized", &OnnxImporter::ImportGatherBlocks},
+      {"com.microsoft.MatMulNBits", &OnnxImporter::ImportMatMulNBits},
       {"com.microsoft.MoE", &OnnxImporter::ImportMoe},
+      {"com.microsoft.QMoE", &OnnxImporter::ImportMoe},
       {"com.microsoft.GroupQueryAttention", &OnnxImporter::ImportAttention},
   };
   return kHandlers;
@@ -90,10 +99,13 @@ Status OnnxImporter::Run() {
   program.inputs = {0};
   producer_.push_back(kNone);
   program.max_positions = kMaxPositions;
+  if (context_ != 0) program.max_positions = static_cast<uint32_t>(std::min<uint64_t>(context_, kMaxPositions));
   for (int i = 0; i < graph_.node_size(); ++i) MOEPACK_RETURN_IF_ERROR(ImportNode(i));
   MOEPACK_RETURN_IF_ERROR(SetOutput());
-  if (rotary_.empty()) {
-    return Status(ErrorCode::kUnsupported, "no attention has cos and sin caches: the longest sequence is not known");
+  if (rotary_.empty() && context_ == 0) {
+    return Status(ErrorCode::kUnsupported,
+                  "no attention has cos and sin caches: the longest sequence is not known (context_length of a "
+                  "genai_config.json beside the file says it too)");
   }
   MOEPACK_RETURN_IF_ERROR(AssignLayers(&program));
   program.original_parameters = CountParameters(program);
@@ -137,10 +149,15 @@ Status OnnxImporter::FindBookkeeping() {
       for (const int input : {5, 6, 9}) wanted.insert(node.input(input));
       continue;
     }
+    if (node.op() == "com.microsoft.RotaryEmbedding" || node.op() == "RotaryEmbedding") {
+      wanted.insert(node.input(node.op() == "RotaryEmbedding" ? 3 : 1));
+      continue;
+    }
     const bool reached = std::any_of(proto.output().begin(), proto.output().end(),
                                      [&](const std::string& name) { return !name.empty() && wanted.contains(name); });
     if (!reached || !IsBookkeeping(node.op())) continue;
     bookkeeping_.insert(i);
+    lengths_.insert(proto.output().begin(), proto.output().end());
     wanted.insert(proto.input().begin(), proto.input().end());
   }
   return Status::Ok();
@@ -208,7 +225,7 @@ Result<std::vector<int64_t>> OnnxImporter::IntsInput(const OnnxNode& node, int i
 
 Result<float> OnnxImporter::ScalarInput(const OnnxNode& node, int i) const {
   MOEPACK_ASSIGN_OR_RETURN(const OnnxTensor* tensor, ConstantInput(node, i));
-  if (tensor->elements() != 1) return node.Unsupported(StrFormat("input %d must be one number", i));
+  if (tensor->elements != 1) return node.Unsupported(StrFormat("input %d must be one number", i));
   auto values = file_.ReadFloats(*tensor, 0, 1);
   if (!values.ok()) return node.Error(values.status().code(), values.status().message());
   return (*values)[0];
@@ -216,7 +233,7 @@ Result<float> OnnxImporter::ScalarInput(const OnnxNode& node, int i) const {
 
 Result<const OnnxTensor*> OnnxImporter::VectorInput(const OnnxNode& node, int i) const {
   MOEPACK_ASSIGN_OR_RETURN(const OnnxTensor* tensor, ConstantInput(node, i));
-  if (tensor->shape.empty() || tensor->shape.back() != tensor->elements()) {
+  if (tensor->shape.empty() || tensor->shape.back() != tensor->elements) {
     return node.Error(ErrorCode::kShape, StrFormat("input %d must be a vector", i));
   }
   Codec codec;
@@ -245,17 +262,21 @@ ValueId OnnxImporter::Emit(Node node, uint64_t width) {
   return program.nodes.back().output;
 }
 
-TensorId OnnxImporter::AddTensor(const OnnxTensor& tensor, uint64_t rows, uint64_t cols, bool transposed) {
+TensorId OnnxImporter::AddTensor(const std::string& constant, uint64_t rows, uint64_t cols, std::vector<OnnxMatrix> parts) {
   // A ':' stands in no name that ProgramName returns, so numbered names never meet others.
-  std::string name = ProgramName(tensor.name);
+  std::string name = ProgramName(constant);
   if (const int copy = ++copies_[name]; copy > 1) name += ":" + std::to_string(copy);
   TensorDecl decl;
   decl.name = name;
   decl.rows = rows;
   decl.cols = cols;
   program.tensors.push_back(decl);
-  tensors.push_back({&tensor, rows, cols, transposed});
+  tensors.push_back({std::move(parts)});
   return static_cast<TensorId>(program.tensors.size() - 1);
+}
+
+TensorId OnnxImporter::AddVector(const OnnxTensor& tensor) {
+  return AddTensor(tensor.name, 1, tensor.elements, {DenseMatrix(tensor, 1, tensor.elements)});
 }
 
 }  // namespace moepack

@@ -2,9 +2,10 @@
 //
 // Supported: Gather (embedding), MatMul, Gemm, Add, Mul, Sigmoid, Relu, Clip, Cast and Identity (no operation), Reshape (of
 // heads and of leading dimensions), Slice, Concat, Transpose (of a constant), LayerNormalization, RMSNormalization,
-// SimplifiedLayerNormalization, Constant; com.microsoft: Gelu, FastGelu, SkipSimplifiedLayerNormalization,
-// GroupQueryAttention, MoE. What computes sequence lengths from the attention mask is left out, after a check that nothing
-// else reads it: sequences are unpadded.
+// SimplifiedLayerNormalization, RotaryEmbedding, Constant; com.microsoft: Gelu, FastGelu, SkipLayerNormalization,
+// SkipSimplifiedLayerNormalization, RotaryEmbedding, GroupQueryAttention, MoE, QMoE, MatMulNBits, GatherBlockQuantized. What
+// computes sequence lengths and positions from the attention mask is left out, and nothing else may read it: sequences are
+// unpadded and positions count from 0.
 #pragma once
 
 #include <cstdint>
@@ -26,7 +27,8 @@ namespace moepack {
 
 class OnnxImporter {
  public:
-  explicit OnnxImporter(const OnnxFile& file);
+  // `context` caps the positions of the program, and is needed where no caches of rotations do; 0: not known.
+  OnnxImporter(const OnnxFile& file, uint64_t context);
 
   // Fills the results below. kUnsupported names the operator and node; kShape, kBadInput, kLimit.
   Status Run();
@@ -72,7 +74,10 @@ class OnnxImporter {
   bool UsedOnce(const std::string& name) const;
   Status Define(const OnnxNode& node, int output, const Value& value);
   ValueId Emit(Node node, uint64_t width);
-  TensorId AddTensor(const OnnxTensor& tensor, uint64_t rows, uint64_t cols, bool transposed);
+  // A tensor of the program, named after a constant, made of `parts`.
+  TensorId AddTensor(const std::string& constant, uint64_t rows, uint64_t cols, std::vector<OnnxMatrix> parts);
+  // All elements of a constant as one row.
+  TensorId AddVector(const OnnxTensor& tensor);
 
   // onnx_import_basic.cc
   Status ImportGather(OnnxNode& node);
@@ -90,20 +95,41 @@ class OnnxImporter {
   Status ImportConcat(OnnxNode& node);
   Status ImportConstant(OnnxNode& node);
   Status AddBias(OnnxNode& node, int value_input, int bias_input);
+  bool AttachBias(const std::string& name, const Value& value, const OnnxTensor& bias);
   Status AddElementwise(OnnxNode& node, ElementOp op, const Value& a, const Value& b);
   Status EmitUnary(OnnxNode& node, ElementOp op, float alpha, const Value& in);
-  Status EmitLinear(OnnxNode& node, const Value& in, const OnnxTensor& weight, bool transposed, TensorId bias);
+  Status EmitEmbedding(OnnxNode& node, const OnnxMatrix& table);
+  Status EmitLinear(OnnxNode& node, const Value& in, const OnnxMatrix& weight, TensorId bias);
 
   // onnx_import_norm.cc
   Status ImportRmsNorm(OnnxNode& node);
   Status ImportLayerNorm(OnnxNode& node);
   Status ImportSkipRmsNorm(OnnxNode& node);
+  Status ImportSkipLayerNorm(OnnxNode& node);
+  Result<Value> SkipSum(OnnxNode& node, int bias);
   Status EmitNorm(OnnxNode& node, NormKind kind, const Value& in, int scale, int bias, float eps);
 
+  // onnx_import_quantized.cc
+  Status ImportGatherBlocks(OnnxNode& node);
+  Status ImportMatMulNBits(OnnxNode& node);
+
   // onnx_import_moe.cc
+  struct Moe;
+  struct ExpertStack;
   Status ImportMoe(OnnxNode& node);
-  Status ReadMoeAttributes(OnnxNode& node, MoeNode* moe, int64_t* fusion, bool* swiglu) const;
-  Result<OnnxExperts> ReadExperts(const OnnxNode& node, int64_t fusion, bool swiglu) const;
+  Status ReadMoeAttributes(OnnxNode& node, Moe* moe) const;
+  Status ReadExperts(const OnnxNode& node, Moe* moe) const;
+  Result<ExpertStack> ReadStack(const OnnxNode& node, const Moe& moe, int fc) const;
+  Status ReadExpertBiases(const OnnxNode& node, Moe* moe);
+  Result<const OnnxTensor*> ExpertBias(const OnnxNode& node, int input, uint64_t experts, uint64_t width) const;
+  // A table of experts for `node`, whose inputs are the hidden state and the router's logits.
+  Status EmitMoe(const OnnxNode& node, Node moe, const Value& in, const Value& logits, OnnxExperts weights);
+
+  // onnx_import_rotary.cc
+  Status ImportRotary(OnnxNode& node);
+  Result<const RotaryCache*> ReadCaches(const OnnxNode& node, int cos_input, int sin_input, uint64_t most_columns);
+  ValueId Rotate(const RotaryCache& cache, uint32_t heads, uint32_t head_dim, bool interleaved, ValueId in);
+  bool IsPosition(const std::string& name) const;
 
   // onnx_import_attention.cc
   struct Attention;
@@ -111,20 +137,21 @@ class OnnxImporter {
   Status ReadAttentionAttributes(OnnxNode& node, Attention* attention) const;
   Status CheckAttentionInputs(const OnnxNode& node) const;
   Status ReadHeads(const OnnxNode& node, Attention* attention);
-  Status ReadCaches(const OnnxNode& node, Attention* attention);
-  ValueId Rotate(const Attention& attention, ValueId in, uint32_t heads);
 
   static const std::map<std::string, Handler>& Handlers();
 
   const OnnxFile& file_;
   const onnx::GraphProto& graph_;
+  const uint64_t context_;
   std::unordered_map<std::string, Value> values_;
   std::unordered_map<std::string, const OnnxTensor*> transposed_;  // results of Transpose
+  std::unordered_map<std::string, const OnnxTensor*> reshaped_;    // constants of codes seen in another shape
   std::unordered_map<std::string, uint32_t> uses_;                 // by nodes and graph outputs
   std::set<std::string> defined_;                                  // every name that has been produced
   std::set<std::string> integers_;                                 // integer graph inputs and their casts
   std::set<std::string> kv_outputs_;                               // present_key, present_value
   std::set<int> bookkeeping_;                                      // nodes that only compute sequence lengths
+  std::set<std::string> lengths_;                                  // what those give
   std::string tokens_;                                             // graph input of the embedding
   std::vector<uint32_t> producer_;                                 // program node by value
   std::map<std::string, int> copies_;                              // times a tensor name was given out

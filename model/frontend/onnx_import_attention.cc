@@ -6,19 +6,12 @@
 #include "model/frontend/onnx_import.h"
 
 namespace moepack {
-namespace {
-
-// Layers share their caches; a graph with many different pairs only wastes time.
-constexpr size_t kMaxCaches = 16;
-
-}  // namespace
 
 struct OnnxImporter::Attention {
   AttentionNode node;
   bool rotate = false, interleaved = false;
   Value query;  // for its rank
   ValueId q = kNone, k = kNone, v = kNone;
-  const RotaryCache* rotary = nullptr;
 };
 
 Status OnnxImporter::ReadAttentionAttributes(OnnxNode& node, Attention* attention) const {
@@ -26,13 +19,14 @@ Status OnnxImporter::ReadAttentionAttributes(OnnxNode& node, Attention* attentio
   const int64_t window = node.Int("local_window_size", -1);
   const int64_t do_rotary = node.Int("do_rotary", 0), interleaved = node.Int("rotary_interleaved", 0);
   const int64_t smooth = node.Int("smooth_softmax", 0), qk_output = node.Int("qk_output", 0);
+  const int64_t causal = node.Int("causal", 1);
   attention->node.scale = node.Float("scale", 0);
   attention->node.softcap = node.Float("softcap", 0);
   MOEPACK_RETURN_IF_ERROR(node.Finish());
   if (heads < 1 || heads > 4096 || kv_heads < 1 || kv_heads > heads || heads % kv_heads != 0) {
     return node.Bad("kv_num_heads must divide num_heads, both at least 1");
   }
-  if (smooth > 0 || qk_output != 0) return node.Unsupported("smooth_softmax and qk_output");
+  if (smooth > 0 || qk_output != 0 || causal != 1) return node.Unsupported("smooth_softmax, qk_output and causal 0");
   if (window != -1 && (window < 1 || window > kMaxPositions)) return node.Bad("local_window_size must be -1 or positive");
   attention->node.heads = static_cast<uint32_t>(heads);
   attention->node.kv_heads = static_cast<uint32_t>(kv_heads);
@@ -55,8 +49,8 @@ Status OnnxImporter::CheckAttentionInputs(const OnnxNode& node) const {
       return node.Unsupported(StrFormat("input %d is computed from activations", length));
   }
   for (int i = 10; i < node.inputs(); ++i) {
-    if (!node.input(i).empty())
-      return node.Unsupported(StrFormat("input %d (attention bias, head sink or cache scales)", i));
+    if (i != 11 && !node.input(i).empty())
+      return node.Unsupported(StrFormat("input %d (attention bias, cache scales or norms of heads)", i));
   }
   return CheckOutputs(node, 3);
 }
@@ -95,55 +89,16 @@ Status OnnxImporter::ReadHeads(const OnnxNode& node, Attention* attention) {
   return Status::Ok();
 }
 
-Status OnnxImporter::ReadCaches(const OnnxNode& node, Attention* attention) {
-  MOEPACK_ASSIGN_OR_RETURN(const OnnxTensor* cos, ConstantInput(node, 7));
-  MOEPACK_ASSIGN_OR_RETURN(const OnnxTensor* sin, ConstantInput(node, 8));
-  const uint64_t half = attention->node.head_dim / 2;
-  if (cos->shape != sin->shape || cos->shape.size() != 2 || cos->shape[1] == 0 || cos->shape[1] > half ||
-      cos->shape[0] > kMaxPositions) {
-    return node.Error(ErrorCode::kShape,
-                      "cos and sin caches must be [positions, at most half a head], at most 2^24 positions");
-  }
-  const auto key = std::make_pair(cos->name, sin->name);
-  if (!rotary_.contains(key)) {
-    if (rotary_.size() == kMaxCaches)
-      return node.Error(ErrorCode::kLimit, "more than 16 different pairs of cos and sin caches");
-    const auto cos_values = file_.ReadFloats(*cos, 0, cos->elements()),
-               sin_values = file_.ReadFloats(*sin, 0, sin->elements());
-    if (!cos_values.ok()) return node.Error(cos_values.status().code(), cos_values.status().message());
-    if (!sin_values.ok()) return node.Error(sin_values.status().code(), sin_values.status().message());
-    const double tolerance = cos->dtype == Dtype::kF32 && sin->dtype == Dtype::kF32 ? 2e-5 : 5e-3;
-    auto derived = DeriveRotary(*cos_values, *sin_values, cos->shape[1], tolerance);
-    if (!derived.ok()) return node.Error(derived.status().code(), derived.status().message());
-    rotary_.emplace(key, std::move(derived).value());
-    program.max_positions = std::min(program.max_positions, static_cast<uint32_t>(cos->shape[0]));
-  }
-  attention->rotary = &rotary_.at(key);
-  return Status::Ok();
-}
-
-ValueId OnnxImporter::Rotate(const Attention& attention, ValueId in, uint32_t heads) {
-  Node out;
-  out.kind = NodeKind::kRotary;
-  out.inputs = {in};
-  out.rotary.heads = heads;
-  out.rotary.head_dim = attention.node.head_dim;
-  out.rotary.rotary_dim = static_cast<uint32_t>(2 * attention.rotary->inv_freq.size());
-  out.rotary.interleaved = attention.interleaved;
-  out.rotary.magnitude = attention.rotary->magnitude;
-  out.rotary.inv_freq = attention.rotary->inv_freq;
-  return Emit(std::move(out), program.values[in].width);
-}
-
 Status OnnxImporter::ImportAttention(OnnxNode& node) {
   Attention attention;
   MOEPACK_RETURN_IF_ERROR(ReadAttentionAttributes(node, &attention));
   MOEPACK_RETURN_IF_ERROR(CheckAttentionInputs(node));
   MOEPACK_RETURN_IF_ERROR(ReadHeads(node, &attention));
   if (attention.rotate) {
-    MOEPACK_RETURN_IF_ERROR(ReadCaches(node, &attention));
-    attention.q = Rotate(attention, attention.q, attention.node.heads);
-    attention.k = Rotate(attention, attention.k, attention.node.kv_heads);
+    const AttentionNode& a = attention.node;
+    MOEPACK_ASSIGN_OR_RETURN(const RotaryCache* cache, ReadCaches(node, 7, 8, a.head_dim / 2));
+    attention.q = Rotate(*cache, a.heads, a.head_dim, attention.interleaved, attention.q);
+    attention.k = Rotate(*cache, a.kv_heads, a.head_dim, attention.interleaved, attention.k);
   }
   for (const int present : {1, 2}) {
     if (!node.output(present).empty()) kv_outputs_.insert(node.output(present));
@@ -154,6 +109,11 @@ Status OnnxImporter::ImportAttention(OnnxNode& node) {
   out.attention = attention.node;
   if (out.attention.scale == 0) {
     out.attention.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(attention.node.head_dim)));
+  }
+  if (!node.input(11).empty()) {
+    MOEPACK_ASSIGN_OR_RETURN(const OnnxTensor* sinks, VectorInput(node, 11));
+    if (sinks->elements != attention.node.heads) return node.Error(ErrorCode::kShape, "one head sink a head is needed");
+    out.attention.sinks = AddVector(*sinks);
   }
   out.attention.state_slot = program.state_slots++;
   const uint64_t width = uint64_t{attention.node.heads} * attention.node.head_dim;

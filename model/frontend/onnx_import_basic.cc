@@ -18,45 +18,52 @@ Status OnnxImporter::ImportGather(OnnxNode& node) {
   const int64_t axis = node.Int("axis", 0);
   MOEPACK_RETURN_IF_ERROR(node.Finish());
   MOEPACK_ASSIGN_OR_RETURN(const OnnxTensor* table, ConstantInput(node, 0));
-  const std::string& tokens = node.input(1);
   if (axis != 0 || !IsWeightMatrix(*table)) return node.Unsupported("only rows of a float matrix may be gathered");
+  return EmitEmbedding(node, DenseMatrix(*table, table->shape[0], table->shape[1]));
+}
+
+// The rows of `table` that input 1 names.
+Status OnnxImporter::EmitEmbedding(OnnxNode& node, const OnnxMatrix& table) {
+  const std::string& tokens = node.input(1);
   if (!integers_.contains(tokens)) return node.Unsupported("indices must be the graph's token input");
   if (!tokens_.empty() && tokens_ != tokens) return node.Unsupported("a second input of tokens");
   tokens_ = tokens;
   Node out;
   out.kind = NodeKind::kEmbedding;
   out.inputs = {program.inputs[0]};
-  out.embedding.table = AddTensor(*table, table->shape[0], table->shape[1], false);
-  embeddings_.emplace(table, out.embedding.table);
-  return Define(node, 0, {Emit(std::move(out), table->shape[1]), table->shape[1], 3, true, true});
+  out.embedding.table = AddTensor(table.tensor->name, table.rows, table.cols, {table});
+  embeddings_.emplace(table.tensor, out.embedding.table);
+  return Define(node, 0, {Emit(std::move(out), table.cols), table.cols, 3, true, true});
 }
 
-Status OnnxImporter::EmitLinear(OnnxNode& node, const Value& in, const OnnxTensor& weight, bool transposed, TensorId bias) {
-  if (!IsWeightMatrix(weight)) return node.Unsupported("the weight must be a matrix of floats");
-  const uint64_t rows = weight.shape[transposed ? 1 : 0], cols = weight.shape[transposed ? 0 : 1];
-  if (cols != in.columns) {
+Status OnnxImporter::EmitLinear(OnnxNode& node, const Value& in, const OnnxMatrix& weight, TensorId bias) {
+  if (weight.cols != in.columns) {
     return node.Error(ErrorCode::kShape,
-                      StrFormat("weight '%s' takes %llu columns, its input has %llu", weight.name.c_str(),
-                                static_cast<unsigned long long>(cols), static_cast<unsigned long long>(in.columns)));
+                      StrFormat("weight '%s' takes %llu columns, its input has %llu", weight.tensor->name.c_str(),
+                                static_cast<unsigned long long>(weight.cols), static_cast<unsigned long long>(in.columns)));
   }
   Node out;
   out.kind = NodeKind::kLinear;
   out.inputs = {in.id};
   out.linear.bias = bias;
   // A head tied to the embedding reads the same tensor.
-  if (const auto it = embeddings_.find(&weight); it != embeddings_.end() && !transposed) out.linear.weight = it->second;
-  if (out.linear.weight == kNone) out.linear.weight = AddTensor(weight, rows, cols, transposed);
-  return Define(node, 0, Like(in, Emit(std::move(out), rows), rows));
+  const auto tied = embeddings_.find(weight.tensor);
+  if (tied != embeddings_.end() && SameMatrix(tensors[tied->second].parts[0], weight)) out.linear.weight = tied->second;
+  if (out.linear.weight == kNone) {
+    out.linear.weight = AddTensor(weight.tensor->name, weight.rows, weight.cols, {weight});
+  }
+  return Define(node, 0, Like(in, Emit(std::move(out), weight.rows), weight.rows));
 }
 
 Status OnnxImporter::ImportMatMul(OnnxNode& node) {
   MOEPACK_RETURN_IF_ERROR(node.Finish());
   MOEPACK_ASSIGN_OR_RETURN(const Value in, PlainInput(node, 0));
   if (const auto it = transposed_.find(node.input(1)); it != transposed_.end()) {
-    return EmitLinear(node, in, *it->second, false, kNone);
+    return EmitLinear(node, in, DenseMatrix(*it->second, it->second->shape[0], it->second->shape[1]), kNone);
   }
   MOEPACK_ASSIGN_OR_RETURN(const OnnxTensor* weight, ConstantInput(node, 1));
-  return EmitLinear(node, in, *weight, true, kNone);
+  if (!IsWeightMatrix(*weight)) return node.Unsupported("the weight must be a matrix of floats");
+  return EmitLinear(node, in, DenseMatrix(*weight, weight->shape[1], weight->shape[0], true), kNone);
 }
 
 Status OnnxImporter::ImportGemm(OnnxNode& node) {
@@ -71,17 +78,20 @@ Status OnnxImporter::ImportGemm(OnnxNode& node) {
   if (!node.input(2).empty()) {
     const uint64_t rows = weight->shape[trans_b != 0 ? 0 : 1];
     MOEPACK_ASSIGN_OR_RETURN(const OnnxTensor* vector, VectorInput(node, 2));
-    if (vector->elements() != rows) return node.Error(ErrorCode::kShape, "the bias does not fit the weight");
-    bias = AddTensor(*vector, 1, rows, false);
+    if (vector->elements != rows) return node.Error(ErrorCode::kShape, "the bias does not fit the weight");
+    bias = AddVector(*vector);
   }
-  return EmitLinear(node, in, *weight, trans_b == 0, bias);
+  const uint64_t rows = weight->shape[trans_b != 0 ? 0 : 1], cols = weight->shape[trans_b != 0 ? 1 : 0];
+  return EmitLinear(node, in, DenseMatrix(*weight, rows, cols, trans_b == 0), bias);
 }
 
 Status OnnxImporter::ImportTranspose(OnnxNode& node) {
   const std::vector<int64_t> perm = node.Ints("perm", {1, 0});
   MOEPACK_RETURN_IF_ERROR(node.Finish());
   MOEPACK_ASSIGN_OR_RETURN(const OnnxTensor* tensor, ConstantInput(node, 0));
-  if (perm != std::vector<int64_t>{1, 0} || tensor->shape.size() != 2) return node.Unsupported("only of a constant matrix");
+  if (perm != std::vector<int64_t>{1, 0} || !IsWeightMatrix(*tensor)) {
+    return node.Unsupported("only of a constant matrix of floats");
+  }
   if (!defined_.insert(node.output(0)).second) return node.Bad("'" + node.output(0) + "' is produced twice");
   transposed_.emplace(node.output(0), tensor);
   return Status::Ok();
@@ -90,13 +100,20 @@ Status OnnxImporter::ImportTranspose(OnnxNode& node) {
 Status OnnxImporter::AddBias(OnnxNode& node, int value_input, int bias_input) {
   MOEPACK_ASSIGN_OR_RETURN(const Value in, PlainInput(node, value_input));
   MOEPACK_ASSIGN_OR_RETURN(const OnnxTensor* bias, VectorInput(node, bias_input));
-  const uint32_t index = producer_[in.id];
-  const bool linear = program.nodes[index].kind == NodeKind::kLinear && program.nodes[index].linear.bias == kNone;
-  if (!linear || !UsedOnce(node.input(value_input)))
+  if (bias->elements != Width(in)) return node.Error(ErrorCode::kShape, "the bias does not fit its value");
+  if (!AttachBias(node.input(value_input), in, *bias)) {
     return node.Unsupported("a constant may be added to a MatMul's own result only");
-  if (bias->elements() != Width(in)) return node.Error(ErrorCode::kShape, "the bias does not fit its value");
-  program.nodes[index].linear.bias = AddTensor(*bias, 1, Width(in), false);
+  }
   return Define(node, 0, in);
+}
+
+// Gives the bias to the linear node that makes `value`, when that has none and only this node reads `name`.
+bool OnnxImporter::AttachBias(const std::string& name, const Value& value, const OnnxTensor& bias) {
+  const uint32_t index = producer_[value.id];
+  if (index == kNone || program.nodes[index].kind != NodeKind::kLinear) return false;
+  if (program.nodes[index].linear.bias != kNone || !UsedOnce(name) || bias.elements != Width(value)) return false;
+  program.nodes[index].linear.bias = AddVector(bias);
+  return true;
 }
 
 Status OnnxImporter::AddElementwise(OnnxNode& node, ElementOp op, const Value& a, const Value& b) {
@@ -208,6 +225,12 @@ Status OnnxImporter::ImportCast(OnnxNode& node) {
 Status OnnxImporter::ImportReshape(OnnxNode& node) {
   const int64_t allow_zero = node.Int("allowzero", 0);
   MOEPACK_RETURN_IF_ERROR(node.Finish());
+  if (const OnnxTensor* codes = file_.Find(node.input(0)); codes != nullptr && codes->dtype == Dtype::kU8) {
+    // Codes of a tied embedding; who reads them checks their number.
+    if (!defined_.insert(node.output(0)).second) return node.Bad("'" + node.output(0) + "' is produced twice");
+    reshaped_.emplace(node.output(0), codes);
+    return Status::Ok();
+  }
   MOEPACK_ASSIGN_OR_RETURN(const Value in, Input(node, 0));
   MOEPACK_ASSIGN_OR_RETURN(const std::vector<int64_t> shape, IntsInput(node, 1));
   if (allow_zero != 0 || shape.size() < 2) return node.Unsupported("shape must have two or more dimensions, zeros copy");

@@ -146,6 +146,9 @@ class Layers {
     describe(node.linear.bias, TensorRole::kBias);
     describe(node.norm.weight, TensorRole::kNorm);
     describe(node.norm.bias, TensorRole::kNorm);
+    describe(node.attention.sinks, TensorRole::kBias);
+    for (const TensorId bias : {node.moe.gate_bias, node.moe.up_bias, node.moe.down_bias}) describe(bias, TensorRole::kBias);
+    describe(node.moe.selection_bias, TensorRole::kBias);
   }
 
   Program& program_;

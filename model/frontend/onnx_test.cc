@@ -166,22 +166,26 @@ TEST_F(OnnxTest, RefusesOperatorsAndAttributesByName) {
     ExpectRefused(tiny, code, part);
   };
   const auto unsupported = ErrorCode::kUnsupported;
-  with(unsupported, "com.microsoft.QMoE", [](TinyOnnx& t) { t.First("MoE").set_op_type("QMoE"); });
   with(unsupported, "node 7 'Strange'", [](TinyOnnx& t) {
     t.graph().mutable_node(7)->set_op_type("Softsign");
     t.graph().mutable_node(7)->set_name("Strange");
   });
   with(unsupported, "use_sparse_mixer", [](TinyOnnx& t) { TinyOnnx::SetInt(&t.First("MoE"), "use_sparse_mixer", 1); });
-  with(unsupported, "swiglu_limit", [](TinyOnnx& t) { TinyOnnx::SetFloat(&t.First("MoE"), "swiglu_limit", 7); });
-  with(unsupported, "activation_alpha",
-       [](TinyOnnx& t) { TinyOnnx::SetFloat(&t.First("MoE"), "activation_alpha", 1.702f); });
+  with(ErrorCode::kBadInput, "swiglu_limit", [](TinyOnnx& t) { TinyOnnx::SetFloat(&t.First("MoE"), "swiglu_limit", -7); });
+  with(unsupported, "activation_alpha", [](TinyOnnx& t) {
+    TinyOnnx::SetText(&t.First("MoE"), "activation_type", "relu");
+    TinyOnnx::SetFloat(&t.First("MoE"), "activation_alpha", 1.702f);
+  });
   with(unsupported, "activation_type 'swish'",
        [](TinyOnnx& t) { TinyOnnx::SetText(&t.First("MoE"), "activation_type", "swish"); });
   with(unsupported, "'surprise'", [](TinyOnnx& t) { TinyOnnx::SetInt(&t.First("MoE"), "surprise", 1); });
-  with(unsupported, "expert biases", [](TinyOnnx& t) { t.First("MoE").set_input(3, "l0.fc1"); });
+  with(ErrorCode::kShape, "input 3 'l0.fc1' must be [3, 8]", [](TinyOnnx& t) { t.First("MoE").set_input(3, "l0.fc1"); });
   with(unsupported, "smooth_softmax",
        [](TinyOnnx& t) { TinyOnnx::SetInt(&t.First("GroupQueryAttention"), "smooth_softmax", 1); });
-  with(unsupported, "head sink", [](TinyOnnx& t) {
+  with(unsupported, "attention bias", [](TinyOnnx& t) {
+    for (const char* name : {"", "l0.in.weight"}) t.First("GroupQueryAttention").add_input(name);
+  });
+  with(ErrorCode::kShape, "head sink", [](TinyOnnx& t) {
     for (const char* name : {"", "", "l0.in.weight"}) t.First("GroupQueryAttention").add_input(name);
   });
   with(unsupported, "operator set 11", [](TinyOnnx& t) { t.model.mutable_opset_import(0)->set_version(11); });
@@ -312,7 +316,31 @@ TEST_F(OnnxExternalDataTest, MayNotLeaveItsFolder) {
   ExpectExternal("link.bin", "", "", unsafe, "a link leads out");
   std::filesystem::create_directory_symlink("/etc", folder_.At("out"));
   ExpectExternal("out/hostname", "", "", unsafe, "a link leads out");
+  std::filesystem::create_symlink("round.bin", folder_.At("round.bin"));
+  ExpectExternal("round.bin", "", "", ErrorCode::kNotFound, "round.bin");
   ExpectExternal("missing.bin", "", "", ErrorCode::kNotFound, "missing.bin");
+  ExpectExternal("sub", "", "", ErrorCode::kBadInput, "not a regular file");
+  std::filesystem::create_symlink("w.bin", folder_.At("inside.bin"));
+  TinyOnnx tiny;
+  Externalize(&tiny, "inside.bin", "", "");
+  MustOpen(tiny);  // a link that stays in the folder is fine
+}
+
+TEST_F(OnnxExternalDataTest, SaysOnceWhereItIs) {
+  folder_.Write("w.bin", Bytes(1000, 0));
+  const auto with = [&](const std::string& part, auto change) {
+    TinyOnnx tiny;
+    Externalize(&tiny, "w.bin", "0", "768");
+    change(tiny.Constant("embed"));
+    ExpectRefused(tiny, ErrorCode::kBadInput, part);
+  };
+  with("twice", [](onnx::TensorProto& t) { Set(&t, "offset", "8"); });
+  with("data of its own and external data", [](onnx::TensorProto& t) { t.set_raw_data(std::string(768, 'x')); });
+  with("not marked external", [](onnx::TensorProto& t) { t.set_data_location(onnx::TensorProto::DEFAULT); });
+  TinyOnnx tiny;
+  Externalize(&tiny, "w.bin", "0", "768");
+  tiny.Constant("embed").mutable_external_data()->DeleteSubrange(0, 1);
+  ExpectRefused(tiny, ErrorCode::kUnsafePath, "the name is empty");
 }
 
 TEST_F(OnnxExternalDataTest, StaysInsideItsFile) {

@@ -18,6 +18,8 @@ class TinyOnnx {
     bool packed_attention = false;  // query, key and value in one input
     bool skip_norm = false;         // residual sums inside the norms
     bool bookkeeping = true;        // sequence lengths computed from the mask
+    // Rotations in nodes of their own, of com.microsoft or of ai.onnx.
+    enum class Rotary : uint8_t { kInAttention, kContrib, kStandard } rotary = Rotary::kInAttention;
   };
 
   TinyOnnx() : TinyOnnx(Options()) {}
@@ -27,6 +29,7 @@ class TinyOnnx {
     opset->set_version(17);
     Input("input_ids", onnx::TensorProto::INT64);
     Input("attention_mask", onnx::TensorProto::INT64);
+    Input("position_ids", onnx::TensorProto::INT64);
     if (options.bookkeeping) Lengths();
     Floats("embed", {12, 16});
     Caches();
@@ -67,6 +70,19 @@ class TinyOnnx {
     return tensor;
   }
 
+  // Bytes of an element type that the headers may not name; they differ too.
+  onnx::TensorProto* Codes(const std::string& name, const std::vector<int64_t>& shape, size_t bytes,
+                           int32_t type = onnx::TensorProto::UINT8) {
+    onnx::TensorProto* tensor = graph().add_initializer();
+    tensor->set_name(name);
+    tensor->set_data_type(type);
+    for (const int64_t dim : shape) tensor->add_dims(dim);
+    std::string data;
+    for (size_t i = 0; i < bytes; ++i) data.push_back(static_cast<char>((i * 37 + data.size() * i + 11) % 251));
+    tensor->set_raw_data(data);
+    return tensor;
+  }
+
   void Ints(const std::string& name, const std::vector<int64_t>& values) {
     onnx::TensorProto* tensor = graph().add_initializer();
     tensor->set_name(name);
@@ -75,10 +91,16 @@ class TinyOnnx {
     for (const int64_t value : values) tensor->add_int64_data(value);
   }
 
-  // The first node of an operator, the constant of a name; they exist.
+  // The first node of an operator, the one that gives `output`, the constant of a name; they exist.
   onnx::NodeProto& First(const std::string& op) {
     for (onnx::NodeProto& node : *graph().mutable_node()) {
       if (node.op_type() == op) return node;
+    }
+    return *graph().mutable_node(0);
+  }
+  onnx::NodeProto& Giving(const std::string& output) {
+    for (onnx::NodeProto& node : *graph().mutable_node()) {
+      if (node.output(0) == output) return node;
     }
     return *graph().mutable_node(0);
   }
@@ -182,12 +204,21 @@ class TinyOnnx {
       MatMul(p + "a", p + "k", 8, 16);
       MatMul(p + "a", p + "v", 8, 16);
     }
+    const bool inside = options_.rotary == Options::Rotary::kInAttention;
+    for (size_t i = 0; !inside && i < 2; ++i) {
+      const bool contrib = options_.rotary == Options::Rotary::kContrib;
+      const std::vector<std::string> inputs = contrib ? std::vector<std::string>{heads[i], "position_ids", "cos", "sin"}
+                                                      : std::vector<std::string>{heads[i], "cos", "sin", "position_ids"};
+      heads[i] += ".turned";
+      SetInt(Node(contrib ? "com.microsoft" : "", "RotaryEmbedding", inputs, {heads[i]}), "num_heads", i == 0 ? 2 : 1);
+    }
     const std::string seqlens = options_.bookkeeping ? "seqlens" : "", total = options_.bookkeeping ? "total" : "";
     auto* attention = Node("com.microsoft", "GroupQueryAttention",
-                           {heads[0], heads[1], heads[2], "", "", seqlens, total, "cos", "sin"}, {p + "mixed"});
+                           {heads[0], heads[1], heads[2], "", "", seqlens, total, inside ? "cos" : "", inside ? "sin" : ""},
+                           {p + "mixed"});
     SetInt(attention, "num_heads", 2);
     SetInt(attention, "kv_num_heads", 1);
-    SetInt(attention, "do_rotary", 1);
+    SetInt(attention, "do_rotary", inside ? 1 : 0);
     MatMul(p + "mixed", p + "o", 16, 16);
     *pending = p + "o";
     Norm(p + "post", x, pending, p + "f");

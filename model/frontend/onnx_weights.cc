@@ -3,71 +3,87 @@
 #include <algorithm>
 
 namespace moepack {
+namespace {
+
+Codec CodecOf(const OnnxMatrix& matrix) {
+  Codec codec;
+  DtypeCodec(Dtype::kF32, &codec);
+  if (matrix.tensor != nullptr && matrix.blocks == nullptr) DtypeCodec(matrix.tensor->dtype, &codec);
+  return codec;
+}
+
+}  // namespace
+
+OnnxMatrix DenseMatrix(const OnnxTensor& tensor, uint64_t rows, uint64_t cols, bool transposed, uint64_t base) {
+  return {&tensor, nullptr, rows, cols, base, transposed ? 1 : cols, transposed ? rows : 1};
+}
+
+bool SameMatrix(const OnnxMatrix& a, const OnnxMatrix& b) {
+  const bool both = a.blocks != nullptr && b.blocks != nullptr;
+  const bool same_blocks = both ? *a.blocks == *b.blocks : a.blocks == b.blocks;
+  return same_blocks && a.tensor == b.tensor && a.rows == b.rows && a.cols == b.cols && a.base == b.base &&
+         a.row_stride == b.row_stride && a.col_stride == b.col_stride;
+}
 
 Result<std::vector<float>> OnnxTensorSource::Load(TensorId tensor) const {
   if (tensor >= tensors_.size()) return Status(ErrorCode::kInternal, "tensor id out of range");
-  const OnnxWeight& weight = tensors_[tensor];
-  MOEPACK_ASSIGN_OR_RETURN(std::vector<float> stored, file_->ReadFloats(*weight.tensor, 0, weight.rows * weight.cols));
-  if (!weight.transposed) return stored;
-  std::vector<float> out(stored.size());
-  constexpr uint64_t kTile = 64;  // both sides of a tile stay in the first-level cache
-  for (uint64_t r0 = 0; r0 < weight.rows; r0 += kTile) {
-    for (uint64_t c0 = 0; c0 < weight.cols; c0 += kTile) {
-      const uint64_t r1 = std::min(r0 + kTile, weight.rows), c1 = std::min(c0 + kTile, weight.cols);
-      for (uint64_t r = r0; r < r1; ++r) {
-        for (uint64_t c = c0; c < c1; ++c) out[r * weight.cols + c] = stored[c * weight.rows + r];
-      }
-    }
+  uint64_t elements = 0;
+  for (const OnnxMatrix& part : tensors_[tensor].parts) elements += part.rows * part.cols;
+  std::vector<float> out(elements, 0.0f);
+  float* next = out.data();
+  for (const OnnxMatrix& part : tensors_[tensor].parts) {
+    MOEPACK_RETURN_IF_ERROR(Read(part, next));
+    next += part.rows * part.cols;
   }
   return out;
 }
 
 Result<std::vector<float>> OnnxTensorSource::LoadExpert(uint32_t table, uint32_t expert, ExpertMatrix matrix) const {
-  if (table >= experts_.size() || expert >= experts_[table].experts) {
+  if (table >= experts_.size() || expert >= experts_[table].size()) {
     return Status(ErrorCode::kInternal, "expert out of range");
   }
-  const OnnxExperts& e = experts_[table];
-  if (matrix == ExpertMatrix::kDown) return ReadRows(*e.fc2, expert * e.hidden, 1, e.hidden, e.intermediate);
-  const bool up = matrix == ExpertMatrix::kUp;
-  const uint64_t first = expert * e.intermediate;  // of a matrix with `intermediate` rows an expert
-  switch (e.layout) {
-    case Fc1Layout::kUpOnly:
-      if (!up) return Status(ErrorCode::kInternal, "these experts have no gate");
-      return ReadRows(*e.fc1, first, 1, e.intermediate, e.hidden);
-    case Fc1Layout::kSeparate:
-      return ReadRows(up ? *e.fc3 : *e.fc1, first, 1, e.intermediate, e.hidden);
-    case Fc1Layout::kInterleaved:
-      return ReadRows(*e.fc1, 2 * first + (up ? 1 : 0), 2, e.intermediate, e.hidden);
-    case Fc1Layout::kConcatenated:
-      return ReadRows(*e.fc1, 2 * first + (up ? e.intermediate : 0), 1, e.intermediate, e.hidden);
-  }
-  return Status(ErrorCode::kInternal, "unknown layout");
-}
-
-Codec OnnxTensorSource::StoredCodec(TensorId tensor) const {
-  Codec codec;
-  DtypeCodec(tensors_[tensor].tensor->dtype, &codec);
-  return codec;
-}
-
-Codec OnnxTensorSource::StoredExpertCodec(uint32_t table, uint32_t, ExpertMatrix matrix) const {
-  const OnnxExperts& e = experts_[table];
-  const bool in_fc3 = matrix == ExpertMatrix::kUp && e.layout == Fc1Layout::kSeparate;
-  Codec codec;
-  DtypeCodec((matrix == ExpertMatrix::kDown ? e.fc2 : in_fc3 ? e.fc3 : e.fc1)->dtype, &codec);
-  return codec;
-}
-
-Result<std::vector<float>> OnnxTensorSource::ReadRows(const OnnxTensor& tensor, uint64_t first, uint64_t step, uint64_t rows,
-                                                      uint64_t cols) const {
-  if (step == 1) return file_->ReadFloats(tensor, first * cols, rows * cols);
-  std::vector<float> out;
-  out.reserve(rows * cols);
-  for (uint64_t r = 0; r < rows; ++r) {
-    MOEPACK_ASSIGN_OR_RETURN(const std::vector<float> row, file_->ReadFloats(tensor, (first + r * step) * cols, cols));
-    out.insert(out.end(), row.begin(), row.end());
-  }
+  const OnnxMatrix& m = experts_[table][expert][static_cast<size_t>(matrix)];
+  if (m.rows == 0) return Status(ErrorCode::kInternal, "these experts have no gate");
+  std::vector<float> out(m.rows * m.cols);
+  MOEPACK_RETURN_IF_ERROR(Read(m, out.data()));
   return out;
+}
+
+Codec OnnxTensorSource::StoredCodec(TensorId tensor) const { return CodecOf(tensors_[tensor].parts.front()); }
+
+Codec OnnxTensorSource::StoredExpertCodec(uint32_t table, uint32_t expert, ExpertMatrix matrix) const {
+  return CodecOf(experts_[table][expert][static_cast<size_t>(matrix)]);
+}
+
+Result<std::vector<float>> OnnxTensorSource::ReadRun(const OnnxMatrix& matrix, uint64_t first, uint64_t count) const {
+  if (matrix.blocks != nullptr) return ReadBlocks(*file_, *matrix.tensor, *matrix.blocks, first, count);
+  return file_->ReadFloats(*matrix.tensor, first, count);
+}
+
+// Runs along the direction in which neighbours are nearer, then from there to rows.
+Status OnnxTensorSource::Read(const OnnxMatrix& m, float* out) const {
+  if (m.tensor == nullptr) return Status::Ok();
+  const bool by_row = m.col_stride <= m.row_stride;
+  if (by_row && m.col_stride == 1 && m.row_stride == m.cols) {
+    MOEPACK_ASSIGN_OR_RETURN(const std::vector<float> all, ReadRun(m, m.base, m.rows * m.cols));
+    std::copy(all.begin(), all.end(), out);
+    return Status::Ok();
+  }
+  const uint64_t runs = by_row ? m.rows : m.cols, length = by_row ? m.cols : m.rows;
+  const uint64_t run_stride = by_row ? m.row_stride : m.col_stride, step = by_row ? m.col_stride : m.row_stride;
+  constexpr uint64_t kTile = 64;  // runs at a time: what is written of each row then fills whole cache lines
+  for (uint64_t begin = 0; begin < runs; begin += kTile) {
+    const uint64_t end = std::min(begin + kTile, runs);
+    std::vector<std::vector<float>> tile;
+    for (uint64_t i = begin; i < end; ++i) {
+      MOEPACK_ASSIGN_OR_RETURN(std::vector<float> run, ReadRun(m, m.base + i * run_stride, (length - 1) * step + 1));
+      tile.push_back(std::move(run));
+    }
+    for (uint64_t j = 0; j < length; ++j) {
+      for (uint64_t i = begin; i < end; ++i) out[by_row ? i * m.cols + j : j * m.cols + i] = tile[i - begin][j * step];
+    }
+  }
+  return Status::Ok();
 }
 
 }  // namespace moepack

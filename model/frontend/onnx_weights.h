@@ -1,34 +1,38 @@
-// Weights of an imported ONNX graph: which constant each tensor of the program is, and how it lies there. Internal to the
-// ONNX front-end.
+// Weights of an imported ONNX graph: which constants each tensor and each expert of the program is made of, and how it lies
+// there. Internal to the ONNX front-end.
 #pragma once
 
+#include <array>
 #include <memory>
 #include <vector>
 
+#include "model/frontend/onnx_blocks.h"
 #include "model/frontend/onnx_file.h"
 #include "model/model.h"
 
 namespace moepack {
 
+// Where a matrix of the program lies in a constant: element (r, c) is element base + r * row_stride + c * col_stride of it.
+struct OnnxMatrix {
+  const OnnxTensor* tensor = nullptr;        // null: zeros
+  std::shared_ptr<const OnnxBlocks> blocks;  // when `tensor` holds codes; elements are then those of the codes' matrix
+  uint64_t rows = 0, cols = 0;
+  uint64_t base = 0, row_stride = 0, col_stride = 1;
+};
+// The same elements of the same constant.
+bool SameMatrix(const OnnxMatrix& a, const OnnxMatrix& b);
+
+// [rows, cols] from element `base` on, row by row, or stored transposed: [cols, rows].
+OnnxMatrix DenseMatrix(const OnnxTensor& tensor, uint64_t rows, uint64_t cols, bool transposed = false, uint64_t base = 0);
+
+// A tensor of the program: its parts one below the other.
 struct OnnxWeight {
-  const OnnxTensor* tensor = nullptr;
-  uint64_t rows = 0, cols = 0;  // of the program's tensor
-  bool transposed = false;      // stored [cols, rows]
+  std::vector<OnnxMatrix> parts;
 };
 
-// How gate and up lie in the inputs of a MoE node.
-enum class Fc1Layout : uint8_t {
-  kUpOnly,        // fc1 is up
-  kSeparate,      // fc1 is gate, fc3 is up
-  kInterleaved,   // fc1 rows: gate 0, up 0, gate 1, up 1 ...
-  kConcatenated,  // fc1 rows: all of gate, all of up
-};
-
-struct OnnxExperts {
-  const OnnxTensor *fc1 = nullptr, *fc2 = nullptr, *fc3 = nullptr;
-  Fc1Layout layout = Fc1Layout::kUpOnly;
-  uint64_t experts = 0, hidden = 0, intermediate = 0;
-};
+// One expert: gate (without rows when there is none), up, down.
+using OnnxExpert = std::array<OnnxMatrix, kExpertMatrices>;
+using OnnxExperts = std::vector<OnnxExpert>;
 
 class OnnxTensorSource final : public TensorSource {
  public:
@@ -38,13 +42,13 @@ class OnnxTensorSource final : public TensorSource {
 
   Result<std::vector<float>> Load(TensorId tensor) const override;
   Result<std::vector<float>> LoadExpert(uint32_t table, uint32_t expert, ExpertMatrix matrix) const override;
+  // The element type of plain constants, float32 for what codes stand for.
   Codec StoredCodec(TensorId tensor) const override;
   Codec StoredExpertCodec(uint32_t table, uint32_t expert, ExpertMatrix matrix) const override;
 
  private:
-  // `rows` rows of `cols` values, `step` rows apart, from row `first` of the tensor seen as [.., cols].
-  Result<std::vector<float>> ReadRows(const OnnxTensor& tensor, uint64_t first, uint64_t step, uint64_t rows,
-                                      uint64_t cols) const;
+  Result<std::vector<float>> ReadRun(const OnnxMatrix& matrix, uint64_t first, uint64_t count) const;
+  Status Read(const OnnxMatrix& matrix, float* out) const;
 
   std::shared_ptr<const OnnxFile> file_;
   std::vector<OnnxWeight> tensors_;

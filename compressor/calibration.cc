@@ -177,7 +177,24 @@ Result<Matrix> ScoredLogitsOfPart(const LastBlock& model, const TokenBatch& batc
 std::vector<uint64_t> JudgedSequences(const Calibration& calibration, uint64_t vocabulary) {
   // Half of a sequence is scored.
   const uint64_t tokens = std::max<uint64_t>(1, 2 * (kMaxJudgedLogitBytes / sizeof(float) / std::max<uint64_t>(1, vocabulary)));
-  return SpreadEvenly(calibration.batch, calibration.held_back, tokens);
+  std::map<uint32_t, std::vector<uint64_t>> by_domain;
+  uint64_t all = 0;
+  for (uint64_t s : calibration.held_back) {
+    by_domain[calibration.domain[s]].push_back(s);
+    all += calibration.batch.end(s) - calibration.batch.begin(s);
+  }
+  if (all <= tokens) return calibration.held_back;
+  std::vector<uint64_t> out;
+  for (const auto& [domain, sequences] : by_domain) {
+    uint64_t own = 0;
+    for (uint64_t s : sequences) own += calibration.batch.end(s) - calibration.batch.begin(s);
+    const double share = static_cast<double>(own) / static_cast<double>(all);
+    const auto most = static_cast<uint64_t>(static_cast<double>(tokens) * share);
+    const std::vector<uint64_t> some = SpreadEvenly(calibration.batch, sequences, most);
+    out.insert(out.end(), some.begin(), some.end());
+  }
+  std::sort(out.begin(), out.end());
+  return out;
 }
 
 Result<std::vector<Matrix>> ScoredLogits(const LastBlock& model, const TokenBatch& batch) {

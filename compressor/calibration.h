@@ -34,14 +34,15 @@ Result<Calibration> MakeCalibration(const Profile& profile, uint64_t max_tokens,
 // its probability. Every token counts once on top, so that those the calibration text lacks are not worthless.
 std::vector<float> RowWeights(const TensorRef& tensor, const TokenBatch& batch, std::span<const float> token_weights);
 
-// Some of `sequences`, spread evenly, with at most `max_tokens` tokens but at least one sequence.
+// Some of `sequences`, spread evenly: as large a share of them as `max_tokens` is of their tokens, but at least one.
 std::vector<uint64_t> SpreadEvenly(const TokenBatch& batch, const std::vector<uint64_t>& sequences, uint64_t max_tokens);
 
 // The chosen sequences alone, and a stream restricted to their rows.
 TokenBatch SelectSequences(const TokenBatch& batch, const std::vector<uint64_t>& sequences);
 Stream SelectRows(const Stream& stream, const TokenBatch& batch, const std::vector<uint64_t>& sequences);
 
-// Of the sequences held back, as many as whose logits are worth keeping in memory (kMaxJudgedLogitBytes, scored rows only).
+// The sequences held back, or such a share of each domain's, one at least, that their logits (of the scored rows) take
+// about kMaxJudgedLogitBytes.
 inline constexpr uint64_t kMaxJudgedLogitBytes = uint64_t{1} << 29;
 std::vector<uint64_t> JudgedSequences(const Calibration& calibration, uint64_t vocabulary);
 

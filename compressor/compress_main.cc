@@ -93,6 +93,7 @@ nlohmann::json Summary(const CompressReport& report) {
     codecs[tensor.codec.Name()] += tensor.bytes;
   }
   json["codecs"] = codecs;
+  json["second_precision"] = {{"experts", report.second_experts}, {"bytes", report.second_bytes}};
   json["cache_policy"] = DescribeCachePolicy(report.cache);
   return json;
 }
@@ -109,6 +110,9 @@ void PrintSummary(const CompressReport& report, bool dry_run, const std::string&
   for (const auto& [name, entry] : codecs) {
     std::printf("%-16s %8zu %14llu\n", name.c_str(), entry.first, static_cast<unsigned long long>(entry.second));
   }
+  if (report.second_experts > 0)
+    std::printf("%-16s %8zu %14llu (experts)\n", "second precision", static_cast<size_t>(report.second_experts),
+                static_cast<unsigned long long>(report.second_bytes));
   std::printf("bundle at most %llu bytes (%.3f bits per weight), resident %llu bytes\n",
               static_cast<unsigned long long>(plan.bundle_bytes),
               static_cast<double>(plan.bundle_bytes) * 8 / static_cast<double>(report.original_parameters),

@@ -36,6 +36,7 @@ class Compressor {
     report.plan = plan_;
     report.cache = hot_list_.cache;
     report.original_parameters = program_.original_parameters;
+    MOEPACK_RETURN_IF_ERROR(CountSeconds(&report));
     if (request_.dry_run) return report;
     MOEPACK_ASSIGN_OR_RETURN(const ReplayReport replay, Write());
     if (replay.kld >= 0) report.kld = replay.kld;
@@ -379,18 +380,33 @@ class Compressor {
     result.codecs.assign(codecs.begin(), codecs.end());
     if (calibration_ && !calibration_->held_back.empty()) {
       result.kld = 0;
-      if (!recipe_.distill) {
-        for (const uint64_t sequence : calibration_->held_back)
-          result.domain_kld[profile_->domains[calibration_->domain[sequence]]] = 0;
-      }
+      for (const uint64_t sequence : calibration_->held_back)
+        result.domain_kld[profile_->domains[calibration_->domain[sequence]]] = 0;
     }
     return MostProvenanceBytes(record, result);
   }
 
-  Result<std::vector<std::vector<ExpertEntry>>> MakeExperts() const {
+  Result<ExpertIndex> Seconds() const {
     std::vector<RatedCodec> codecs;
     for (const PlanTensor& tensor : plan_.tensors) codecs.push_back(tensor.codec);
-    MOEPACK_ASSIGN_OR_RETURN(const ExpertIndex seconds, SecondUnits(program_, tensors_, codecs, recipe_.second_precision));
+    return SecondUnits(program_, tensors_, codecs, recipe_.second_precision);
+  }
+
+  Status CountSeconds(CompressReport* report) const {
+    MOEPACK_ASSIGN_OR_RETURN(const ExpertIndex seconds, Seconds());
+    for (const auto& table : seconds) {
+      for (const std::optional<uint32_t>& second : table) report->second_experts += second.has_value();
+    }
+    for (const TensorRef& tensor : tensors_) {
+      if (!tensor.is_expert() || !seconds[tensor.table][tensor.expert]) continue;
+      MOEPACK_ASSIGN_OR_RETURN(const uint64_t bytes, StoredBytes(*recipe_.second_precision, tensor.shape));
+      report->second_bytes += bytes;
+    }
+    return Status::Ok();
+  }
+
+  Result<std::vector<std::vector<ExpertEntry>>> MakeExperts() const {
+    MOEPACK_ASSIGN_OR_RETURN(const ExpertIndex seconds, Seconds());
     std::vector<std::vector<ExpertEntry>> out;
     for (size_t t = 0; t < program_.expert_tables.size(); ++t) {
       const std::span<const std::optional<uint32_t>> twins =

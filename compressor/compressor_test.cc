@@ -257,6 +257,8 @@ TEST_F(CompressTest, InterruptedTrainingGoesOnFromWhatWasSaved) {
   ASSERT_TRUE(WriteFileAtomically(PosixEnv(), state, bytes).ok());
   EXPECT_EQ(Run(request).status().code(), ErrorCode::kMalformed);
   ASSERT_TRUE(WriteFileAtomically(PosixEnv(), state, saved).ok());
+  // What a kill leaves while a state is being saved.
+  ASSERT_TRUE(WriteFileAtomically(PosixEnv(), state + ".tmp-0123456789abcdef", saved).ok());
   MustRun(request);
   ExpectSameFolders("whole", "killed");
 }

@@ -129,7 +129,10 @@ TEST_F(VariantsTest, APlanCountsTheSecondsOfWhatItChooses) {
   const auto without = Compressed(recipe, "without");
   ASSERT_TRUE(with.ok() && without.ok()) << with.status().message();
   EXPECT_LE(with->plan.bundle_bytes, with->plan.target_bytes);
-  EXPECT_GE(with->plan.predicted_kld, without->plan.predicted_kld);
+  EXPECT_GT(with->plan.predicted_kld, without->plan.predicted_kld);  // the seconds took bytes from the firsts
+  EXPECT_GT(with->second_experts, 0u);
+  EXPECT_GT(with->second_bytes, 0u);
+  EXPECT_EQ(without->second_experts, 0u);
 }
 
 TEST_F(VariantsTest, DistillationLeavesTheSecondsWhole) {

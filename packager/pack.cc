@@ -162,11 +162,9 @@ Status CheckOptions(const PackOptions& options) {
 Status CheckStandIns(const ModelFolder& folder, const std::vector<Unavailable>& steps) {
   bool lower = false, twin = false;
   for (const std::vector<ExpertEntry>& experts : folder.experts()) {
-    std::set<uint32_t> first;
-    for (const ExpertEntry& expert : experts) first.insert(expert.variants[0].physical);
+    const std::vector<bool> first = FirstUnits(experts);
     for (const ExpertEntry& expert : experts) {
-      for (size_t v = 1; v < expert.variants.size(); ++v)
-        (first.contains(expert.variants[v].physical) ? twin : lower) = true;
+      for (size_t v = 1; v < expert.variants.size(); ++v) (first[expert.variants[v].physical] ? twin : lower) = true;
     }
   }
   for (const Unavailable step : steps) {

@@ -42,8 +42,7 @@ void WeightsBefore(std::span<const float> weights, std::span<float> before) {
 
 StandIns::StandIns(const std::vector<ExpertTable>& tables) {
   for (const ExpertTable& table : tables) {
-    std::vector<bool> first(table.units.size(), false);
-    for (const ExpertEntry& expert : table.experts) first[expert.variants[0].physical] = true;
+    const std::vector<bool> first = FirstUnits(table.experts);
     is_twin_.emplace_back();
     for (const ExpertEntry& expert : table.experts) {
       std::vector<bool>& twins = is_twin_.back().emplace_back();

@@ -156,10 +156,20 @@ class Distiller {
   }
 
   Status SaveNowAndThen(uint64_t step) {
-    const auto now = std::chrono::steady_clock::now();
-    if (std::chrono::duration<double>(now - saved_).count() < in_.save_seconds) return Status::Ok();
-    saved_ = now;
-    return WriteTraining(*in_.env, in_.encoded->StatePath(), step, &student_.learners());
+    using Clock = std::chrono::steady_clock;
+    // A large state takes long to write, and most of the time is for training.
+    static constexpr double kTrainToSave = 10;
+    const auto now = Clock::now();
+    if (!saves_ || std::chrono::duration<double>(now - saved_).count() < std::max(in_.save_seconds, kTrainToSave * save_took_))
+      return Status::Ok();
+    const Status written = WriteTraining(*in_.env, in_.encoded->StatePath(), step, &student_.learners());
+    saved_ = Clock::now();
+    if (in_.save_seconds > 0) save_took_ = std::chrono::duration<double>(saved_ - now).count();
+    if (written.code() != ErrorCode::kNoSpace) return written;
+    // The model may still fit: its own writes tell.
+    saves_ = false;
+    progress_.Note("distill: no room to save the training; interrupted, it goes on from the state before, or begins again");
+    return Status::Ok();
   }
 
   Status Step(const std::vector<uint64_t>& sequences, const StepSize& size) {
@@ -230,6 +240,8 @@ class Distiller {
   Stream teacher_;
   BlockWeights teacher_head_;
   std::chrono::steady_clock::time_point saved_ = std::chrono::steady_clock::now();
+  double save_took_ = 0;  // seconds
+  bool saves_ = true;
 };
 
 }  // namespace

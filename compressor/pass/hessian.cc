@@ -33,6 +33,11 @@ HessianCollector::HessianCollector(const Program& program, std::span<const Tenso
       linear.insert(tensor.dense);
     }
   }
+  std::map<uint32_t, size_t> readers;  // experts of a table whose gate and up inputs are collected
+  for (const auto& [key, moments] : experts_) readers[std::get<0>(key)] += !std::get<2>(key);
+  for (const auto& [table, count] : readers) {
+    if (count > 0 && count < program.expert_tables[table].experts()) pooled_[table];
+  }
   for (const Node& node : program.nodes) {
     if (node.kind != NodeKind::kLinear || !linear.contains(node.linear.weight)) continue;
     input_of_.emplace(node.linear.weight, node.inputs[0]);
@@ -130,7 +135,19 @@ bool HessianCollector::wants_expert(uint32_t table, uint32_t expert) const {
 
 void HessianCollector::OnMoe(const MoeCapture& capture) {
   std::vector<Rows> batches;
-  batches.reserve(capture.experts.size() * 2);
+  batches.reserve(capture.experts.size() * 2 + 1);
+  const auto pooled = pooled_.find(capture.node->moe.table);
+  if (pooled != pooled_.end()) {
+    const auto tokens = static_cast<size_t>(capture.input->rows());
+    const size_t k = capture.weights.size() / std::max<size_t>(tokens, 1);
+    std::vector<float> gates(tokens);
+    for (size_t t = 0; t < tokens; ++t) {
+      double sum = 0;
+      for (size_t i = t * k; i < (t + 1) * k; ++i) sum += static_cast<double>(capture.weights[i]) * capture.weights[i];
+      gates[t] = static_cast<float>(std::sqrt(sum));
+    }
+    AddRows(*capture.input, token_weights_.subspan(capture.first_token, tokens), gates, &pooled->second, &batches);
+  }
   for (const ExpertCapture& expert : capture.experts) {
     std::vector<float> weights(expert.rows.size());
     for (size_t i = 0; i < weights.size(); ++i) weights[i] = token_weights_[capture.first_token + expert.rows[i]];
@@ -154,6 +171,7 @@ void HessianCollector::Complete() {
   };
   for (auto& [value, moments] : dense_) mirror(moments);
   for (auto& [key, moments] : experts_) mirror(moments);
+  for (auto& [table, moments] : pooled_) mirror(moments);
 }
 
 const InputMoments* HessianCollector::Find(const TensorRef& tensor) {
@@ -175,6 +193,7 @@ const InputMoments* HessianCollector::Find(const TensorRef& tensor) {
 
 Matrix HessianCollector::Pooled(uint32_t table) {
   Complete();
+  if (const auto found = pooled_.find(table); found != pooled_.end()) return found->second.hessian;
   Matrix pooled;
   for (const auto& [key, moments] : experts_) {
     if (std::get<0>(key) != table || std::get<2>(key) || moments.hessian.size() == 0) continue;

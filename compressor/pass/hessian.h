@@ -43,7 +43,8 @@ class HessianCollector : public Observer {
   // Moments of the input of `tensor`, null when not collected (embeddings, vectors). Valid after the run; the first call
   // completes the symmetric halves.
   const InputMoments* Find(const TensorRef& tensor);
-  // Sum of the gate-weighted Hessians of the gate/up inputs of all experts of a table.
+  // Sum of the gate-weighted Hessians of the gate/up inputs of all experts of a table, those that are not wanted included
+  // (up to a factor, and with equal weights where the record puts weights on inputs).
   Matrix Pooled(uint32_t table);
 
  private:
@@ -64,6 +65,7 @@ class HessianCollector : public Observer {
   std::map<ValueId, InputMoments> dense_;
   std::map<ValueId, const Node*> first_reader_;  // shared inputs are counted at their first wanted reader
   std::map<ExpertKey, InputMoments> experts_;
+  std::map<uint32_t, InputMoments> pooled_;  // of tables that only some experts are wanted of
   bool complete_ = false;
 };
 

@@ -30,5 +30,41 @@ TEST(CutByMoments, SharedInputsCountOnceAndNoRunIsEmpty) {
   EXPECT_EQ(cut(0).size(), tensors.size());
 }
 
+TEST(HessianCollector, ThePoolIsOfAllExpertsWhicheverAreWanted) {
+  const Program program = testing::EveryNode();
+  const testing::ToySource source(program);
+  ThreadPool pool(2);
+  Forward forward(program, pool);
+  TokenBatch batch;
+  for (int32_t t = 0; t < 200; ++t) batch.tokens.push_back(t * 7 % 37);
+  batch.sequence_start = {0};
+  std::vector<float> weights(batch.tokens.size());
+  for (size_t t = 0; t < weights.size(); ++t) weights[t] = static_cast<float>(t % 3);
+  Stream stream;
+  size_t compared = 0;
+  for (int32_t block = 0; block + 1 < program.blocks(); ++block) {
+    const auto loaded = BlockWeights::Load(program, source, block, pool);
+    ASSERT_TRUE(loaded.ok());
+    std::vector<TensorRef> all, one;
+    for (const TensorRef& t : ListTensors(program)) {
+      if (t.block != block || !t.is_expert()) continue;
+      all.push_back(t);
+      if (t.expert == 1) one.push_back(t);
+    }
+    HessianCollector whole(program, all, weights, pool), part(program, one, weights, pool);
+    ASSERT_TRUE(forward.Observe(block, *loaded, batch, stream, &whole).ok());
+    ASSERT_TRUE(forward.Observe(block, *loaded, batch, stream, &part).ok());
+    for (const TensorRef& t : one) {
+      const Matrix expected = whole.Pooled(t.table), pooled = part.Pooled(t.table);
+      ASSERT_GT(expected.norm(), 0);
+      EXPECT_LT((pooled - expected).norm(), 1e-5 * expected.norm());
+      EXPECT_GT((part.Find(one[0])->hessian - expected).norm(), 1e-2 * expected.norm());
+      ++compared;
+    }
+    ASSERT_TRUE(forward.RunBlock(block, *loaded, batch, &stream).ok());
+  }
+  EXPECT_GT(compared, 0u);
+}
+
 }  // namespace
 }  // namespace moepack

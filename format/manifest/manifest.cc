@@ -111,6 +111,16 @@ Bytes SerializeManifest(const Manifest& manifest) {
   return SerializeMessage(message);
 }
 
+std::vector<bool> FirstUnits(const std::vector<ExpertEntry>& experts) {
+  std::vector<bool> first;
+  for (const ExpertEntry& expert : experts) {
+    for (const ExpertEntry::Variant& variant : expert.variants)
+      first.resize(std::max<size_t>(first.size(), size_t{variant.physical} + 1));
+    first[expert.variants[0].physical] = true;
+  }
+  return first;
+}
+
 Result<Manifest> ParseManifest(ByteSpan bytes) {
   wire::Manifest message;
   MOEPACK_RETURN_IF_ERROR(ParseMessage(wire_check::kManifest, kManifestSchema, bytes, &message));

@@ -64,6 +64,10 @@ struct ExpertEntry {
   bool operator==(const ExpertEntry&) const = default;
 };
 
+// By physical unit, up to the last that is named: whether it is some expert's best. As a further variant such a unit is a
+// twin, any other is a lower precision of the expert's own. Every expert has a variant.
+std::vector<bool> FirstUnits(const std::vector<ExpertEntry>& experts);
+
 // Blob of one MoE node: the indirection (logical expert) -> variants.
 struct ExpertTable {
   uint32_t table = 0;  // index into Program::expert_tables

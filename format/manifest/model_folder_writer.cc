@@ -29,7 +29,9 @@ bool IsFolderFile(const std::string& name) {
 // What AtomicFile leaves when it is killed.
 bool IsFolderTemporary(const std::string& name) {
   const size_t suffix = name.rfind(".tmp-");
-  return suffix != std::string::npos && (IsFolderFile(name.substr(0, suffix)) || name.substr(0, suffix) == kUnfinishedFile);
+  if (suffix == std::string::npos) return false;
+  const std::string file = name.substr(0, suffix);
+  return IsFolderFile(file) || file == kUnfinishedFile || file == kStateFile;
 }
 
 // What stands under a name that we want for a folder of ours.

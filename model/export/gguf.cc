@@ -187,11 +187,16 @@ Result<Bytes> FloatBytes(const std::vector<float>& values, const GgufTensorInfo&
   return out.Release();
 }
 
+Result<Bytes> StoredBlocks(const QuantizedMatrix& codes, const GgufTensorInfo& info) {
+  Result<Bytes> bytes = EncodeBlocks(codes, info.element);
+  return bytes.ok() ? std::move(bytes) : bytes.status().With(info.name);
+}
+
 Result<Bytes> DenseBytes(const Model& model, const Output& output) {
   Bytes bytes;
   if (IsQuantized(output.info.element)) {
     MOEPACK_ASSIGN_OR_RETURN(const QuantizedMatrix codes, model.tensors->LoadCodes(output.dense));
-    MOEPACK_ASSIGN_OR_RETURN(bytes, EncodeBlocks(codes, output.info.element));
+    MOEPACK_ASSIGN_OR_RETURN(bytes, StoredBlocks(codes, output.info));
   } else {
     MOEPACK_ASSIGN_OR_RETURN(const std::vector<float> values, model.tensors->Load(output.dense));
     MOEPACK_ASSIGN_OR_RETURN(bytes, FloatBytes(values, output.info));
@@ -204,7 +209,7 @@ Result<Bytes> ExpertBytes(const Model& model, const Output& output, uint32_t exp
   if (IsQuantized(output.info.element)) {
     MOEPACK_ASSIGN_OR_RETURN(const QuantizedMatrix codes,
                              model.tensors->LoadExpertCodes(output.table, expert, output.matrix));
-    return EncodeBlocks(codes, output.info.element);
+    return StoredBlocks(codes, output.info);
   }
   MOEPACK_ASSIGN_OR_RETURN(const std::vector<float> values, model.tensors->LoadExpert(output.table, expert, output.matrix));
   return FloatBytes(values, output.info);

@@ -96,7 +96,7 @@ Result<Bytes> EncodeBlocks(const QuantizedMatrix& matrix, GgufElement element) {
         const uint16_t minimum =
             matrix.codec.has_min ? matrix.mins[group] : F32ToF16(-static_cast<float>(half) * F16ToF32(matrix.scales[group]));
         if (!std::isfinite(F16ToF32(minimum)))
-          return Status(ErrorCode::kUnsupported, "a minimum is beyond f16; use --type f16");
+          return Status(ErrorCode::kUnsupported, "a minimum is beyond f16; use --type f32");
         out.U16(minimum);
       }
       uint8_t codes[kGgufBlock];

@@ -103,8 +103,7 @@ Status Inspection::AddUnit(const Program& program, bool expert, const std::vecto
 
 Status Inspection::AddExpertUnits(const Program& program, const std::vector<ExpertEntry>& experts,
                                   const std::vector<const std::vector<UnitTensor>*>& units) {
-  std::vector<bool> first(units.size(), false);
-  for (const ExpertEntry& expert : experts) first[expert.variants[0].physical] = true;
+  const std::vector<bool> first = FirstUnits(experts);
   for (const ExpertEntry& expert : experts) {
     bool lower = false, twin = false;
     for (size_t v = 1; v < expert.variants.size(); ++v) (first[expert.variants[v].physical] ? twin : lower) = true;

@@ -32,7 +32,8 @@ class Inspection {
   // All tensors of a unit; `expert`: it is one of an expert table.
   Status AddUnit(const Program& program, bool expert, const std::vector<UnitTensor>& tensors);
 
-  // All units of expert table `table`: first variants count as weights, what only stands in for them apart.
+  // All units of one expert table, units[i] being physical unit i: first variants count as weights, what only stands in for
+  // them apart.
   Status AddExpertUnits(const Program& program, const std::vector<ExpertEntry>& experts,
                         const std::vector<const std::vector<UnitTensor>*>& units);
 

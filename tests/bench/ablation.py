@@ -61,7 +61,8 @@ def main():
             rows.append(row)
             print(subject.name, row, flush=True)
         header = ["variant", *(f"{kind}, {column}" for kind in args.types for column in ("file", "in RAM"))]
-        bench_lib.write_section(PAGE, f"ablation {name}", f"`python3 tests/bench/ablation.py {name}`, mean KLD on {subject.mixed_eval.name} at "
+        types = "" if args.types == parser.get_default("types") else f" --types {','.join(args.types)}"
+        bench_lib.write_section(PAGE, f"ablation {name}", f"`python3 tests/bench/ablation.py {name}{types}`, mean KLD on {subject.mixed_eval.name} at "
                                 f"the bytes of llama.cpp's file, or of its tensors:\n\n{table(header, rows)}")
 
 

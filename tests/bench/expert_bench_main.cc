@@ -114,6 +114,11 @@ Status Run(int argc, char** argv) {
     return Status(ErrorCode::kUsage, "expected BUNDLE TRUST PROFILE TOKENS SHARE PREFETCH [LANES]");
   MOEPACK_ASSIGN_OR_RETURN(const Profile profile, ReadProfile(PosixEnv(), argv[3]));
   const uint64_t tokens = std::min<uint64_t>(std::strtoull(argv[4], nullptr, 10), profile.tokens.size());
+  MOEPACK_ASSIGN_OR_RETURN(const verify::TrustPolicy policy, verify::ReadTrust(PosixEnv(), argv[2]));
+  MOEPACK_ASSIGN_OR_RETURN(auto file, PosixEnv().OpenRead(argv[1]));
+  MOEPACK_ASSIGN_OR_RETURN(const auto again, PosixEnv().OpenRead(argv[1]));
+  MOEPACK_ASSIGN_OR_RETURN(const auto bundle, verify::VerifiedBundle::Open(std::move(file), policy));
+  MOEPACK_RETURN_IF_ERROR(CheckProfileFits(profile, bundle->program()));
   ThreadPool pool(kThreads);
   MOEPACK_ASSIGN_OR_RETURN(const auto engine, MakeEngine(argv, std::atof(argv[5]), argc > 7 ? argv[7] : "0", pool));
   const uint64_t preloaded = engine->experts().stats().bytes_read;
@@ -122,11 +127,6 @@ Status Run(int argc, char** argv) {
   SummarizeDecode(ms, &metrics);
   FillFromEngine(*engine, &metrics);
   const CacheTrace trace = TraceOf(profile, *engine, tokens);
-  MOEPACK_ASSIGN_OR_RETURN(const verify::TrustPolicy policy, verify::ReadTrust(PosixEnv(), argv[2]));
-  MOEPACK_ASSIGN_OR_RETURN(auto file, PosixEnv().OpenRead(argv[1]));
-  MOEPACK_ASSIGN_OR_RETURN(const auto again, PosixEnv().OpenRead(argv[1]));
-  MOEPACK_ASSIGN_OR_RETURN(const auto bundle, verify::VerifiedBundle::Open(std::move(file), policy));
-  MOEPACK_RETURN_IF_ERROR(CheckProfileFits(profile, bundle->program()));
   MOEPACK_ASSIGN_OR_RETURN(const Rates rates, MeasureRates(*bundle, *again));
   const uint64_t lookups = *metrics.expert_hits + *metrics.experts_prefetched + *metrics.expert_misses;
   cli::PrintJson({{"tokens", ms.size()},

@@ -65,7 +65,7 @@ def measure(work, bundle, options):
                 samples.setdefault(("decode", count, kv), []).append(decode(work, bundle, kv, count))
             for tokens in options.prompts:
                 samples.setdefault(("prefill", tokens, kv), []).append(prefill(work, bundle, kv, tokens))
-        print(f"round {i} of {options.rounds}: load {os.getloadavg()[0]:.1f}", file=sys.stderr, flush=True)
+        print(f"round {i + 1} of {options.rounds}: load {os.getloadavg()[0]:.1f}", file=sys.stderr, flush=True)
     return samples
 
 
@@ -93,10 +93,6 @@ def prefill_rows(samples, prompts):
                *both(samples, *at, "used_state_bytes", 1, 1e-6))
 
 
-def table(head, rows):
-    return [f"| {' | '.join(head)} |", "|" + "---|" * len(head), *(f"| {' | '.join(map(str, row))} |" for row in rows)]
-
-
 def numbers(text):
     return [int(number) for number in text.split(",")]
 
@@ -115,10 +111,10 @@ def main():
     lines = [f"{runtime.processor()}, {options.codec}, {THREADS} threads, medians of {options.rounds} rounds; the system's load was "
              f"{before:.1f} before and {os.getloadavg()[0]:.1f} after ({THREADS} of it this script's).", ""]
     kv = ("KV MB", "with --kv 8")
-    lines += table(("sequences", "processor ms a token", "with --kv 8", f"of {options.sequences[0]} / of these", "tokens/s of all", "with --kv 8", *kv),
-                   decode_rows(samples, options.sequences))
-    lines += ["", *table(("prompt tokens", "processor ms a token", "with --kv 8", "tokens/s", "with --kv 8", *kv),
-                         prefill_rows(samples, options.prompts))]
+    lines += [bench_lib.table(("sequences", "processor ms a token", "with --kv 8", f"of {options.sequences[0]} / of these", "tokens/s of all", "with --kv 8", *kv),
+                   decode_rows(samples, options.sequences)), ""]
+    lines.append(bench_lib.table(("prompt tokens", "processor ms a token", "with --kv 8", "tokens/s", "with --kv 8", *kv),
+                                 prefill_rows(samples, options.prompts)))
     bench_lib.write_section(runtime.OUT, "sequences", "\n".join(lines))
     print("\n".join(lines))
 

@@ -76,7 +76,8 @@ class Metrics(Case):
 
     def test_lines_on_standard_output(self):
         outcome = run(*GENERATE, "-n", 4, "--metrics-jsonl", "-", "--quiet")
-        self.assertTrue(all(json.loads(line)["verified"] for line in outcome.out.splitlines()))
+        lines = [json.loads(line) for line in outcome.out.splitlines()]
+        self.assertTrue(lines and all(line["verified"] for line in lines), outcome.out)
 
     def test_energy_is_null_or_has_a_source(self):
         report = run(*GENERATE, "-n", 4, "--json").json()

@@ -8,22 +8,19 @@
 namespace moepack {
 namespace {
 
-Codec GroupInt(uint8_t bits, uint16_t group, bool has_min = false) {
-  Codec codec;
-  codec.element = Element::kGroupInt;
-  codec.bits = bits;
-  codec.group_size = group;
-  codec.has_min = has_min;
-  return codec;
+Codec Trellis(uint16_t group) { return {.element = Element::kTrellis, .bits = 2, .group_size = group}; }
+
+Codec GroupInt(uint8_t bits, uint16_t group) {
+  return {.element = Element::kGroupInt, .bits = bits, .group_size = group};
 }
 
 // Candidates from 2 to 8 bits; `floor` leaves out everything with fewer bits. Wide groups: under GPTQ a finer scale buys
-// less than the same bytes spent on codes, and a minimum pays at 2 bits only.
+// less than the same bytes spent on codes. At 2 bits a trellis loses less than any grid of up to half a bit more.
 std::vector<RatedCodec> BuiltInCandidates(int floor) {
   std::vector<RatedCodec> out;
-  for (const Codec& codec : {GroupInt(2, 128), GroupInt(2, 128, true), GroupInt(2, 64, true), GroupInt(3, 128),
-                             GroupInt(3, 64), GroupInt(4, 128), GroupInt(4, 64), GroupInt(4, 32), GroupInt(5, 128),
-                             GroupInt(5, 64), GroupInt(6, 128), GroupInt(6, 64), GroupInt(8, 128), GroupInt(8, 64)}) {
+  for (const Codec& codec : {Trellis(128), Trellis(64), GroupInt(3, 128), GroupInt(3, 64), GroupInt(4, 128), GroupInt(4, 64),
+                             GroupInt(4, 32), GroupInt(5, 128), GroupInt(5, 64), GroupInt(6, 128), GroupInt(6, 64),
+                             GroupInt(8, 128), GroupInt(8, 64)}) {
     if (codec.bits >= floor) out.push_back(codec);
   }
   // Codes held to a rate: at the same bytes in the bundle they lose far less, for more bytes once loaded. A rate is worth
@@ -189,7 +186,7 @@ Result<Recipe> RecipeForCodec(const std::string& codec_name) {
   auto codec = ParseRatedCodec(codec_name);
   if (!codec.ok()) return Status(ErrorCode::kUsage, "--codec: " + codec.status().message());
   Recipe recipe;
-  if (codec->codec.element == Element::kGroupInt) {
+  if (codec->codec.coded()) {
     recipe.defaults = Choice{false, {*codec}};
     return recipe;
   }
@@ -227,7 +224,7 @@ Result<Choice> ChoiceFor(const Recipe& recipe, const TensorRef& tensor, const Co
   }
   // Vectors and other tiny tensors are read as f32 by every executor.
   const bool vector = tensor.shape.rows == 1 || tensor.shape.cols == 1;
-  if (choice->keep) *choice = {true, {vector || stored.element == Element::kGroupInt ? Codec{} : stored}};
+  if (choice->keep) *choice = {true, {vector || stored.coded() ? Codec{} : stored}};
   if (vector && !choice->keep) *choice = {true, {Codec{}}};
   if (!recipe.prune || choice->keep || !Prunes(*recipe.prune, tensor)) return *choice;
   std::erase_if(choice->candidates, [](const RatedCodec& codec) { return codec.rate != 0; });

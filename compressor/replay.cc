@@ -180,7 +180,7 @@ class Replayer {
   }
 
   bool NeedsMoments(size_t index) const {
-    const auto needs = [](const Codec& c) { return c.sparsity != Sparsity::kNone || c.element == Element::kGroupInt; };
+    const auto needs = [](const Codec& c) { return c.sparsity != Sparsity::kNone || c.coded(); };
     if (in_.calibration == nullptr) return false;
     return needs(codec(index)) || (SecondUnitOf(index) && needs(*in_.recipe->second_precision));
   }

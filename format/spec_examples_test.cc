@@ -23,6 +23,7 @@ TEST(SpecExamples, PlainBytesMeanTheWeightsBesideThem) {
       {"i5r", {1, 3}, "800f05003c", {-15, 0, 15}},
       {"i3mr", {1, 5}, "e00312003800bc", {-1, -0.5f, 1, 2, 2.5f}},
       {"bf16+2:4", {1, 8}, "69803f00c040408040", {1, 0, 0, -2, 0, 3, 4, 0}},
+      {"t2r", {1, 6}, "390d003c", {-49, -47, 32, 40, 56, 50}},
       {"i4r+keep2", {2, 4}, "0a03798f00003c40", {0, 1, 0, -1, 14, 0, 0, 0}},
   };
   for (const Example& example : examples) {

@@ -63,7 +63,7 @@ class Distiller {
                                                : distill.targets.Matches(tensor.name);
     // The tape has no gradient of an embedding.
     if (!named || (!tensor.is_expert() && tensor.role == TensorRole::kEmbedding)) return std::nullopt;
-    const bool integer = codec.codec.element == Element::kGroupInt;
+    const bool integer = codec.codec.coded();
     if (distill.logits == DistillLogits::kAll && codec.rate == 0) return Learns::kAll;
     return integer || tensor.shape.rows == 1 ? std::optional(Learns::kScales) : std::nullopt;
   }

@@ -34,7 +34,7 @@ float Adam::Move(size_t i, float gradient, const StepSize& size) {
 
 Learner::Learner(const QuantizedMatrix& encoded, Learns learns) {
   const size_t count = encoded.shape.rows * encoded.shape.cols;
-  if (encoded.codec.element != Element::kGroupInt) {
+  if (!encoded.codec.coded()) {
     latent_.resize(count);
     Dequantize(encoded, latent_);
     double energy = 0;
@@ -47,7 +47,7 @@ Learner::Learner(const QuantizedMatrix& encoded, Learns learns) {
     adam_.Resize(count);
     return;
   }
-  if (learns == Learns::kAll) {
+  if (learns == Learns::kAll && encoded.codec.element == Element::kGroupInt) {
     latent_.assign(encoded.codes.begin(), encoded.codes.end());
     adam_.Resize(count);
   }
@@ -60,7 +60,7 @@ Learner::Learner(const QuantizedMatrix& encoded, Learns learns) {
 
 uint64_t Learner::Bytes(const Codec& codec, const MatrixShape& shape, Learns learns) {
   static constexpr uint64_t kValues = 3, kScaleValues = 7;  // latent and two moments; with a minimum and its moments
-  const bool integer = codec.element == Element::kGroupInt;
+  const bool integer = codec.coded();
   const uint64_t scales = integer ? shape.rows * GroupsPerRow(codec, shape.cols) : 0;
   const uint64_t weights = !integer || learns == Learns::kAll ? shape.rows * shape.cols : 0;
   return (weights * kValues + scales * kScaleValues) * sizeof(float);
@@ -75,7 +75,7 @@ std::vector<std::span<float>> Learner::State() {
 }
 
 void Learner::Apply(QuantizedMatrix* encoded) const {
-  if (encoded->codec.element != Element::kGroupInt) {
+  if (!encoded->codec.coded()) {
     for (size_t i = 0; i < latent_.size(); ++i)
       encoded->values[i] = Kept(*encoded, i) ? RoundToElement(encoded->codec.element, latent_[i]) : 0.0f;
     return;
@@ -88,7 +88,7 @@ void Learner::Apply(QuantizedMatrix* encoded) const {
 }
 
 void Learner::Step(const Matrix& gradient, const QuantizedMatrix& encoded, const StepSize& size) {
-  if (encoded.codec.element != Element::kGroupInt) return StepFloat(gradient, encoded, size);
+  if (!encoded.codec.coded()) return StepFloat(gradient, encoded, size);
   const size_t groups = GroupsPerRow(encoded.codec, encoded.shape.cols);
   for (size_t r = 0; r < encoded.shape.rows; ++r) {
     for (size_t g = 0; g < groups; ++g) StepGroup(r, g, gradient, encoded, size);
@@ -112,10 +112,15 @@ void Learner::StepGroup(size_t row, size_t group, const Matrix& gradient, const 
   const float offset = codec.has_min ? 0.0f : static_cast<float>(1 << (codec.bits - 1));
   const float top = static_cast<float>((1 << codec.bits) - 1), scale = scales_[g];
   float d_scale = 0, d_min = 0;
+  const bool trellis = codec.element == Element::kTrellis;
+  uint32_t window = 0;
+  for (size_t i = std::max(row * cols, begin - std::min<size_t>(begin, kTrellisCodes - 1)); trellis && i < begin; ++i)
+    window = NextTrellisWindow(window, encoded.codes[i]);
   for (size_t i = begin; i < end; ++i) {
     if (!Kept(encoded, i)) continue;
     const float d = gradient.data()[i];
-    d_scale += d * (static_cast<float>(encoded.codes[i]) - offset);
+    window = NextTrellisWindow(window, encoded.codes[i]);
+    d_scale += d * (trellis ? static_cast<float>(TrellisValue(window)) : static_cast<float>(encoded.codes[i]) - offset);
     d_min += d;
     if (latent_.empty()) continue;
     const float move = static_cast<float>(size.codes) * adam_.Move(i, d * scale, size);

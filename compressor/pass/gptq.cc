@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "compressor/pass/rated.h"
+#include "compressor/pass/trellis.h"
 
 namespace moepack {
 namespace {
@@ -35,6 +36,9 @@ bool InverseUpperFactor(const Matrix& hessian, double ridge, Matrix* upper) {
 // Rows that go through the columns together, so that a row of the factor is read once for all of them.
 constexpr size_t kRowsTogether = 16;
 
+// Columns of a trellis whose codes are decided at a time (divides every group size), and columns that a path is found for.
+constexpr size_t kCommitted = 8, kSeen = 32;
+
 // Encodes a run of rows: first the error-feedback pass, then coordinate descent.
 class RowEncoder {
  public:
@@ -49,6 +53,7 @@ class RowEncoder {
         width_(GroupWidth(out->codec, cols_)),
         groups_((cols_ + width_ - 1) / width_),
         is_int_(codec_.element == Element::kGroupInt),
+        is_trellis_(codec_.element == Element::kTrellis),
         search_(codec_.bits, codec_.has_min),
         grids_(rows_ * groups_),
         codes_(rows_ * cols_),
@@ -56,16 +61,11 @@ class RowEncoder {
 
   void Pass(const Matrix& weights) {
     Matrix work = weights.middleRows(begin_, rows_);
+    if (is_trellis_) return PassTrellis(&work);
     for (size_t column = 0; column < cols_; ++column) {
-      const float* upper = factor_.upper.data() + column * cols_;
       if (is_int_ && steps_ == nullptr && column % width_ == 0) FindGrids(work, column / width_);
-      const Eigen::Index rest = cols_ - column - 1;
       for (size_t r = 0; r < rows_; ++r) {
-        const float w = work(r, column), value = Encode(r, column, w, StepPlan::kPull);
-        const float error = (w - value) / upper[column];
-        if (error != 0 && rest > 0) {
-          RowMap(work.data() + r * cols_ + column + 1, rest).noalias() -= error * ConstRowMap(upper + column + 1, rest);
-        }
+        PushError(r, column, Encode(r, column, work(r, column), StepPlan::kPull), &work);
       }
     }
   }
@@ -78,12 +78,17 @@ class RowEncoder {
     std::vector<bool> moving(rows_, true);
     for (int sweep = 0; sweep < sweeps; ++sweep) {
       std::vector<bool> moved(rows_, false);
-      for (size_t g = 0; is_int_ && steps_ == nullptr && g < groups_; ++g) {
+      for (size_t g = 0; (is_int_ || is_trellis_) && steps_ == nullptr && g < groups_; ++g) {
         for (size_t r = 0; r < rows_; ++r) {
           if (moving[r] && RefitGroup(r, g, gradient.row(r).data())) moved[r] = true;
         }
       }
-      for (size_t c = 0; c < cols_; ++c) {
+      for (size_t c = 0; is_trellis_ && c < cols_; c += kCommitted) {
+        for (size_t r = 0; r < rows_; ++r) {
+          if (moving[r] && MovePath(r, c, gradient.row(r).data())) moved[r] = true;
+        }
+      }
+      for (size_t c = 0; !is_trellis_ && c < cols_; ++c) {
         for (size_t r = 0; r < rows_; ++r) {
           if (moving[r] && MoveCode(r, c, gradient.row(r).data())) moved[r] = true;
         }
@@ -95,7 +100,7 @@ class RowEncoder {
   void Store() {
     for (size_t r = 0; r < rows_; ++r) {
       const size_t row = begin_ + r;
-      if (!is_int_) {
+      if (!codec_.coded()) {
         std::copy_n(values_.row(r).data(), cols_, out_->values.begin() + static_cast<ptrdiff_t>(row * cols_));
         continue;
       }
@@ -117,6 +122,95 @@ class RowEncoder {
  private:
   bool Masked(size_t r, size_t column) const {
     return !out_->mask.empty() && out_->mask[(begin_ + r) * cols_ + column] == 0;
+  }
+
+  // What is lost at a column goes on to those that are still free.
+  void PushError(size_t r, size_t column, float value, Matrix* work) const {
+    const float* upper = factor_.upper.data() + column * cols_;
+    const float error = ((*work)(r, column) - value) / upper[column];
+    const Eigen::Index rest = cols_ - column - 1;
+    if (error == 0 || rest == 0) return;
+    RowMap(work->data() + r * cols_ + column + 1, rest).noalias() -= error * ConstRowMap(upper + column + 1, rest);
+  }
+
+  // A path is found for kSeen columns, all with the scale of the first; the codes of kCommitted of them stay, and their
+  // errors move the weights behind before the next path is found. BlockLDLQ of 2402.04396, along rows.
+  void PassTrellis(Matrix* work) {
+    for (size_t column = 0; column < cols_; column += kCommitted) {
+      const size_t group = column / width_, from = group * width_, group_end = std::min(from + width_, cols_);
+      const size_t end = std::min(column + kCommitted, group_end), seen = std::min(column + kSeen, cols_);
+      for (size_t r = 0; r < rows_; ++r) {
+        const uint32_t before = WindowBefore(r, column);
+        const std::span<const float> weight(factor_.weight);
+        float& scale = grids_[r * groups_ + group].scale;
+        if (column == from)
+          scale = trellis_.FindScale({work->data() + r * cols_ + from, group_end - from},
+                                     weight.subspan(from, group_end - from), before);
+        float targets[kSeen];
+        for (size_t c = column; c < seen; ++c) targets[c - column] = scale > 0 ? (*work)(r, c) / scale : 0.0f;
+        uint8_t codes[kSeen];
+        trellis_.Find({targets, seen - column}, weight.subspan(column, seen - column), before, std::nullopt,
+                      {codes, seen - column});
+        std::copy_n(codes, end - column, codes_.begin() + static_cast<ptrdiff_t>(r * cols_ + column));
+        SetValues(r, column, end);
+        for (size_t c = column; c < end; ++c) PushError(r, c, values_(r, c), work);
+      }
+    }
+  }
+
+  // The window of the column before `column`.
+  uint32_t WindowBefore(size_t r, size_t column) const {
+    uint32_t window = 0;
+    for (size_t c = column - std::min<size_t>(column, kTrellisCodes); c < column; ++c)
+      window = NextTrellisWindow(window, codes_[r * cols_ + c]);
+    return window;
+  }
+
+  void SetValues(size_t r, size_t begin, size_t end) {
+    uint32_t window = WindowBefore(r, begin);
+    for (size_t c = begin; c < end; ++c) {
+      window = NextTrellisWindow(window, codes_[r * cols_ + c]);
+      values_(r, c) = grids_[r * groups_ + c / width_].scale * static_cast<float>(TrellisValue(window));
+    }
+  }
+
+  // The best path through kCommitted columns given all other weights of the row, kept when the loss really falls. The codes
+  // behind stay, so the path also decides the values of the next four columns.
+  bool MovePath(size_t r, size_t begin, float* gradient) {
+    const size_t stay = std::min<size_t>(kTrellisCodes - 1, cols_ - std::min(begin + kCommitted, cols_));
+    const size_t size = std::min(kCommitted, cols_ - begin) + stay, end = begin + size;
+    float targets[kCommitted + kTrellisCodes], weights[kCommitted + kTrellisCodes], old[kCommitted + kTrellisCodes];
+    uint8_t codes[kCommitted + kTrellisCodes], old_codes[kCommitted + kTrellisCodes];
+    for (size_t i = 0; i < size; ++i) {
+      const size_t c = begin + i;
+      const float scale = grids_[r * groups_ + c / width_].scale, h = factor_.hessian(c, c);
+      old[i] = values_(r, c);
+      old_codes[i] = codes_[r * cols_ + c];
+      targets[i] = scale > 0 ? (old[i] + gradient[c] / h) / scale : 0.0f;
+      weights[i] = h * scale * scale;
+    }
+    std::optional<uint8_t> last;
+    if (stay == kTrellisCodes - 1) {
+      last = 0;
+      for (size_t i = size - stay; i < size; ++i) last = static_cast<uint8_t>(*last >> 2 | old_codes[i] << 6);
+    } else if (stay > 0) {
+      return false;  // a few columns at the end of a row, whose last codes are not a whole state
+    }
+    trellis_.Find({targets, size}, {weights, size}, WindowBefore(r, begin), last, {codes, size});
+    if (std::equal(codes, codes + size, old_codes)) return false;
+    std::copy_n(codes, size, codes_.begin() + static_cast<ptrdiff_t>(r * cols_ + begin));
+    SetValues(r, begin, end);
+    Eigen::RowVectorXf moved(size);
+    for (size_t i = 0; i < size; ++i) moved[i] = values_(r, begin + i) - old[i];
+    const float slope = moved.dot(ConstRowMap(gradient + begin, size));
+    const float curvature = (moved * factor_.hessian.block(begin, begin, size, size)).dot(moved);
+    if (curvature < 2 * slope) {
+      RowMap(gradient, cols_).noalias() -= moved * factor_.hessian.middleRows(begin, size);
+      return true;
+    }
+    std::copy_n(old_codes, size, codes_.begin() + static_cast<ptrdiff_t>(r * cols_ + begin));
+    SetValues(r, begin, end);
+    return false;
   }
 
   // Grids of a group for all rows, from the weights as the error of earlier columns has moved them.
@@ -164,8 +258,13 @@ class RowEncoder {
     GroupGrid& grid = grids_[r * groups_ + g];
     Eigen::RowVectorXf direction(size);
     const GroupGrid unit{1, 0};
+    uint32_t window = WindowBefore(r, from);
     for (size_t i = 0; i < size; ++i) {
-      direction[i] = Masked(r, from + i) ? 0.0f : GridValue(codec_, unit, codes_[r * cols_ + from + i]);
+      const uint8_t code = codes_[r * cols_ + from + i];
+      window = NextTrellisWindow(window, code);
+      direction[i] = Masked(r, from + i) ? 0.0f
+                     : is_trellis_       ? static_cast<float>(TrellisValue(window))
+                                         : GridValue(codec_, unit, code);
     }
     bool changed = StepAlong(r, from, direction, &grid.scale, gradient);
     if (!codec_.has_min) return changed;
@@ -184,6 +283,10 @@ class RowEncoder {
     if (step == 0 || moved == 0 || !(step * (step * curvature - 2 * slope) < 0)) return false;
     *parameter = moved;
     RowMap(gradient, cols_).noalias() -= step * (d * factor_.hessian.middleRows(from, size));
+    if (is_trellis_) {
+      SetValues(r, from, from + static_cast<size_t>(size));
+      return true;
+    }
     for (size_t c = from; c < from + static_cast<size_t>(size); ++c) {
       if (!Masked(r, c)) values_(r, c) = GridValue(codec_, grids_[r * groups_ + c / width_], codes_[r * cols_ + c]);
     }
@@ -195,8 +298,9 @@ class RowEncoder {
   const Codec codec_;
   QuantizedMatrix* out_;
   const size_t begin_, rows_, cols_, width_, groups_;
-  const bool is_int_;
+  const bool is_int_, is_trellis_;
   GridSearch search_;
+  TrellisSearch trellis_;
   std::vector<GroupGrid> grids_;  // [rows, groups]
   std::vector<uint8_t> codes_;    // [rows, cols]
   Matrix values_;                 // [rows, cols] what the codes stand for
@@ -243,7 +347,7 @@ void GptqRows(const Matrix& weights, const GptqFactor& factor, const StepPlan* s
               size_t row_end, QuantizedMatrix* out) {
   RowEncoder encoder(factor, steps, row_begin, row_end, out);
   encoder.Pass(weights);
-  const bool discrete = out->codec.element == Element::kGroupInt || out->codec.sparsity != Sparsity::kNone;
+  const bool discrete = out->codec.coded() || out->codec.sparsity != Sparsity::kNone;
   if (sweeps > 0 && discrete) encoder.Descend(weights, sweeps);
   encoder.Store();
 }

@@ -45,7 +45,7 @@ Status PrepareJob(const TensorRef& tensor, const RatedCodec& rated, const Recipe
     MOEPACK_ASSIGN_OR_RETURN(job->stored_bytes, StoredBytes(rated, tensor.shape));
     job->rows_of_whole = tensor.shape.rows;
   }
-  const bool discrete = codec.element == Element::kGroupInt || codec.sparsity != Sparsity::kNone;
+  const bool discrete = codec.coded() || codec.sparsity != Sparsity::kNone;
   const InputMoments* found = moments != nullptr && discrete ? moments->Find(tensor) : nullptr;
   if (found != nullptr && found->hessian.size() > 0) {
     job->hessian = &found->hessian;

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "compressor/pass/trellis.h"
+
 namespace moepack {
 namespace {
 
@@ -151,6 +153,7 @@ float RoundToElement(Element element, float w) {
       return ToF16Grid(w);
     case Element::kF32:
     case Element::kGroupInt:
+    case Element::kTrellis:
       break;
   }
   return w;
@@ -161,7 +164,7 @@ QuantizedMatrix MakeQuantized(const Codec& codec, const MatrixShape& shape) {
   out.codec = codec;
   out.shape = shape;
   const size_t count = shape.rows * shape.cols;
-  if (codec.element == Element::kGroupInt) {
+  if (codec.coded()) {
     out.codes.resize(count);
     out.scales.resize(shape.rows * GroupsPerRow(codec, shape.cols));
     if (codec.has_min) out.mins.resize(out.scales.size());
@@ -197,7 +200,8 @@ void QuantizeRowsNearest(const Matrix& weights, std::span<const float> importanc
                          QuantizedMatrix* out) {
   const size_t cols = out->shape.cols;
   const bool masked = !out->mask.empty();
-  if (out->codec.element != Element::kGroupInt) {
+  if (out->codec.element == Element::kTrellis) return TrellisRows(weights, importance, row_begin, row_end, out);
+  if (!out->codec.coded()) {
     for (size_t i = row_begin * cols; i < row_end * cols; ++i) {
       out->values[i] = masked && out->mask[i] == 0 ? 0.0f : RoundToElement(out->codec.element, weights.data()[i]);
     }

@@ -15,8 +15,12 @@ bool IsOneOf(uint32_t value, std::initializer_list<uint32_t> set) {
 Status Malformed(const char* what) { return Status(ErrorCode::kMalformed, std::string("codec: ") + what); }
 
 Status ValidateElement(const Codec& codec) {
-  if (codec.element > Element::kGroupInt) return Malformed("unknown element type");
-  if (codec.element == Element::kGroupInt) {
+  if (codec.element > Element::kTrellis) return Malformed("unknown element type");
+  if (codec.coded()) {
+    if (codec.element == Element::kTrellis) {
+      if (codec.bits != 2) return Malformed("a trellis has 2 bits");
+      if (codec.has_min || codec.sparsity != Sparsity::kNone) return Malformed("a trellis has no minimum and no mask");
+    }
     if (!IsOneOf(codec.bits, {2, 3, 4, 5, 6, 8})) return Malformed("bits must be 2, 3, 4, 5, 6 or 8");
     if (!IsOneOf(codec.group_size, {0, 16, 32, 64, 128, 256})) {
       return Malformed("group size must be 16, 32, 64, 128, 256 or 0 for a row");
@@ -78,8 +82,9 @@ bool ParseElement(NameReader* in, Codec* codec) {
   if (in->Literal("bf16")) return codec->element = Element::kBf16, true;
   if (in->Literal("f16")) return codec->element = Element::kF16, true;
   uint32_t bits = 0, group = 0;
-  if (!in->Literal("i") || !in->Number(8, &bits)) return false;
-  codec->element = Element::kGroupInt;
+  const bool trellis = in->Literal("t");
+  if ((!trellis && !in->Literal("i")) || !in->Number(8, &bits)) return false;
+  codec->element = trellis ? Element::kTrellis : Element::kGroupInt;
   codec->bits = static_cast<uint8_t>(bits);
   codec->has_min = in->Literal("m");
   if (in->Literal("r")) return true;
@@ -118,7 +123,8 @@ std::string Codec::Name() const {
       name = "f16";
       break;
     case Element::kGroupInt:
-      name = StrFormat("i%u%s", bits, has_min ? "m" : "");
+    case Element::kTrellis:
+      name = StrFormat("%s%u%s", element == Element::kTrellis ? "t" : "i", bits, has_min ? "m" : "");
       name += group_size == 0 ? std::string("r") : StrFormat("g%u", group_size);
       break;
   }
@@ -133,8 +139,8 @@ Result<Codec> ParseCodec(std::string_view name) {
   if (ParseElement(&in, &codec) && ParseSparsity(&in, &codec) && in.done() && ValidateCodec(codec).ok()) return codec;
   return Status(ErrorCode::kRecipe,
                 "codec '" + std::string(name.substr(0, 64)) +
-                    "' is not known: use f32, bf16, f16, or iB[m]gG / iB[m]r with B of 2 3 4 5 6 8 and G of 16 32 64 128 "
-                    "256, and for sparse ones +keepK or +N:M with M of 4 8 16");
+                    "' is not known: use f32, bf16, f16, or iB[m]gG / iB[m]r / t2gG / t2r with B of 2 3 4 5 6 8 and G of "
+                    "16 32 64 128 256, and for sparse ones +keepK or +N:M with M of 4 8 16");
 }
 
 Status ValidateCodec(const Codec& codec) {
@@ -143,7 +149,7 @@ Status ValidateCodec(const Codec& codec) {
 }
 
 uint64_t GroupsPerRow(const Codec& codec, uint64_t cols) {
-  if (codec.element != Element::kGroupInt) return 0;
+  if (!codec.coded()) return 0;
   return codec.group_size == 0 ? 1 : CeilDiv(cols, codec.group_size);
 }
 

@@ -12,6 +12,8 @@
 // Dense float matrices are row-major little endian. A sparse matrix is its mask (row after row, ceil(cols / 8) bytes, bit
 // c%8 of byte c/8), then the kept values in column order, each row as if it were a dense row of kept_per_row columns,
 // then scales (groups are still counted by column of the full matrix).
+// A trellis has codes of 2 bits laid out as group-wise integers of 2 bits; a weight is scale * TrellisValue of its own code
+// and the four before it.
 #pragma once
 
 #include <cstdint>
@@ -25,17 +27,17 @@
 
 namespace moepack {
 
-enum class Element : uint8_t { kF32 = 0, kBf16 = 1, kF16 = 2, kGroupInt = 3 };
+enum class Element : uint8_t { kF32 = 0, kBf16 = 1, kF16 = 2, kGroupInt = 3, kTrellis = 4 };
 enum class Sparsity : uint8_t { kNone = 0, kBitmask = 1, kNM = 2 };
 
 struct Codec {
   Element element = Element::kF32;
   Sparsity sparsity = Sparsity::kNone;
-  // kGroupInt: 2, 3, 4, 5, 6 or 8; otherwise 0.
+  // kGroupInt: 2, 3, 4, 5, 6 or 8; kTrellis: 2; otherwise 0.
   uint8_t bits = 0;
   // kGroupInt: false  w = scale * (q - 2^(bits-1)),  q in [0, 2^bits);   true  w = scale * q + min.
   bool has_min = false;
-  // kGroupInt: columns that share a scale: 16, 32, 64, 128, 256, or 0 for a whole row. The last group of a row may be
+  // kGroupInt, kTrellis: columns that share a scale: 16, 32, 64, 128, 256, or 0 for a whole row. The last group of a row may be
   // shorter.
   uint16_t group_size = 0;
   // kBitmask: weights kept in every row, 1..cols (set per shape). kNM: n kept in every m consecutive columns, 1 <= n < m,
@@ -44,9 +46,24 @@ struct Codec {
   uint8_t n = 0, m = 0;
 
   bool operator==(const Codec&) const = default;
-  // "f32" "bf16" "f16" "i4g64" "i4mg32" (m: with minimum) "i8r" (group = row) ; sparse: "i4g64+keep128" "bf16+2:4".
+  // Codes and scales rather than floats.
+  bool coded() const { return element == Element::kGroupInt || element == Element::kTrellis; }
+  // "f32" "bf16" "f16" "i4g64" "i4mg32" (m: with minimum) "i8r" (group = row) "t2g128" (trellis); sparse: "i4g64+keep128"
+  // "bf16+2:4".
   std::string Name() const;
 };
+
+// Trellis-coded quantization (2406.11235) with values that are computed: what 2 bits stand for depends on the codes of the
+// four columns before, 0 in front of the first. `window`: five codes, the newest in bits 8 and 9, the oldest in bits 0 and 1.
+// The mean of both bytes of a product modulo 2^16 is spread like a triangle over [-128, 127], near enough to the Gaussian
+// of weights.
+inline constexpr uint32_t kTrellisCodes = 5, kTrellisWindows = 1u << (2 * kTrellisCodes), kTrellisFactor = 40093;
+inline int8_t TrellisValue(uint32_t window) {
+  const uint32_t product = window * kTrellisFactor & 0xffff;
+  return static_cast<int8_t>(static_cast<int>(((product >> 8) + (product & 0xff) + 1) >> 1) - 128);
+}
+// The window that follows when a row goes on with `code`.
+inline uint32_t NextTrellisWindow(uint32_t window, uint32_t code) { return window >> 2 | code << 8; }
 
 // Inverse of Name(). kRecipe on anything that is not the name of a valid codec.
 Result<Codec> ParseCodec(std::string_view name);
@@ -73,11 +90,11 @@ inline uint64_t GroupWidth(const Codec& codec, uint64_t cols) { return codec.gro
 // Kept weights in a row: cols for a dense matrix.
 uint64_t KeptPerRow(const Codec& codec, uint64_t cols);
 
-// A matrix in codes. kGroupInt uses codes/scales/mins; float elements use `values`.
+// A matrix in codes. Coded elements use codes/scales/mins; float elements use `values`.
 struct QuantizedMatrix {
   Codec codec;
   MatrixShape shape;
-  std::vector<uint8_t> codes;    // [rows * cols], 0 where masked out; kGroupInt only
+  std::vector<uint8_t> codes;    // [rows * cols], 0 where masked out; coded elements only
   std::vector<uint16_t> scales;  // f16 bits [rows * groups]
   std::vector<uint16_t> mins;    // f16 bits [rows * groups] when has_min
   std::vector<float> values;     // [rows * cols], float elements (rounded to the element type by ToPlain)

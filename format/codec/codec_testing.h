@@ -34,6 +34,9 @@ inline std::vector<Codec> AllCodecs(uint64_t cols) {
     nm.n = static_cast<uint8_t>(1 + i % (nm.m - 1u));
     if (cols % nm.m == 0) all.push_back(nm);
   }
+  for (uint16_t group : {16, 32, 64, 128, 256, 0}) {
+    all.push_back({.element = Element::kTrellis, .bits = 2, .group_size = group});
+  }
   return all;
 }
 
@@ -58,7 +61,7 @@ inline QuantizedMatrix RandomMatrix(const Codec& codec, const MatrixShape& shape
   const uint64_t cells = shape.rows * shape.cols, groups = shape.rows * GroupsPerRow(codec, shape.cols);
   if (codec.sparsity != Sparsity::kNone) m.mask = RandomMask(codec, shape, &rng);
   const auto kept = [&m](uint64_t i) { return m.mask.empty() || m.mask[i] != 0; };
-  if (codec.element != Element::kGroupInt) {
+  if (!codec.coded()) {
     m.values.resize(cells);
     for (uint64_t i = 0; i < cells; ++i) m.values[i] = kept(i) ? normal(rng) : 0.0f;
     return m;

@@ -57,7 +57,7 @@ Result<MatrixLayout> LayoutOf(const Codec& codec, const MatrixShape& shape, uint
     layout.mask_row_bytes = CeilDiv(shape.cols, 8);
     layout.mask_offset = sections.Add(shape.rows, layout.mask_row_bytes);
   }
-  if (codec.element == Element::kGroupInt) {
+  if (codec.coded()) {
     layout.plane_count = PlanesOf(codec.bits, &layout.planes);
     for (uint8_t i = 0; i < layout.plane_count; ++i) {
       PlaneLayout& plane = layout.planes[i];

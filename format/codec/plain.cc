@@ -189,7 +189,7 @@ Status Mismatch(const char* part) {
 Status CheckParts(const QuantizedMatrix& m, const MatrixLayout& layout) {
   const uint64_t cells = m.shape.rows * m.shape.cols;
   const uint64_t groups = m.shape.rows * layout.groups;
-  const bool integer = m.codec.element == Element::kGroupInt;
+  const bool integer = m.codec.coded();
   if (m.codes.size() != (integer ? cells : 0)) return Mismatch("codes");
   if (m.values.size() != (integer ? 0 : cells)) return Mismatch("values");
   if (m.scales.size() != groups) return Mismatch("scales");
@@ -303,8 +303,25 @@ Status DecodePlain(const Codec& codec, const MatrixShape& shape, ByteSpan plain,
 
 void Dequantize(const QuantizedMatrix& m, std::span<float> out) { DequantizeRows(m, 0, m.shape.rows, out); }
 
+namespace {
+
+void DequantizeTrellis(const QuantizedMatrix& m, uint64_t begin, uint64_t end, std::span<float> out) {
+  const uint64_t cols = m.shape.cols, groups = GroupsPerRow(m.codec, cols), width = GroupWidth(m.codec, cols);
+  for (uint64_t r = begin; r < end; ++r) {
+    uint32_t window = 0;
+    for (uint64_t c = 0; c < cols; ++c) {
+      window = NextTrellisWindow(window, m.codes[r * cols + c]);
+      out[(r - begin) * cols + c] =
+          F16ToF32(m.scales[r * groups + c / width]) * static_cast<float>(TrellisValue(window));
+    }
+  }
+}
+
+}  // namespace
+
 void DequantizeRows(const QuantizedMatrix& m, uint64_t begin, uint64_t end, std::span<float> out) {
   const Codec& codec = m.codec;
+  if (codec.element == Element::kTrellis) return DequantizeTrellis(m, begin, end, out);
   const uint64_t cols = m.shape.cols, groups = GroupsPerRow(codec, cols), width = GroupWidth(codec, cols);
   const int offset = codec.has_min || codec.bits == 0 ? 0 : 1 << (codec.bits - 1);
   for (uint64_t i = begin * cols, o = 0; i < end * cols; ++i, ++o) {

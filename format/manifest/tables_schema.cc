@@ -7,7 +7,7 @@ namespace moepack::wire_check {
 namespace {
 
 constexpr Field kCodecFields[] = {
-    Number(1, "element", Type::kUint32, 3),      Number(2, "sparsity", Type::kUint32, 2),
+    Number(1, "element", Type::kUint32, 4),      Number(2, "sparsity", Type::kUint32, 2),
     Number(3, "bits", Type::kUint32, 8),         Number(4, "has_min", Type::kBool),
     Number(5, "group_size", Type::kUint32, 256), Number(6, "kept_per_row", Type::kUint32),
     Number(7, "n", Type::kUint32, 15),           Number(8, "m", Type::kUint32, 16),

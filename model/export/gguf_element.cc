@@ -57,6 +57,7 @@ uint64_t GgufBytes(GgufElement element, uint64_t values) {
 }
 
 void ElementChoice::Add(const Codec& codec, uint64_t cols) {
+  if (codec.element == Element::kTrellis) exact_ = false;
   const bool integer = codec.element == Element::kGroupInt;
   if (any_ && (integer != integer_ || (!integer && codec.element != float_))) exact_ = false;
   any_ = true;

@@ -45,6 +45,7 @@ MatrixView ViewOf(const ResidentTensor& w, const MatrixLayout& layout) {
           .bits = codec.bits,
           .has_min = codec.has_min,
           .sparse = codec.sparsity != Sparsity::kNone,
+          .trellis = codec.element == Element::kTrellis,
           .layout = layout};
 }
 
@@ -94,6 +95,8 @@ Kind KindOf(const Codec& codec) {
       return sparse ? Kind::kSparseBf16 : Kind::kBf16;
     case Element::kF16:
       return sparse ? Kind::kSparseF16 : Kind::kF16;
+    case Element::kTrellis:
+      return Kind::kTrellis2;
     case Element::kGroupInt:
       break;
   }
@@ -150,7 +153,7 @@ void DecodeRow(const ResidentTensor& w, size_t row, float* out) {
   const Result<MatrixLayout> layout = ResidentLayoutOf(w.codec(), w.shape());
   if (!layout.ok()) return;  // does not happen: a ResidentTensor has a layout
   const MatrixView view = ViewOf(w, *layout);
-  if (w.codec().element == Element::kGroupInt) {
+  if (w.codec().coded()) {
     DecodeIntRow(view, row, out);
   } else {
     RowReader reader(view, row);

@@ -65,6 +65,30 @@ struct Avx2 {
     return Widen(LoadBytes<kBits>(p0, p1), LoadBytes<kBits>(p0 + 4 * HighBits(kBits), p1 + 4 * LowBits(kBits)));
   }
 
+  // Values of the windows in the lower ten bits of 16-bit lanes.
+  static __m256i TrellisValues(__m256i windows) {
+    const __m256i product =
+        _mm256_mullo_epi16(_mm256_and_si256(windows, _mm256_set1_epi16(kTrellisWindows - 1)),
+                           _mm256_set1_epi16(static_cast<int16_t>(kTrellisFactor)));
+    const __m256i mean = _mm256_avg_epu8(product, _mm256_srli_epi16(product, 8));
+    return _mm256_sub_epi16(_mm256_and_si256(mean, _mm256_set1_epi16(255)), _mm256_set1_epi16(128));
+  }
+  static Codes LoadTrellis(const uint8_t* p, uint8_t before) {
+    constexpr int kOddLanes = 0xaa;
+    const __m128i now = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    const __m128i last = _mm_alignr_epi8(now, _mm_set1_epi8(static_cast<char>(before)), 15);
+    const __m128i pairs[2] = {_mm_unpacklo_epi8(last, now), _mm_unpackhi_epi8(last, now)};
+    Codes codes;
+    for (size_t half = 0; half < 2; ++half) {
+      // A 32-bit lane for each byte: its even columns' windows, then its odd ones'.
+      const __m256i once = _mm256_cvtepu16_epi32(pairs[half]), twice = _mm256_or_si256(once, _mm256_slli_epi32(once, 16));
+      codes.even[half] = TrellisValues(_mm256_blend_epi16(twice, _mm256_srli_epi16(twice, 4), kOddLanes));
+      codes.odd[half] =
+          TrellisValues(_mm256_blend_epi16(_mm256_srli_epi16(twice, 2), _mm256_srli_epi16(twice, 6), kOddLanes));
+    }
+    return codes;
+  }
+
   static const __m256i* Vectors(const Code* p) { return reinterpret_cast<const __m256i*>(p); }
   static Codes LoadCodes(const Code* p) {
     return {{_mm256_load_si256(Vectors(p)), _mm256_load_si256(Vectors(p) + 1)},

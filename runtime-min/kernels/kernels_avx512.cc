@@ -88,6 +88,24 @@ struct Avx512 {
     }
   }
 
+  // Values of the windows in the lower ten bits of 16-bit lanes.
+  static __m512i TrellisValues(__m512i windows) {
+    const __m512i product =
+        _mm512_mullo_epi16(_mm512_and_si512(windows, _mm512_set1_epi16(kTrellisWindows - 1)),
+                           _mm512_set1_epi16(static_cast<int16_t>(kTrellisFactor)));
+    const __m512i mean = _mm512_avg_epu8(product, _mm512_srli_epi16(product, 8));
+    return _mm512_sub_epi16(_mm512_and_si512(mean, _mm512_set1_epi16(255)), _mm512_set1_epi16(128));
+  }
+  static Codes LoadTrellis(const uint8_t* p, uint8_t before) {
+    const __m128i now = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    const __m128i last = _mm_alignr_epi8(now, _mm_set1_epi8(static_cast<char>(before)), 15);
+    const __m256i pairs = _mm256_set_m128i(_mm_unpackhi_epi8(last, now), _mm_unpacklo_epi8(last, now));
+    // A 32-bit lane for each byte: its even columns' windows, then its odd ones'.
+    const __m512i once = _mm512_cvtepu16_epi32(pairs), twice = _mm512_or_si512(once, _mm512_slli_epi32(once, 16));
+    return {TrellisValues(_mm512_srlv_epi16(twice, _mm512_set1_epi32(4 << 16))),
+            TrellisValues(_mm512_srlv_epi16(twice, _mm512_set1_epi32(6 << 16 | 2)))};
+  }
+
   static Codes LoadCodes(const Code* p) { return {_mm512_load_si512(p), _mm512_load_si512(p + 32)}; }
   static void StoreCodes(Code* p, const Codes& codes) {
     _mm512_store_si512(p, codes.even);

@@ -79,7 +79,7 @@ struct MatrixView {
   uint64_t cols;
   uint16_t group_size;
   uint8_t bits;
-  bool has_min, sparse;
+  bool has_min, sparse, trellis;
   MatrixLayout layout;
 };
 
@@ -123,8 +123,9 @@ enum class Kind : uint8_t {
   kSparseInt5,
   kSparseInt6,
   kSparseInt8,
+  kTrellis2,
 };
-inline constexpr size_t kKinds = 18;
+inline constexpr size_t kKinds = 19;
 Kind KindOf(const Codec& codec);
 
 // y[t * y_stride + r] for rows [row_begin, row_end) and all tokens.

@@ -30,6 +30,14 @@ struct Neon {
     return vcombine_u8(vtst_u8(vdup_n_u8(p[0]), bit_of), vtst_u8(vdup_n_u8(p[1]), bit_of));
   }
 
+  // Lane 0 of each, then lane 1 of each, and so on.
+  static Bytes64 InTurns(uint8x16_t c0, uint8x16_t c1, uint8x16_t c2, uint8x16_t c3) {
+    const uint16x8_t a0 = vreinterpretq_u16_u8(vzip1q_u8(c0, c1)), a1 = vreinterpretq_u16_u8(vzip2q_u8(c0, c1));
+    const uint16x8_t b0 = vreinterpretq_u16_u8(vzip1q_u8(c2, c3)), b1 = vreinterpretq_u16_u8(vzip2q_u8(c2, c3));
+    return {{vreinterpretq_u8_u16(vzip1q_u16(a0, b0)), vreinterpretq_u8_u16(vzip2q_u16(a0, b0)),
+             vreinterpretq_u8_u16(vzip1q_u16(a1, b1)), vreinterpretq_u8_u16(vzip2q_u16(a1, b1))}};
+  }
+
   // A block of a plane as bytes in column order.
   template <int kPlaneBits>
   static Bytes64 LoadPlane(const uint8_t* p) {
@@ -45,14 +53,8 @@ struct Neon {
       }
     } else if constexpr (kPlaneBits == 2) {
       const uint8x16_t v = vld1q_u8(p), three = vdupq_n_u8(3);
-      const uint8x16_t c0 = vandq_u8(v, three), c1 = vandq_u8(vshrq_n_u8(v, 2), three);
-      const uint8x16_t c2 = vandq_u8(vshrq_n_u8(v, 4), three), c3 = vshrq_n_u8(v, 6);
-      const uint16x8_t a0 = vreinterpretq_u16_u8(vzip1q_u8(c0, c1)), a1 = vreinterpretq_u16_u8(vzip2q_u8(c0, c1));
-      const uint16x8_t b0 = vreinterpretq_u16_u8(vzip1q_u8(c2, c3)), b1 = vreinterpretq_u16_u8(vzip2q_u8(c2, c3));
-      out.v[0] = vreinterpretq_u8_u16(vzip1q_u16(a0, b0));
-      out.v[1] = vreinterpretq_u8_u16(vzip2q_u16(a0, b0));
-      out.v[2] = vreinterpretq_u8_u16(vzip1q_u16(a1, b1));
-      out.v[3] = vreinterpretq_u8_u16(vzip2q_u16(a1, b1));
+      out = InTurns(vandq_u8(v, three), vandq_u8(vshrq_n_u8(v, 2), three), vandq_u8(vshrq_n_u8(v, 4), three),
+                    vshrq_n_u8(v, 6));
     } else {
       for (size_t q = 0; q < kQuarters; ++q) out.v[q] = vandq_u8(BitsToBytes(p + 2 * q), vdupq_n_u8(1));
     }
@@ -69,6 +71,29 @@ struct Neon {
     Codes codes;
     const uint8x16_t offset = vdupq_n_u8(1 << (kBits - 1));
     for (size_t q = 0; q < kQuarters; ++q) codes.v[q] = vreinterpretq_s8_u8(vsubq_u8(bytes.v[q], offset));
+    return codes;
+  }
+
+  // Values, 128 too large, of the windows that begin kShift bits into each 16-bit lane.
+  template <int kShift>
+  static uint8x16_t TrellisValues(uint16x8_t first, uint16x8_t second) {
+    if constexpr (kShift != 0) {
+      first = vshrq_n_u16(first, kShift);
+      second = vshrq_n_u16(second, kShift);
+    }
+    const uint16x8_t mask = vdupq_n_u16(kTrellisWindows - 1);
+    first = vmulq_n_u16(vandq_u16(first, mask), kTrellisFactor);
+    second = vmulq_n_u16(vandq_u16(second, mask), kTrellisFactor);
+    return vcombine_u8(vrhadd_u8(vmovn_u16(first), vshrn_n_u16(first, 8)),
+                       vrhadd_u8(vmovn_u16(second), vshrn_n_u16(second, 8)));
+  }
+  static Codes LoadTrellis(const uint8_t* p, uint8_t before) {
+    const uint8x16_t now = vld1q_u8(p), last = vextq_u8(vdupq_n_u8(before), now, 15);
+    const uint16x8_t first = vreinterpretq_u16_u8(vzip1q_u8(last, now)), second = vreinterpretq_u16_u8(vzip2q_u8(last, now));
+    const Bytes64 bytes = InTurns(TrellisValues<0>(first, second), TrellisValues<2>(first, second),
+                                  TrellisValues<4>(first, second), TrellisValues<6>(first, second));
+    Codes codes;
+    for (size_t q = 0; q < kQuarters; ++q) codes.v[q] = vreinterpretq_s8_u8(veorq_u8(bytes.v[q], vdupq_n_u8(128)));
     return codes;
   }
 

@@ -95,7 +95,7 @@ double WorstError(const Case& c, const std::vector<float>& x, size_t tokens, con
   return worst;
 }
 
-double BoundOf(const Codec& codec) { return codec.element == Element::kGroupInt ? kIntBound : kFloatBound; }
+double BoundOf(const Codec& codec) { return codec.coded() ? kIntBound : kFloatBound; }
 
 TEST(Kernels, EveryKernelAgreesWithFloat64) {
   uint32_t seed = 0;
@@ -116,7 +116,7 @@ TEST(Kernels, EveryKernelAgreesWithFloat64) {
 // Rows longer than a panel of any kernel, more tokens than a batch of any kernel.
 TEST(Kernels, LongRowsAndManyTokens) {
   uint32_t seed = 100;
-  for (const char* name : {"i4g64", "i4mg16", "i3mr", "i8r", "i8mr", "i5mg256", "i6g128+keep4000", "i2mg32+keep1500",
+  for (const char* name : {"t2g64", "t2r", "i4g64", "i4mg16", "i3mr", "i8r", "i8mr", "i5mg256", "i6g128+keep4000", "i2mg32+keep1500",
                            "i8mr+1:4", "f32", "bf16", "f16+keep2049", "f32+3:4"}) {
     const MatrixShape shape{9, 4996};
     const Case c = MakeCase(*ParseCodec(name), shape, ++seed);
@@ -248,7 +248,7 @@ TEST(Activations, ZeroTinyAndNonFiniteRows) {
       for (float y : Multiply(isa, c, x, 1)) EXPECT_NEAR(y, 0.0f, 1e-36f);
       x[5] = std::numeric_limits<float>::quiet_NaN();
       for (float y : Multiply(isa, c, x, 1)) EXPECT_TRUE(std::isnan(y) || c.codec.sparsity != Sparsity::kNone);
-      if (c.codec.element != Element::kGroupInt) continue;
+      if (!c.codec.coded()) continue;
       x[5] = std::numeric_limits<float>::infinity();
       for (float y : Multiply(isa, c, x, 1)) EXPECT_TRUE(std::isnan(y)) << "the quantized row has no finite step";
     }

@@ -38,6 +38,12 @@ bool RowReader::NextIsKept() {
 
 void RowReader::Codes(size_t count, int8_t* codes, uint8_t* kept) {
   const int offset = CodeOffset(w_);
+  for (size_t c = 0; c < count && w_.trellis; ++c, ++kept_) {
+    window_ = NextTrellisWindow(window_, CodeAt(w_, row_, kept_));
+    codes[c] = TrellisValue(window_);
+    kept[c] = 1;
+  }
+  if (w_.trellis) return;
   for (size_t c = 0; c < count; ++c) {
     kept[c] = NextIsKept() ? 1 : 0;
     codes[c] = kept[c] != 0 ? static_cast<int8_t>(static_cast<int>(CodeAt(w_, row_, kept_++)) - offset) : int8_t{0};

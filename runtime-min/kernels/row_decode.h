@@ -9,7 +9,8 @@ namespace moepack::kernels {
 class RowReader {
  public:
   RowReader(const MatrixView& w, size_t row);
-  // The next `count` columns as centred codes; kept[c] = 0 and codes[c] = 0 where masked out. Integer codecs only.
+  // The next `count` columns as centred codes, of a trellis as its values; kept[c] = 0 and codes[c] = 0 where masked out.
+  // Coded elements only.
   void Codes(size_t count, int8_t* codes, uint8_t* kept);
   // The next `count` columns as floats, 0 where masked out. Float codecs only.
   void Values(size_t count, Element element, float* values);
@@ -19,6 +20,7 @@ class RowReader {
   const MatrixView& w_;
   const size_t row_;
   size_t column_ = 0, kept_ = 0;
+  uint32_t window_ = 0;  // of a trellis
 };
 
 // Number `group` of the f16 numbers at `row_bytes`.

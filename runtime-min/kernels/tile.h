@@ -13,6 +13,7 @@
 //   LoadPlanes<kBits>(p0, p1)  -> Codes: a block of centred codes from its planes
 //   kCentresSums, LoadRaw<kBits>(p0, p1)   when true: a block of codes as they are; DotCodes begins its integer sums with
 //                              what centring takes away (ActivationView::centres), which gives the same integers
+//   LoadTrellis(p, before)     -> Codes: values of a block of a trellis, `before` being the byte of codes in front of it
 //   LoadCodes(p), StoreCodes(p, codes)
 //   StoreNatural<kBits>(p0, p1, out)       a block of centred codes as int8 in column order
 //   Expand(kept, mask)         -> Codes: entries of the int8 array `kept` where mask has a bit, 0 elsewhere
@@ -124,6 +125,20 @@ struct PlaneSource {
   }
 };
 
+// Values of R rows of a trellis. The byte in front of a panel holds the four codes that its first values depend on.
+template <class Ops, int R>
+struct TrellisSource {
+  static constexpr int kCentre = 0;
+  const uint8_t* rows[R];
+  const uint8_t* next;  // of rows to come
+  bool first;           // the panel begins the rows
+  void Prefetch(size_t block) const { PrefetchPlane<2, R>(next, block); }
+  typename Ops::Codes Load(int r, size_t block) const {
+    const uint8_t* p = rows[r] + block * (kBlock / 4);
+    return Ops::LoadTrellis(p, first && block == 0 ? uint8_t{0} : p[-1]);
+  }
+};
+
 // A panel of a sparse row: kept codes in column order of the kept, and for each block its mask and its first kept code.
 struct SparsePanel {
   uint64_t masks[kPanelCols / kBlock];
@@ -158,7 +173,7 @@ struct FloatSource {
   auto Load(int r, size_t vector) const { return Ops::template LoadFloats<kElement>(rows[r], vector); }
 };
 
-template <class Ops, int kBits, bool kSparse>
+template <class Ops, int kBits, bool kSparse, bool kTrellis = false>
 class IntTile {
   using Code = typename Ops::Code;
 
@@ -209,6 +224,10 @@ class IntTile {
       if (w_.has_min) Dot<R>(MaskSource<Ops, R>{sparse_}, mins_, span, tokens);
       return;
     }
+    if constexpr (kTrellis) {
+      Dot<R>(Trellis<R>(row, col), scales_, span, tokens);
+      return;
+    }
     if (tokens == 1) {
       Dot<R>(Planes<R, Ops::kCentresSums>(row, col), scales_, span, tokens);
     } else {
@@ -240,6 +259,15 @@ class IntTile {
     }
     source.next_high = PlaneAt(0, row + rows_ahead_, R * col);
     source.next_low = LowBits(kBits) == 0 ? source.next_high : PlaneAt(1, row + rows_ahead_, R * col);
+    return source;
+  }
+
+  template <int R>
+  TrellisSource<Ops, R> Trellis(size_t row, size_t col) const {
+    TrellisSource<Ops, R> source;
+    for (int r = 0; r < R; ++r) source.rows[r] = PlaneAt(0, row + static_cast<size_t>(r), col);
+    source.next = PlaneAt(0, row + rows_ahead_, R * col);
+    source.first = col == 0;
     return source;
   }
 
@@ -411,6 +439,7 @@ constexpr std::array<MatMulFunction, kKinds> AllKinds() {
   std::array<MatMulFunction, kKinds> kinds = {};
   FillKinds<Ops, false>(kinds.data());
   FillKinds<Ops, true>(kinds.data() + kKinds / 2);
+  kinds[static_cast<size_t>(Kind::kTrellis2)] = MatMulTiles<IntTile<Ops, 2, false, true>>;
   return kinds;
 }
 

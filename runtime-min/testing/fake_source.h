@@ -26,7 +26,7 @@ class VerifiedPeer {
 // Nearest codes with scales that span the values of each group.
 inline QuantizedMatrix RoundToCodec(const Codec& codec, const MatrixShape& shape, const std::vector<float>& values) {
   QuantizedMatrix q{.codec = codec, .shape = shape};
-  if (codec.element != Element::kGroupInt) {
+  if (!codec.coded()) {
     q.values = values;
     return q;
   }

@@ -15,18 +15,22 @@ from bench_lib import ROOT, table
 
 PAGE = ROOT / "docs/results/quality-ablation.md"
 # The built-in candidates without those with a rate, by what the floors of compress leave to each role.
-PLAIN = "i2g128 i2mg128 i2mg64 i3g128 i3g64 i4g128 i4g64 i4g32 i5g128 i5g64 i6g128 i6g64 i8g128 i8g64".split()
+PLAIN = "t2g128 t2g64 i3g128 i3g64 i4g128 i4g64 i4g32 i5g128 i5g64 i6g128 i6g64 i8g128 i8g64".split()
 
 
-def plain_rules():
+GRIDS = "i2g128 i2mg128 i2mg64".split()
+
+
+def plain_rules(codecs=PLAIN):
     def choice(least):
-        return "[" + ", ".join(c for c in PLAIN if int(c[1]) >= least) + "]"
+        return "[" + ", ".join(c for c in codecs if int(c[1]) >= least) + "]"
     return (f"defaults:\n  candidates: {choice(4)}\nrules:\n"
             f"  - match: '.*\\.experts\\..*|embed_tokens|lm_head'\n    candidates: {choice(2)}\n"
             f"  - match: '.*\\.(q|k|v|o)_proj'\n    candidates: {choice(3)}\n")
 
 
-VARIANTS = (("everything", None), ("no codecs held to a rate", plain_rules()), ("rounding to nearest", "gptq: false\n"),
+VARIANTS = (("everything", None), ("no codecs held to a rate", plain_rules()),
+            ("nor a trellis, but grids of 2 bits", plain_rules([*GRIDS, *PLAIN[2:]])), ("rounding to nearest", "gptq: false\n"),
             ("errors of all layers count alike", "probes: false\n"), ("and experts learn", "distill: {logits: none}\n"),
             ("and norms and scales too, from predictions", "distill: {}\n"), ("and weights and codes", "distill: {logits: all}\n"))
 

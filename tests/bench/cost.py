@@ -26,8 +26,9 @@ from quality import PAGE
 
 LAYER = {"hidden": 2048, "intermediate": 1024, "experts": 64, "k": 8, "heads": 16}
 DEFAULTS = {"repeats": 5, "tokens": 65536, "experts": LAYER["experts"], "threads": 2}
-# Mixture models to extrapolate to: name, expert weights, weights of the experts of one layer.
-LARGER = (("7 B (OLMoE: 16 layers like this one)", 6.44e9, 4.03e8), ("100 B (48 layers of 128 experts, hidden 4096, intermediate 1344)", 1.01e11, 2.11e9))
+# Mixture models to extrapolate to: name, expert weights, weights of the experts of one layer, hidden width.
+LARGER = (("7 B (OLMoE: 16 layers like this one)", 6.44e9, 4.03e8, 2048),
+          ("100 B (48 layers of 128 experts, hidden 4096, intermediate 1344)", 1.01e11, 2.11e9, 4096))
 
 
 class Timed:
@@ -173,13 +174,15 @@ def layer(args):
     rows = []
     for name, r in runs.items():
         rows.append((name, f"{r.wall:.0f}", f"{r.cpu:.0f}", f"{r.peak / 2**30:.2f}"))
-        for larger, total, per_layer in LARGER:
-            rows.append((f"{name}, extrapolated to {larger}", f"{r.wall * total / weights:.0f}", f"{r.cpu * total / weights:.0f}",
+        for larger, total, per_layer, hidden in LARGER:
+            times = total / weights * (hidden / LAYER["hidden"] if name == "compress" else 1)
+            rows.append((f"{name}, extrapolated to {larger}", f"{r.wall * times:.0f}", f"{r.cpu * times:.0f}",
                          f"{r.peak / 2**30 * max(1.0, per_layer / weights):.1f}"))
     shutil.rmtree(out, ignore_errors=True)
     write(args, "layer", f"One layer of {args.experts} experts (top {LAYER['k']}), hidden {LAYER['hidden']}, intermediate {LAYER['intermediate']}: "
           f"{weights:,} expert weights, {args.tokens:,} calibration tokens, 4.5 bits a weight. Time grows with the number of weights at the same "
-          "tokens an expert; peak memory with the widest layer, not with the number of layers (`e2e.memory`).",
+          "tokens an expert, that of compress also with the width (second moments, their factors and feedback cost a weight as much as there are "
+          "columns; that attention and routers run again for each share of a layer's experts is not in it); peak memory with the widest layer, not with the number of layers (`e2e.memory`).",
           table(("step", "wall s", "processor s", "peak GiB"), rows))
 
 

@@ -231,7 +231,7 @@ Status Main(int argc, char** argv) {
   std::vector<Codec> codecs;
   for (const std::string& name : command.Get<std::vector<std::string>>("codecs")) {
     MOEPACK_ASSIGN_OR_RETURN(const Codec codec, ParseCodec(name));
-    if (codec.element != Element::kGroupInt) return Status(ErrorCode::kUsage, name + ": not an integer codec");
+    if (!codec.coded()) return Status(ErrorCode::kUsage, name + ": not a codec of integers or of a trellis");
     codecs.push_back(codec);
   }
   MOEPACK_ASSIGN_OR_RETURN(const Model model, OpenModel(PosixEnv(), command.Get<std::string>("model")));

@@ -9,7 +9,7 @@ whole experts dropped by REAP, and all experts at fewer bits. HQQ: scales from t
 the error under |x|^0.7, beta 10 growing by 1.01, 20 iterations, no data. Rotation: inputs times a Hadamard matrix (blocks of the
 largest power of two that divides the columns), undone after rounding. Trellis: two bits a weight choose the next of 1,024 states,
 each of which stands for a fixed Gaussian number; the path of least squared error through blocks of 256 columns (Viterbi), a scale a
-row, after rotation.
+row, after rotation: what was tried before codec t2 was built.
 
 Needs what quality.py needs and python3-numpy (of Debian: /usr/bin/python3)."""
 import argparse

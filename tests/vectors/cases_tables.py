@@ -23,12 +23,14 @@ add("R-401", "expert_unit_without_chunks", table(lambda t: t["units"][1].update(
 
 # ---- codecs ----
 
-FLOAT, INT = {"element": 1}, {"element": 3, "bits": 4}
+FLOAT, INT, TRELLIS = {"element": 1}, {"element": 3, "bits": 4}, {"element": 4, "bits": 2}
 KEEP, N_OF_M = {"sparsity": 1, "kept_per_row": 5}, {"sparsity": 2, "n": 2, "m": 4}
 for name, codec in (
         ("integer_of_no_bits", {"element": 3}), ("integer_of_7_bits", {**INT, "bits": 7}),
         ("integer_of_1_bit", {**INT, "bits": 1}),
         ("group_of_17", {**INT, "group_size": 17}), ("group_of_8", {**INT, "group_size": 8}),
+        ("trellis_of_3_bits", {**TRELLIS, "bits": 3}), ("trellis_with_minimum", {**TRELLIS, "has_min": 1}),
+        ("trellis_with_mask", {**TRELLIS, "sparsity": 1, "kept_per_row": 5}), ("trellis_group_of_17", {**TRELLIS, "group_size": 17}),
         ("float_with_bits", {**FLOAT, "bits": 4}),
         ("float_with_minimum", {**FLOAT, "has_min": 1}), ("float_with_groups", {**FLOAT, "group_size": 16}),
         ("dense_with_kept", {**INT, "kept_per_row": 4}), ("dense_with_n", {**INT, "n": 1}),

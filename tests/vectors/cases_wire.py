@@ -79,7 +79,7 @@ add("R-205", "table_index_of_33_bits", blob(HOT, swap(b"\x12\x04\x08\x01\x10\x01
                                                       delimited(2, b"\x08" + varint(2**32 + 1) + b"\x10\x01"))),
                                                       attack=OVERFLOW)
 for name, path, value in (
-        ("element_4", "dense.units.0.tensors.0.codec.element", 4),
+        ("element_5", "dense.units.0.tensors.0.codec.element", 5),
         ("sparsity_3", "dense.units.0.tensors.0.codec.sparsity", 3),
         ("bits_9", "dense.units.0.tensors.0.codec.bits", 9), ("has_min_2", "dense.units.0.tensors.0.codec.has_min", 2),
         ("group_size_257", "dense.units.0.tensors.0.codec.group_size", 257), ("n_16", "dense.units.0.tensors.0.codec.n", 16),

@@ -12,6 +12,9 @@ PLANES = {8: (8,), 6: (4, 2), 5: (4, 1), 4: (4,), 3: (2, 1), 2: (2,)}
 def check_codec(c):
     if c["element"] == 3:
         must(c["bits"] in PLANES and c["group_size"] in (0, 16, 32, 64, 128, 256), "R-601", "bits or group size")
+    elif c["element"] == 4:
+        must(c["bits"] == 2 and c["group_size"] in (0, 16, 32, 64, 128, 256), "R-601", "bits or group size of a trellis")
+        must(c["has_min"] == c["sparsity"] == 0, "R-601", "minimum or mask of a trellis")
     else:
         must(c["bits"] == c["has_min"] == c["group_size"] == 0, "R-601", "integer fields of a float codec")
     if c["sparsity"] != 1:
@@ -32,7 +35,7 @@ def sections(c, rows, cols):
     out = []
     if c["sparsity"]:
         out.append(("mask", rows, -(-cols // 8), 0))
-    if c["element"] == 3:
+    if c["element"] in (3, 4):
         groups = -(-cols // c["group_size"]) if c["group_size"] else 1
         out += [("codes", rows, -(-kept * bits // 8), kept * bits % 8) for bits in PLANES[c["bits"]]]
         out += [("halves", rows, 2 * groups, 0)] * (2 if c["has_min"] else 1)

@@ -54,7 +54,7 @@ MANIFEST = {1: number("schema", U32), 2: name("product", 64), 3: name("version",
             5: number("security_counter", U64), 6: packed("required_features", U32, 64), 7: packed("unavailable", U32, 8),
             8: number("file_bytes", U64), 9: number("chunk_count", U64), 10: many("blobs", BLOB, 2048)}
 
-CODEC = {1: number("element", U32, 3), 2: number("sparsity", U32, 2), 3: number("bits", U32, 8), 4: number("has_min", BOOL),
+CODEC = {1: number("element", U32, 4), 2: number("sparsity", U32, 2), 3: number("bits", U32, 8), 4: number("has_min", BOOL),
          5: number("group_size", U32, 256), 6: number("kept_per_row", U32), 7: number("n", U32, 15), 8: number("m", U32, 16)}
 UNIT_TENSOR = {1: number("tensor", U32), 2: one("codec", CODEC), 3: number("rows", U64), 4: number("cols", U64)}
 CHUNK = {1: number("offset", U64), 2: number("stored_bytes", U64), 3: number("plain_bytes", U64),

@@ -136,7 +136,7 @@ CODECS = {
     "bf16+2:4": {"element": 1, "sparsity": 2, "n": 2, "m": 4}, "f16+keep7": {"element": 2, "sparsity": 1, "kept_per_row": 7},
     "i5g32": {"element": 3, "bits": 5, "group_size": 32},
     "i6mr+3:8": {"element": 3, "bits": 6, "has_min": 1, "sparsity": 2, "n": 3, "m": 8},
-    "i2r": {"element": 3, "bits": 2},
+    "i2r": {"element": 3, "bits": 2}, "t2g16": {"element": 4, "bits": 2, "group_size": 16},
 }
 
 
@@ -227,7 +227,7 @@ def make_model():
     table0 = [make_unit(rng, gated("i8r", "bf16+2:4", "i3mr+keep5")), make_unit(rng, gated("i5g32", "i6mr+3:8", "i2r")),
               make_unit(rng, gated("f32", "f16", "bf16"), cut=700), make_unit(rng, gated("i4g16", "i4g16", "i4g16"))]
     table1 = [make_unit(rng, plain(8, "bf16", "bf16"), zstd=True), make_unit(rng, plain(12, "i4g16", "f16+keep7")),
-              make_unit(rng, plain(8, "i2r", "i2r"))]
+              make_unit(rng, plain(8, "t2g16", "i2r"))]
     entries = lambda *lists: [{"variants": [{"physical": u} for u in units]} for units in lists]
     return {"program": program, "tokenizer": make_tokenizer(), "provenance": b"{}", "dense": {"version": 1, "units": dense},
             "experts": [{"version": 1, "experts": entries([0, 3], [1], [2], [2]), "units": table0},

@@ -58,9 +58,10 @@ struct Codec {
 // The mean of both bytes of a product modulo 2^16 is spread like a triangle over [-128, 127], near enough to the Gaussian
 // of weights.
 inline constexpr uint32_t kTrellisCodes = 5, kTrellisWindows = 1u << (2 * kTrellisCodes), kTrellisFactor = 40093;
+inline constexpr int kTrellisCentre = 128;  // taken off the mean of the bytes
 inline int8_t TrellisValue(uint32_t window) {
   const uint32_t product = window * kTrellisFactor & 0xffff;
-  return static_cast<int8_t>(static_cast<int>(((product >> 8) + (product & 0xff) + 1) >> 1) - 128);
+  return static_cast<int8_t>(static_cast<int>(((product >> 8) + (product & 0xff) + 1) >> 1) - kTrellisCentre);
 }
 // The window that follows when a row goes on with `code`.
 inline uint32_t NextTrellisWindow(uint32_t window, uint32_t code) { return window >> 2 | code << 8; }

@@ -70,13 +70,13 @@ struct Avx2 {
     const __m256i product =
         _mm256_mullo_epi16(_mm256_and_si256(windows, _mm256_set1_epi16(kTrellisWindows - 1)),
                            _mm256_set1_epi16(static_cast<int16_t>(kTrellisFactor)));
-    const __m256i mean = _mm256_avg_epu8(product, _mm256_srli_epi16(product, 8));
-    return _mm256_sub_epi16(_mm256_and_si256(mean, _mm256_set1_epi16(255)), _mm256_set1_epi16(128));
+    const __m256i mean = _mm256_avg_epu16(_mm256_maddubs_epi16(product, _mm256_set1_epi8(1)), _mm256_setzero_si256());
+    return _mm256_sub_epi16(mean, _mm256_set1_epi16(kTrellisCentre));
   }
-  static Codes LoadTrellis(const uint8_t* p, uint8_t before) {
+  static Codes LoadTrellis(const uint8_t* p, bool first) {
     constexpr int kOddLanes = 0xaa;
     const __m128i now = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-    const __m128i last = _mm_alignr_epi8(now, _mm_set1_epi8(static_cast<char>(before)), 15);
+    const __m128i last = first ? _mm_slli_si128(now, 1) : _mm_loadu_si128(reinterpret_cast<const __m128i*>(p - 1));
     const __m128i pairs[2] = {_mm_unpacklo_epi8(last, now), _mm_unpackhi_epi8(last, now)};
     Codes codes;
     for (size_t half = 0; half < 2; ++half) {

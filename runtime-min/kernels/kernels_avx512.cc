@@ -88,22 +88,34 @@ struct Avx512 {
     }
   }
 
-  // Values of the windows in the lower ten bits of 16-bit lanes.
+  // Values, kTrellisCentre too large, of the windows in the lower ten bits of 16-bit lanes.
   static __m512i TrellisValues(__m512i windows) {
     const __m512i product =
         _mm512_mullo_epi16(_mm512_and_si512(windows, _mm512_set1_epi16(kTrellisWindows - 1)),
                            _mm512_set1_epi16(static_cast<int16_t>(kTrellisFactor)));
-    const __m512i mean = _mm512_avg_epu8(product, _mm512_srli_epi16(product, 8));
-    return _mm512_sub_epi16(_mm512_and_si512(mean, _mm512_set1_epi16(255)), _mm512_set1_epi16(128));
+    return _mm512_avg_epu16(_mm512_maddubs_epi16(product, _mm512_set1_epi8(1)), _mm512_setzero_si512());
   }
-  static Codes LoadTrellis(const uint8_t* p, uint8_t before) {
-    const __m128i now = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-    const __m128i last = _mm_alignr_epi8(now, _mm_set1_epi8(static_cast<char>(before)), 15);
-    const __m256i pairs = _mm256_set_m128i(_mm_unpackhi_epi8(last, now), _mm_unpacklo_epi8(last, now));
-    // A 32-bit lane for each byte: its even columns' windows, then its odd ones'.
-    const __m512i once = _mm512_cvtepu16_epi32(pairs), twice = _mm512_or_si512(once, _mm512_slli_epi32(once, 16));
-    return {TrellisValues(_mm512_srlv_epi16(twice, _mm512_set1_epi32(4 << 16))),
-            TrellisValues(_mm512_srlv_epi16(twice, _mm512_set1_epi32(6 << 16 | 2)))};
+  static Codes LoadTrellis(const uint8_t* p, bool first) {
+    const Codes raw = LoadRawTrellis(p, first);
+    const __m512i centre = _mm512_set1_epi16(kTrellisCentre);
+    return {_mm512_sub_epi16(raw.even, centre), _mm512_sub_epi16(raw.odd, centre)};
+  }
+  static Codes LoadRawTrellis(const uint8_t* p, bool first) {
+    // Four bytes for each byte b of codes: the one before b, b, and both again: its even columns' windows, or its odd ones'.
+    const __m512i byte = _mm512_cvtepu8_epi32(_mm_set_epi8(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0));
+    const __m512i with_next = _mm512_or_si512(byte, _mm512_slli_epi32(_mm512_add_epi32(byte, _mm512_set1_epi32(1)), 8));
+    const __m512i order = _mm512_or_si512(with_next, _mm512_slli_epi32(with_next, 16));
+    __m512i windows;
+    if (first) {
+      constexpr uint64_t kNothingBefore = ~uint64_t{5};
+      const __m512i bytes = _mm512_castsi128_si512(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+      windows = _mm512_maskz_permutexvar_epi8(_cvtu64_mask64(kNothingBefore), _mm512_sub_epi8(order, _mm512_set1_epi8(1)), bytes);
+    } else {
+      windows = _mm512_permutexvar_epi8(
+          order, _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p - 1))));
+    }
+    return {TrellisValues(_mm512_srlv_epi16(windows, _mm512_set1_epi32(4 << 16))),
+            TrellisValues(_mm512_srlv_epi16(windows, _mm512_set1_epi32(6 << 16 | 2)))};
   }
 
   static Codes LoadCodes(const Code* p) { return {_mm512_load_si512(p), _mm512_load_si512(p + 32)}; }

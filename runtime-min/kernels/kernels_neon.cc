@@ -74,7 +74,7 @@ struct Neon {
     return codes;
   }
 
-  // Values, 128 too large, of the windows that begin kShift bits into each 16-bit lane.
+  // Values, kTrellisCentre too large, of the windows that begin kShift bits into each 16-bit lane.
   template <int kShift>
   static uint8x16_t TrellisValues(uint16x8_t first, uint16x8_t second) {
     if constexpr (kShift != 0) {
@@ -87,13 +87,13 @@ struct Neon {
     return vcombine_u8(vrhadd_u8(vmovn_u16(first), vshrn_n_u16(first, 8)),
                        vrhadd_u8(vmovn_u16(second), vshrn_n_u16(second, 8)));
   }
-  static Codes LoadTrellis(const uint8_t* p, uint8_t before) {
-    const uint8x16_t now = vld1q_u8(p), last = vextq_u8(vdupq_n_u8(before), now, 15);
-    const uint16x8_t first = vreinterpretq_u16_u8(vzip1q_u8(last, now)), second = vreinterpretq_u16_u8(vzip2q_u8(last, now));
-    const Bytes64 bytes = InTurns(TrellisValues<0>(first, second), TrellisValues<2>(first, second),
-                                  TrellisValues<4>(first, second), TrellisValues<6>(first, second));
+  static Codes LoadTrellis(const uint8_t* p, bool first) {
+    const uint8x16_t now = vld1q_u8(p), last = first ? vextq_u8(vdupq_n_u8(0), now, 15) : vld1q_u8(p - 1);
+    const uint16x8_t low = vreinterpretq_u16_u8(vzip1q_u8(last, now)), high = vreinterpretq_u16_u8(vzip2q_u8(last, now));
+    const Bytes64 bytes = InTurns(TrellisValues<0>(low, high), TrellisValues<2>(low, high), TrellisValues<4>(low, high),
+                                  TrellisValues<6>(low, high));
     Codes codes;
-    for (size_t q = 0; q < kQuarters; ++q) codes.v[q] = vreinterpretq_s8_u8(veorq_u8(bytes.v[q], vdupq_n_u8(128)));
+    for (size_t q = 0; q < kQuarters; ++q) codes.v[q] = vreinterpretq_s8_u8(veorq_u8(bytes.v[q], vdupq_n_u8(kTrellisCentre)));
     return codes;
   }
 

@@ -11,9 +11,10 @@
 //   Code                       element of the code buffer, kBlock of them a block
 //   Codes                      a block of codes in registers
 //   LoadPlanes<kBits>(p0, p1)  -> Codes: a block of centred codes from its planes
-//   kCentresSums, LoadRaw<kBits>(p0, p1)   when true: a block of codes as they are; DotCodes begins its integer sums with
+//   kCentresSums, LoadRaw<kBits>(p0, p1), LoadRawTrellis(p, first)   when true: a block of codes as they are; DotCodes begins its integer sums with
 //                              what centring takes away (ActivationView::centres), which gives the same integers
-//   LoadTrellis(p, before)     -> Codes: values of a block of a trellis, `before` being the byte of codes in front of it
+//   LoadTrellis(p, first)      -> Codes: values of a block of a trellis, which depend on the byte before it unless it is the
+//                              first of its row
 //   LoadCodes(p), StoreCodes(p, codes)
 //   StoreNatural<kBits>(p0, p1, out)       a block of centred codes as int8 in column order
 //   Expand(kept, mask)         -> Codes: entries of the int8 array `kept` where mask has a bit, 0 elsewhere
@@ -126,16 +127,20 @@ struct PlaneSource {
 };
 
 // Values of R rows of a trellis. The byte in front of a panel holds the four codes that its first values depend on.
-template <class Ops, int R>
+template <class Ops, int R, bool kRaw>
 struct TrellisSource {
-  static constexpr int kCentre = 0;
+  static constexpr int kCentre = kRaw ? kTrellisCentre : 0;  // what Load leaves to be taken away from every value
   const uint8_t* rows[R];
   const uint8_t* next;  // of rows to come
   bool first;           // the panel begins the rows
   void Prefetch(size_t block) const { PrefetchPlane<2, R>(next, block); }
   typename Ops::Codes Load(int r, size_t block) const {
     const uint8_t* p = rows[r] + block * (kBlock / 4);
-    return Ops::LoadTrellis(p, first && block == 0 ? uint8_t{0} : p[-1]);
+    if constexpr (kRaw) {
+      return Ops::LoadRawTrellis(p, first && block == 0);
+    } else {
+      return Ops::LoadTrellis(p, first && block == 0);
+    }
   }
 };
 
@@ -225,7 +230,11 @@ class IntTile {
       return;
     }
     if constexpr (kTrellis) {
-      Dot<R>(Trellis<R>(row, col), scales_, span, tokens);
+      if (tokens == 1) {
+        Dot<R>(Trellis<R, Ops::kCentresSums>(row, col), scales_, span, tokens);
+      } else {
+        Dot<R>(Trellis<R, false>(row, col), scales_, span, tokens);
+      }
       return;
     }
     if (tokens == 1) {
@@ -262,9 +271,9 @@ class IntTile {
     return source;
   }
 
-  template <int R>
-  TrellisSource<Ops, R> Trellis(size_t row, size_t col) const {
-    TrellisSource<Ops, R> source;
+  template <int R, bool kRaw>
+  TrellisSource<Ops, R, kRaw> Trellis(size_t row, size_t col) const {
+    TrellisSource<Ops, R, kRaw> source;
     for (int r = 0; r < R; ++r) source.rows[r] = PlaneAt(0, row + static_cast<size_t>(r), col);
     source.next = PlaneAt(0, row + rows_ahead_, R * col);
     source.first = col == 0;

@@ -3,7 +3,7 @@ import json
 
 from harness import GOLDEN, TRUST, WORK, WREN, Case, floats, largest_difference, run
 
-CODECS = ("f32", "i8g64", "i4g64")
+CODECS = ("f32", "i8g64", "i4g64", "t2g128")
 PROMPT = "The President said to the Congress that"
 
 

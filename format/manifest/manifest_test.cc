@@ -167,7 +167,7 @@ TEST(Tables, ChunkRules) {
          u.chunks[1].stored_bytes = u.chunks[1].plain_bytes;
        }},
       {ErrorCode::kMalformed, "Chunk.encoding", [](Unit& u) { u.chunks[1].encoding = static_cast<Encoding>(3); }},
-      {ErrorCode::kMalformed, "Codec.element", [](Unit& u) { u.tensors[0].codec.element = static_cast<Element>(4); }},
+      {ErrorCode::kMalformed, "Codec.element", [](Unit& u) { u.tensors[0].codec.element = static_cast<Element>(5); }},
       {ErrorCode::kMalformed, "tensor 0: ", [](Unit& u) { u.tensors[0].codec.bits = 4; }},
   };
   for (const auto& bad : cases) {

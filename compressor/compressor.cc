@@ -13,7 +13,9 @@
 #include "format/manifest/program_wire.h"
 #include "format/provenance/provenance.h"
 #include "model/frontend/huggingface.h"
+#include "model/frontend/tokenizer_files.h"
 #include "model/plain_nodes.h"
+#include "tokenizer/tokenizer.h"
 
 namespace moepack {
 namespace {
@@ -63,6 +65,7 @@ class Compressor {
       return Status(ErrorCode::kBadInput,
                     request_.model_path + ": a configuration without weights can only be planned: add --dry-run");
     }
+    MOEPACK_RETURN_IF_ERROR(CheckChatTemplate());
     if (model_.source == ModelSource::kConfigOnly) {
       MOEPACK_ASSIGN_OR_RETURN(config_element_, ConfigElement(env_, request_.model_path));
     }
@@ -78,6 +81,23 @@ class Compressor {
     }
     MOEPACK_ASSIGN_OR_RETURN(calibration_, MakeCalibration(*profile_, EnoughTokens(model_.program), recipe_.domains));
     return Status::Ok();
+  }
+
+  // A template that does not reduce is left out and said so, unless it is asked for.
+  Status CheckChatTemplate() {
+    MOEPACK_ASSIGN_OR_RETURN(const std::string note, ChatTemplateNote(env_, request_.model_path));
+    if (!request_.require_chat_template) {
+      if (!note.empty()) progress_.Note("compress: " + note);
+      return Status::Ok();
+    }
+    bool there = false;
+    if (!model_.tokenizer.empty()) {
+      MOEPACK_ASSIGN_OR_RETURN(const auto tokenizer, Tokenizer::Parse(model_.tokenizer));
+      there = tokenizer->chat_template() != nullptr;
+    }
+    if (there && note.empty()) return Status::Ok();
+    const std::string why = note.empty() ? "the checkpoint has no chat template" : note;
+    return Status(ErrorCode::kTokenizer, request_.model_path + ": --require-chat-template: " + why);
   }
 
   Status Choose() {

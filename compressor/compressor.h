@@ -27,6 +27,7 @@ struct CompressRequest {
   double distill_save_seconds = 60;  // a kill loses as much training and one step
   bool dry_run = false;          // plan only, nothing is written (a missing error table is kUsage) and `output` is not
                                  // looked at; works from a config.json, then every tensor needs a single codec
+  bool require_chat_template = false;  // kTokenizer when the checkpoint's is not there or not whole in the tokenizer
   std::string tool_version;      // for provenance
 };
 

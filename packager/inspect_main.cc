@@ -7,7 +7,9 @@
 #include "format/manifest/unavailable.h"
 #include "model/frontend/huggingface.h"
 #include "model/frontend/onnx.h"
+#include "model/frontend/tokenizer_files.h"
 #include "model/model.h"
+#include "packager/inspect/chat_view.h"
 #include "packager/inspect/inspection.h"
 #include "packager/inspect/provenance_view.h"
 #include "verify/envelope_reader.h"
@@ -100,6 +102,9 @@ Result<Inspection> InspectModel(const std::string& path) {
   out.extra()["source"] = SourceName(model.source);
   out.extra()["family"] = model.family;
   out.extra()["has_tokenizer"] = !model.tokenizer.empty();
+  out.extra()["chat_template"] = ChatJson(model.tokenizer);
+  MOEPACK_ASSIGN_OR_RETURN(const std::string chat_note, ChatTemplateNote(PosixEnv(), path));
+  out.SetNotes(ChatText(model.tokenizer) + (chat_note.empty() ? "" : chat_note + "\n"));
   if (model.tensors == nullptr) {
     out.SetWithoutWeights();
     return out;
@@ -130,6 +135,8 @@ Result<Inspection> InspectFolder(const std::string& path) {
   out.SetStoredBytes(file_bytes);
   out.extra()["source"] = "compressed";
   out.extra()["has_tokenizer"] = !folder->tokenizer_blob().empty();
+  out.extra()["chat_template"] = ChatJson(folder->tokenizer_blob());
+  out.SetNotes(ChatText(folder->tokenizer_blob()));
   out.extra()["provenance"] = ParsedOrNull(provenance);
   out.extra()["family"] = FamilyOf(out.extra()["provenance"]);
   return out;
@@ -230,6 +237,7 @@ Status DescribeBundle(const verify::VerifiedBundle& bundle, Inspection* out) {
   extra["unavailable"] = DescribeUnavailable(manifest.unavailable);
   extra["manifest_sha256"] = ToHex(ByteSpan(bundle.manifest_digest()));
   extra["has_tokenizer"] = !bundle.tokenizer_blob().empty();
+  extra["chat_template"] = ChatJson(bundle.tokenizer_blob());
   extra["hot_experts"] = bundle.hot_list().experts.size();
   extra["cache_policy"] = DescribeCachePolicy(bundle.hot_list().cache);
   extra["chunks_begin"] = chunks.begin == UINT64_MAX ? manifest.file_bytes : chunks.begin;
@@ -238,7 +246,7 @@ Status DescribeBundle(const verify::VerifiedBundle& bundle, Inspection* out) {
   extra["golden"] = GoldenJson(bundle.golden());
   extra["provenance"] = ProvenanceJson(bundle.provenance_blob());
   extra["family"] = FamilyOfBom(extra["provenance"]);
-  out->SetNotes(ProvenanceText(bundle.provenance_blob()));
+  out->SetNotes(ChatText(bundle.tokenizer_blob()) + ProvenanceText(bundle.provenance_blob()));
   return Status::Ok();
 }
 

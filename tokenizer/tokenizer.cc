@@ -26,7 +26,9 @@ bool NeedsSpace(SpacePrefix prefix, std::string_view text) {
 // Encodes the pieces of one text. A piece that came before is copied from where its tokens stand in the output.
 class Encoder {
  public:
-  Encoder(const TokenizerData& data, const EncodingTables& tables) : data_(data), tables_(tables) {}
+  // Appends to *out.
+  Encoder(const TokenizerData& data, const EncodingTables& tables, std::vector<int32_t>* out)
+      : data_(data), tables_(tables), out_(*out) {}
 
   void Add(std::string_view piece) {
     if (piece.size() > kMaxCachedPiece) {
@@ -42,8 +44,6 @@ class Encoder {
     }
     for (size_t i = 0; i < it->second.count; ++i) out_.push_back(int32_t{out_[it->second.begin + i]});
   }
-
-  std::vector<int32_t> Take() { return std::move(out_); }
 
  private:
   struct Range {
@@ -88,7 +88,7 @@ class Encoder {
   const EncodingTables& tables_;
   std::unordered_map<std::string_view, Range> seen_;
   std::vector<uint32_t> symbols_;
-  std::vector<int32_t> out_;
+  std::vector<int32_t>& out_;
 };
 
 }  // namespace
@@ -108,7 +108,7 @@ Result<std::unique_ptr<Tokenizer>> Tokenizer::Parse(ByteSpan blob) {
   return std::unique_ptr<Tokenizer>(new Tokenizer(std::move(state)));
 }
 
-std::vector<int32_t> Tokenizer::Encode(std::string_view text) const {
+void Tokenizer::AppendEncoded(std::string_view text, SpacePrefix prefix, std::vector<int32_t>* ids) const {
   std::string normalized;
   if (state_->data.normalizer == Normalizer::kNfc) {
     normalized = NormalizeNfc(text);
@@ -119,13 +119,40 @@ std::vector<int32_t> Tokenizer::Encode(std::string_view text) const {
     normalized = MarksToSpaces(text);
     text = normalized;
   }
-  if (NeedsSpace(state_->data.space_prefix, text)) {
+  if (NeedsSpace(prefix, text)) {
     normalized = " " + std::string(text);
     text = normalized;
   }
-  Encoder encoder(state_->data, state_->tables);
+  Encoder encoder(state_->data, state_->tables, ids);
   CutIntoPieces(state_->data.pre_tokenizer, text, [&encoder](std::string_view piece) { encoder.Add(piece); });
-  return encoder.Take();
+}
+
+std::vector<int32_t> Tokenizer::Encode(std::string_view text) const {
+  std::vector<int32_t> ids;
+  AppendEncoded(text, state_->data.space_prefix, &ids);
+  return ids;
+}
+
+Result<std::vector<int32_t>> Tokenizer::EncodeChat(std::span<const ChatMessage> messages) const {
+  if (!state_->data.chat) return Status(ErrorCode::kUsage, "the bundle has no chat template");
+  const ChatTemplate& chat = *state_->data.chat;
+  MOEPACK_ASSIGN_OR_RETURN(const std::vector<ChatPiece> pieces, JoinConversation(chat, messages));
+  std::vector<int32_t> ids;
+  for (size_t i = 0; i < pieces.size(); ++i) {
+    if (pieces[i].is_token()) {
+      ids.push_back(static_cast<int32_t>(pieces[i].token));
+    } else {
+      AppendEncoded(pieces[i].text, i > 0 && chat.space_at_start_only ? SpacePrefix::kNone : state_->data.space_prefix,
+                    &ids);
+    }
+  }
+  return ids;
+}
+
+const ChatTemplate* Tokenizer::chat_template() const { return state_->data.chat ? &*state_->data.chat : nullptr; }
+
+std::string_view Tokenizer::TokenText(uint32_t id) const {
+  return id < vocab_size() ? std::string_view(state_->data.tokens[id]) : std::string_view();
 }
 
 std::string Tokenizer::Decode(std::span<const int32_t> ids) const {

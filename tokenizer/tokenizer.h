@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -12,6 +13,7 @@
 
 #include "base/bytes.h"
 #include "base/status.h"
+#include "tokenizer/chat_template.h"
 
 namespace moepack {
 
@@ -43,6 +45,7 @@ struct TokenizerData {
   std::vector<uint32_t> end_of_text;                  // ids that end generation, strictly increasing
   std::vector<uint32_t> beginning;                    // ids that a sequence begins with, in order
   std::vector<uint32_t> bytes;                        // kSentencePiece: the token of each byte that is in no other token
+  std::optional<ChatTemplate> chat;
 };
 
 Bytes SerializeTokenizer(const TokenizerData& data);  // deterministic; layout in format/SPEC.md
@@ -55,6 +58,13 @@ class Tokenizer {
   // Any bytes; invalid UTF-8 is tokenized byte by byte as symbols that are neither letters, numbers nor space. Text never
   // becomes a special token. Thread-safe.
   std::vector<int32_t> Encode(std::string_view text) const;
+  // A conversation by the chat template, up to where the answer begins. Encode's beginning() does not go before it. kUsage
+  // without a template and as JoinConversation. Thread-safe.
+  Result<std::vector<int32_t>> EncodeChat(std::span<const ChatMessage> messages) const;
+  // Null when there is none.
+  const ChatTemplate* chat_template() const;
+  // Bytes of a token, special or not; empty when there is no such token.
+  std::string_view TokenText(uint32_t id) const;
   // Bytes of the tokens, special tokens left out; ids out of range are left out. Thread-safe.
   std::string Decode(std::span<const int32_t> ids) const;
   // Ids that a prompt begins with, before its text.
@@ -65,6 +75,7 @@ class Tokenizer {
  private:
   struct State;
   explicit Tokenizer(std::unique_ptr<State> state);
+  void AppendEncoded(std::string_view text, SpacePrefix prefix, std::vector<int32_t>* ids) const;
   std::unique_ptr<State> state_;
 };
 

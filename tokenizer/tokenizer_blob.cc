@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <unordered_map>
 
+#include "tokenizer/chat_blob.h"
+
 namespace moepack {
 namespace {
 
@@ -14,7 +16,7 @@ Status Broken(size_t offset, const std::string& what) {
 }
 
 constexpr uint8_t kNfcFlag = 1, kSpacePrefixFlag = 2, kWholePiecesFlag = 4, kBeginningFlag = 8, kPrefixUnlessThereFlag = 16,
-                  kAllFlags = 31;
+                  kChatFlag = 32, kAllFlags = 63;
 constexpr uint32_t kMaxBeginning = 16;
 
 uint8_t PrefixFlag(SpacePrefix prefix) {
@@ -166,8 +168,8 @@ Bytes SerializeTokenizer(const TokenizerData& data) {
   writer.U16(kVersion);
   writer.U8(static_cast<uint8_t>(data.pre_tokenizer));
   writer.U8(static_cast<uint8_t>((data.normalizer == Normalizer::kNfc ? kNfcFlag : 0) | PrefixFlag(data.space_prefix) |
-                                 (data.whole_pieces ? kWholePiecesFlag : 0) |
-                                 (data.beginning.empty() ? 0 : kBeginningFlag)));
+                                 (data.whole_pieces ? kWholePiecesFlag : 0) | (data.beginning.empty() ? 0 : kBeginningFlag) |
+                                 (data.chat ? kChatFlag : 0)));
   writer.U32(static_cast<uint32_t>(data.tokens.size()));
   writer.U32(static_cast<uint32_t>(data.merges.size()));
   writer.U32(static_cast<uint32_t>(data.special.size()));
@@ -183,6 +185,7 @@ Bytes SerializeTokenizer(const TokenizerData& data) {
   if (!data.beginning.empty()) writer.U32(static_cast<uint32_t>(data.beginning.size()));
   for (uint32_t id : data.beginning) writer.U32(id);
   for (uint32_t id : data.bytes) writer.U32(id);
+  if (data.chat) AppendChatTemplate(*data.chat, &writer);
   return writer.Release();
 }
 
@@ -202,6 +205,9 @@ Result<TokenizerData> ParseTokenizerBlob(ByteSpan blob) {
   MOEPACK_RETURN_IF_ERROR(ReadBeginning(&reader, header, &data.beginning));
   if (header.pre_tokenizer == PreTokenizer::kSentencePiece) {
     MOEPACK_RETURN_IF_ERROR(ReadAnyIds(&reader, 256, header.tokens, "byte", &data.bytes));
+  }
+  if ((header.flags & kChatFlag) != 0) {
+    MOEPACK_ASSIGN_OR_RETURN(data.chat, ReadChatTemplate(&reader, header.tokens));
   }
   if (reader.remaining() != 0) return Broken(reader.offset(), StrFormat("T5: %zu bytes after its end", reader.remaining()));
   return data;

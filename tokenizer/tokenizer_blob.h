@@ -1,7 +1,7 @@
 // The tokenizer blob: bytes <-> TokenizerData.
 //
 //   u32 magic "MTOK"   u16 version 1   u8 pre-tokenizer   u8 flags: 1 NFC, 2 space prefix, 4 whole pieces, 8 beginning,
-//       16 space prefix unless there
+//       16 space prefix unless there, 32 chat template
 //   u32 tokens (256 .. 2^20)   u32 merges (0 .. 2^22)   u32 special   u32 end_of_text
 //   u16 length[tokens]         bytes of each token, 0 .. 1024; 0 = the id is not used
 //   bytes                      the tokens one after the other, by id
@@ -10,6 +10,7 @@
 //   u32 end_of_text[]          strictly increasing
 //   u32 count, u32 ids[]       beginning; only with flag 8
 //   u32 bytes[256]             only with the SentencePiece pre-tokenizer
+//   chat template              tokenizer/chat_blob.h; only with flag 32
 // Little endian, no padding, nothing after it. Rules (kTokenizer each):
 //   T1  magic and version
 //   T2  closed enums; flags 2 and 16 exclude each other
@@ -22,6 +23,7 @@
 //   T9  no two ordinary tokens are equal
 //   T10 a merge names ordinary, used tokens whose concatenation is an ordinary token
 //   T11 no pair is merged twice
+//   T12 the chat template's own (tokenizer/chat_blob.h)
 // Ordinary means not special, and with SentencePiece not among bytes[].
 #pragma once
 
@@ -38,7 +40,7 @@ inline constexpr uint32_t kMaxTokens = 1u << 20;
 inline constexpr uint32_t kMaxMerges = 1u << 22;
 inline constexpr uint32_t kMaxTokenBytes = 1024;
 
-// Rules T1 to T7.
+// Rules T1 to T7 and T12.
 Result<TokenizerData> ParseTokenizerBlob(ByteSpan blob);
 
 // What encoding looks up.

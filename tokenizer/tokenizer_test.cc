@@ -293,7 +293,7 @@ TEST(TokenizerBlobTest, HeaderRules) {
   EXPECT_NE(with(0, 'X').find("T1"), std::string::npos);
   EXPECT_NE(with(4, 2).find("T1"), std::string::npos);
   EXPECT_NE(with(6, 9).find("T2"), std::string::npos);
-  EXPECT_NE(with(7, 32).find("T2"), std::string::npos);
+  EXPECT_NE(with(7, 64).find("T2"), std::string::npos);
   EXPECT_NE(with(11, 0xff).find("T3"), std::string::npos);
   EXPECT_NE(with(15, 0xff).find("T3"), std::string::npos);
   EXPECT_NE(with(19, 0xff).find("T3"), std::string::npos);

@@ -1,12 +1,28 @@
 #include "model/frontend/tokenizer_files.h"
 
 #include "model/frontend/tokenizer_json.h"
+#include "tokenizer/tokenizer_blob.h"
 
 namespace moepack {
 namespace {
 
 constexpr uint64_t kMaxTokenizerBytes = 256ull << 20;
-constexpr const char* kNames[] = {"tokenizer.json", "tokenizer_config.json", "generation_config.json"};
+constexpr const char* kNames[] = {"tokenizer.json", "tokenizer_config.json", "generation_config.json",
+                                  "chat_template.jinja"};
+
+Result<Bytes> Compile(const std::vector<TokenizerFile>& files, const std::string& directory, uint64_t vocabulary,
+                      std::string* chat_note) {
+  const auto bytes_of = [&](const char* name) -> ByteSpan {
+    for (const TokenizerFile& file : files) {
+      if (file.name == name) return file.bytes;
+    }
+    return {};
+  };
+  Result<Bytes> compiled = CompileTokenizerJson(bytes_of(kNames[0]), bytes_of(kNames[1]), bytes_of(kNames[2]), vocabulary,
+                                                bytes_of(kNames[3]), chat_note);
+  if (!compiled.ok()) return compiled.status().With(directory);
+  return compiled;
+}
 
 }  // namespace
 
@@ -27,16 +43,17 @@ Result<Bytes> CompileTokenizerOf(Env& env, const std::string& directory, uint64_
                                  std::vector<std::string>* names) {
   MOEPACK_ASSIGN_OR_RETURN(const std::vector<TokenizerFile> files, ReadTokenizerFiles(env, directory));
   if (files.empty()) return Bytes();
-  const auto bytes_of = [&](const char* name) -> ByteSpan {
-    for (const TokenizerFile& file : files) {
-      if (file.name == name) return file.bytes;
-    }
-    return {};
-  };
   for (const TokenizerFile& file : files) names->push_back(file.name);
-  Result<Bytes> compiled = CompileTokenizerJson(bytes_of(kNames[0]), bytes_of(kNames[1]), bytes_of(kNames[2]), vocabulary);
-  if (!compiled.ok()) return compiled.status().With(directory);
-  return compiled;
+  return Compile(files, directory, vocabulary, nullptr);
+}
+
+Result<std::string> ChatTemplateNote(Env& env, const std::string& path) {
+  MOEPACK_ASSIGN_OR_RETURN(const bool folder, env.IsDirectory(path));
+  const std::string directory = folder ? path : DirectoryOf(path);
+  MOEPACK_ASSIGN_OR_RETURN(const std::vector<TokenizerFile> files, ReadTokenizerFiles(env, directory));
+  std::string note;
+  if (!files.empty()) MOEPACK_RETURN_IF_ERROR(Compile(files, directory, kMaxTokens, &note).status());
+  return note;
 }
 
 }  // namespace moepack

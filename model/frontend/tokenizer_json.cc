@@ -9,6 +9,7 @@
 #include <unordered_map>
 
 #include "model/byte_alphabet.h"
+#include "model/frontend/chat_files.h"
 #include "model/frontend/tokenizer_steps.h"
 #include "tokenizer/tokenizer_blob.h"
 #include "tokenizer/unicode.h"
@@ -59,6 +60,17 @@ class Compiler {
       MOEPACK_RETURN_IF_ERROR(AddEndOfText(id.get<uint64_t>(), "generation_config.json: eos_token_id"));
     }
     return Status::Ok();
+  }
+
+  // The template's pieces, and the first token behind an answer as one that ends it. Returns the note.
+  std::string ReadChat(const Json& tokenizer, const Json& config, ByteSpan jinja) {
+    ChatOfFiles files = ReadChatOfFiles(jinja, config, added_tokens_);
+    if (!files.chat.has_value()) return files.note;
+    data_.chat = std::move(files.chat);
+    data_.chat->space_at_start_only = PrependsFirstOnly(Member(tokenizer, "pre_tokenizer"));
+    const auto& after_answer = data_.chat->pieces[static_cast<size_t>(ChatPlace::kAssistantToUser)];
+    if (!after_answer.empty() && after_answer[0].is_token()) data_.end_of_text.push_back(after_answer[0].token);
+    return files.note;
   }
 
   Result<Bytes> Finish() {
@@ -163,7 +175,8 @@ class Compiler {
       // Special tokens may be listed among the ordinary ones in plain text; added_tokens must then say so.
       if (!bytes.has_value()) plain_.emplace(id, text);
       const std::string& token = bytes.has_value() ? *bytes : text;
-      if (token.empty() || token.size() > kMaxTokenBytes) return Refuse(field, StrFormat("empty or longer than %u bytes", kMaxTokenBytes));
+      if (token.empty() || token.size() > kMaxTokenBytes)
+        return Refuse(field, StrFormat("empty or longer than %u bytes", kMaxTokenBytes));
       if (!data_.tokens[id].empty()) return Refuse(field, StrFormat("id %u is already taken", id));
       data_.tokens[id] = token;
       vocabulary_.emplace(text, id);
@@ -208,17 +221,26 @@ class Compiler {
       if (!content.is_string() || !special.is_boolean()) return Refuse(field, "needs a content and a special flag");
       MOEPACK_ASSIGN_OR_RETURN(const uint32_t id, TokenId(Member(added[i], "id"), field));
       const std::string text = content.get<std::string>();
-      if (text.empty() || text.size() > kMaxTokenBytes) return Refuse(field, StrFormat("empty or longer than %u bytes", kMaxTokenBytes));
+      if (text.empty() || text.size() > kMaxTokenBytes)
+        return Refuse(field, StrFormat("empty or longer than %u bytes", kMaxTokenBytes));
       if (!data_.tokens[id].empty() && data_.tokens[id] != text) {
         return Refuse(field, StrFormat("\"%s\" has id %u of another token", text.c_str(), id));
       }
       if (!added_.emplace(text, id).second) return Refuse(field, "\"" + text + "\" is there twice");
       data_.tokens[id] = text;
+      added_tokens_.push_back({text, id, Member(added[i], "lstrip") == true, Member(added[i], "rstrip") == true});
       plain_.erase(id);
       if (special.get<bool>()) data_.special.push_back(id);
     }
     if (plain_.empty()) return Status::Ok();
     return Refuse("tokenizer.json: model.vocab[\"" + plain_.begin()->second + "\"]", "not in the byte-level alphabet");
+  }
+
+  // Metaspace that puts its mark before the start of a text, not before what follows a special token.
+  static bool PrependsFirstOnly(const Json& pre_tokenizer) {
+    const Json& steps = Member(pre_tokenizer, "pretokenizers");
+    if (steps.is_array()) return std::any_of(steps.begin(), steps.end(), PrependsFirstOnly);
+    return IsType(pre_tokenizer, "Metaspace") && Member(pre_tokenizer, "prepend_scheme") == "first";
   }
 
   Status AddEndOfText(uint64_t id, const std::string& field) {
@@ -235,24 +257,28 @@ class Compiler {
   std::map<uint8_t, uint32_t> byte_tokens_;               // SentencePiece
   std::unordered_map<std::string, uint32_t> vocabulary_;  // by its text in the file
   std::unordered_map<std::string, uint32_t> added_;
+  std::vector<AddedToken> added_tokens_;
   std::map<uint32_t, std::string> plain_;  // vocabulary entries outside the byte alphabet, not yet explained by added_tokens
 };
 
 }  // namespace
 
 Result<Bytes> CompileTokenizerJson(ByteSpan tokenizer_json, ByteSpan tokenizer_config_json, ByteSpan generation_config_json,
-                                   uint64_t vocab_size) {
+                                   uint64_t vocab_size, ByteSpan chat_template_jinja, std::string* chat_note) {
   Compiler compiler(vocab_size);
   MOEPACK_ASSIGN_OR_RETURN(const Json tokenizer, ParseObject(tokenizer_json, "tokenizer.json"));
   MOEPACK_RETURN_IF_ERROR(compiler.ReadTokenizer(tokenizer));
+  Json config;
   if (!tokenizer_config_json.empty()) {
-    MOEPACK_ASSIGN_OR_RETURN(const Json config, ParseObject(tokenizer_config_json, "tokenizer_config.json"));
+    MOEPACK_ASSIGN_OR_RETURN(config, ParseObject(tokenizer_config_json, "tokenizer_config.json"));
     MOEPACK_RETURN_IF_ERROR(compiler.ReadConfig(config));
   }
   if (!generation_config_json.empty()) {
-    MOEPACK_ASSIGN_OR_RETURN(const Json config, ParseObject(generation_config_json, "generation_config.json"));
-    MOEPACK_RETURN_IF_ERROR(compiler.ReadGenerationConfig(config));
+    MOEPACK_ASSIGN_OR_RETURN(const Json generation, ParseObject(generation_config_json, "generation_config.json"));
+    MOEPACK_RETURN_IF_ERROR(compiler.ReadGenerationConfig(generation));
   }
+  const std::string note = compiler.ReadChat(tokenizer, config, chat_template_jinja);
+  if (chat_note != nullptr) *chat_note = note;
   return compiler.Finish();
 }
 

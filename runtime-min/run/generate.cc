@@ -2,6 +2,7 @@
 #include <cstdio>
 
 #include "runtime-min/generation.h"
+#include "runtime-min/run/chat_prompt.h"
 #include "runtime-min/run/metrics_output.h"
 #include "runtime-min/run/session.h"
 
@@ -55,6 +56,15 @@ Result<std::string> PromptText(const cli::Command& command) {
 
 // What is to be run first. A loaded sequence goes on with what it has left and needs no prompt.
 Result<std::vector<int32_t>> Prompt(const cli::Command& command, Session& session) {
+  if (IsChat(command)) {
+    std::string text;
+    if (!command.Has("messages")) {
+      MOEPACK_ASSIGN_OR_RETURN(text, PromptText(command));
+    }
+    MOEPACK_ASSIGN_OR_RETURN(std::vector<int32_t> chat, ChatTokens(command, *session.tokenizer, text));
+    MOEPACK_RETURN_IF_ERROR(CheckLength(session, "the conversation", chat.size()));
+    return chat;
+  }
   std::vector<int32_t> tokens(session.tokenizer->beginning().begin(), session.tokenizer->beginning().end());
   const bool loads = command.Has("load-state");
   if (loads) {
@@ -130,13 +140,15 @@ Status Generate(int argc, char** argv) {
   cli::Command command(
       {"moepack run generate",
        "Generates text from a verified bundle and streams it to standard output.",
-       "(BUNDLE --trust T.json | --device ROOT) (--prompt TEXT | --prompt-file FILE | --load-state FILE) [-n N] "
+       "(BUNDLE --trust T.json | --device ROOT) ([--chat [--system TEXT]] (--prompt TEXT | --prompt-file FILE) | "
+       "--messages FILE | --load-state FILE) [-n N] "
        "[--temperature T] [--expert-ram SIZE] [--save-state FILE]",
        {"moepack run generate wren.moeb --trust trust.json --prompt 'In the beginning' -n 64",
         "moepack run generate wren.moeb --trust trust.json --prompt 'def ' --temperature 0.8 --top-p 0.95 --seed 7 "
         "--expert-ram 4MiB --json",
-        "moepack run generate wren.moeb --trust trust.json --prompt 'In the beginning' -n 64 --save-state chat.seq",
-        "moepack run generate wren.moeb --trust trust.json --load-state chat.seq --prompt ' And then' -n 64"}});
+        "moepack run generate olmoe.moeb --trust trust.json --chat --system 'Be brief.' --prompt 'What is a wren?'",
+        "moepack run generate wren.moeb --trust trust.json --prompt 'In the beginning' -n 64 --save-state story.seq",
+        "moepack run generate wren.moeb --trust trust.json --load-state story.seq --prompt ' And then' -n 64"}});
   AddSessionOptions(&command);
   command.options().add_options()("prompt", po::value<std::string>(), "text to go on from")(
       "prompt-file", po::value<std::string>(), "file with the text to go on from")("n-tokens,n", po::value<uint64_t>(),
@@ -150,9 +162,11 @@ Status Generate(int argc, char** argv) {
       "save-state", po::value<std::string>(), "file for the state of the sequence at the end, to go on from it later")(
       "load-state", po::value<std::string>(),
       "go on from a sequence that was saved with the same bundle: with the prompt, or as if it had not ended");
+  AddChatOptions(&command);
   MetricsOutput::AddOptions(&command, true);
   MOEPACK_RETURN_IF_ERROR(command.Parse(argc, argv));
   if (command.help_shown()) return Status::Ok();
+  MOEPACK_RETURN_IF_ERROR(CheckChatOptions(command));
   MOEPACK_ASSIGN_OR_RETURN(const runtime::SamplerOptions sampling, SamplerOptionsOf(command));
   const uint64_t limit = command.GetOr<uint64_t>("n-tokens", 128);
   if (limit == 0) return Status(ErrorCode::kUsage, "-n: expected at least 1");

@@ -247,7 +247,7 @@ for rule, name, edit, attack in (
         ("R-701", "magic", field(0, b"mtok"), LIES), ("R-701", "version", field(4, b"\2\0"), LIES),
         ("R-701", "cut_in_its_magic", tokenizer_bytes(lambda b: b[:3]), "truncation"),
         ("R-702", "pre_tokenizer_0", field(6, b"\0"), LIES), ("R-702", "pre_tokenizer_8", field(6, b"\x08"), LIES),
-        ("R-702", "flags_32", field(7, b"\x20"), LIES), ("R-702", "flags_18", field(7, b"\x12"), LIES),
+        ("R-702", "flags_64", field(7, b"\x40"), LIES), ("R-702", "flags_18", field(7, b"\x12"), LIES),
         ("R-704", "beginning_that_is_not_there", field(7, b"\x08"), "truncation"),
         ("R-704", "byte_tokens_that_are_not_there", field(6, b"\x07"), "truncation"),
         ("R-703", "beginning_of_no_tokens", tokenizer_bytes(lambda b: b[:7] + b"\x08" + b[8:] + b"\0" * 4), LIES),
@@ -277,3 +277,40 @@ for rule, name, edit, attack in (
         ("R-707", "merge_without_a_token", tokenizer(lambda t: t["merges"].append((99, 99))), LIES),
         ("R-707", "merge_twice", tokenizer(lambda t: t["merges"].append((97, 98))), TWICE)):
     add(rule, f"tokenizer_{name}", edit, stage=USE, attack=attack)
+
+
+def chat(flags=b"\3", places=(b"\0",) * 6, excluded=b"\0", end=None):
+    """A chat template behind the ordinary blob."""
+    data = (flags + b"".join(places) + excluded)[:end]
+    return tokenizer_bytes(lambda b: b[:7] + b"\x20" + b[8:] + data)
+
+
+def first_place(data):
+    return chat(places=(data,) + (b"\0",) * 5)
+
+
+TEXT, TOKEN = b"\0\2\0ab", b"\1" + struct.pack("<I", 258)
+for rule, name, edit, attack in (
+        ("R-704", "that_is_not_there", chat(end=0), "truncation"), ("R-704", "cut_in_its_places", chat(end=4), "truncation"),
+        ("R-704", "cut_in_a_text", chat(places=(b"\1" + TEXT,), excluded=b"", end=-1), "truncation"),
+        ("R-704", "cut_in_a_token", chat(places=(b"\1" + TOKEN,), excluded=b"", end=-1), "truncation"),
+        ("R-704", "cut_in_an_exclusion", chat(excluded=b"\1\1\2a"), "truncation"),
+        ("R-705", "token_260", first_place(b"\1\1" + struct.pack("<I", 260)), OVERFLOW),
+        ("R-708", "flags_64", chat(flags=b"\x43"), LIES), ("R-708", "flags_0", chat(flags=b"\0"), LIES),
+        ("R-708", "without_system_but_before_one", chat(flags=b"\2", places=(b"\1" + TEXT,) + (b"\0",) * 5), LIES),
+        ("R-708", "without_system_but_behind_one", chat(flags=b"\2", places=(b"\0",) * 2 + (b"\1" + TEXT,) + (b"\0",) * 3), LIES),
+        ("R-708", "with_system_only_but_before_user", chat(flags=b"\1", places=(b"\0", b"\1" + TEXT) + (b"\0",) * 4), LIES),
+        ("R-708", "pieces_65", first_place(b"\x41" + TOKEN * 65), OVERFLOW),
+        ("R-708", "kind_2", first_place(b"\1\2" + TOKEN[1:]), LIES), ("R-708", "kind_9", first_place(b"\1\x09" + TOKEN[1:]), LIES),
+        ("R-708", "text_of_no_bytes", first_place(b"\1\0\0\0"), LIES),
+        ("R-708", "text_of_16385_bytes", first_place(b"\1\0\1\x40" + b"x" * 16385), OVERFLOW),
+        ("R-708", "two_texts_in_a_row", first_place(b"\3" + TOKEN + TEXT + TEXT), TWICE),
+        ("R-708", "exclusions_17", chat(excluded=b"\x11" + b"".join(b"\1\1" + bytes([c]) for c in range(17))), OVERFLOW),
+        ("R-708", "exclusion_of_role_3", chat(excluded=b"\1\3\0"), LIES),
+        ("R-708", "exclusion_twice", chat(excluded=b"\2\1\1a\1\1a"), TWICE),
+        ("R-708", "exclusions_falling", chat(excluded=b"\2\2\1a\1\1b"), TWICE)):
+    add(rule, f"tokenizer_chat_{name}", edit, stage=USE, attack=attack)
+WHOLE_CHAT = chat(flags=b"\x3f", places=(b"\1" + TEXT, b"\3" + TEXT + b"\7" + TOKEN[1:] + TEXT, b"\0", b"\2" + TOKEN + TOKEN, b"\0", b"\1" + TEXT),
+                  excluded=b"\3\0\0\1\1b\2\0")
+add(None, "tokenizer_chat", WHOLE_CHAT, stage=USE)
+add(None, "tokenizer_chat_of_nothing", chat(flags=b"\2"), stage=USE)

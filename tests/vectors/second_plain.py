@@ -185,6 +185,35 @@ def decode_chunk(chunk, stored):
     return plain
 
 
+def check_chat(take, tokens):
+    """The chat template at the end of a tokenizer blob."""
+    flags, = take(1)
+    must(flags <= 63 and flags & 3, "R-708", "flags")
+    for needed in (flags & 1, flags & 2, flags & 1, True, True, True):
+        count, = take(1)
+        must(count <= 64 and (needed or count == 0), "R-708", "pieces")
+        texts = []
+        for _ in range(count):
+            kind, = take(1)
+            must(kind in (0, 1, 3, 5, 7), "R-708", "kind of a piece")
+            texts.append(kind == 0)
+            if kind == 0:
+                length, = struct.unpack("<H", take(2))
+                must(1 <= length <= 16384, "R-708", "length of a text")
+                take(length)
+            else:
+                must(struct.unpack("<I", take(4))[0] < tokens, "R-705", "unknown id")
+        must(not any(a and b for a, b in zip(texts, texts[1:])), "R-708", "two texts in a row")
+    count, = take(1)
+    must(count <= 16, "R-708", "exclusions")
+    excluded = []
+    for _ in range(count):
+        role, length = take(2)
+        must(role <= 2, "R-708", "role")
+        excluded.append((role, bytes(take(length))))
+    must(all(a < b for a, b in zip(excluded, excluded[1:])), "R-708", "exclusions do not rise")
+
+
 def check_tokenizer(blob):
     at = 0
 
@@ -197,7 +226,7 @@ def check_tokenizer(blob):
     must(blob[:6] == b"MTOK\x01\x00", "R-701", "magic or version")
     take(6)
     pre, flags = (take(2) + b"\0\0")[:2]
-    must(1 <= pre <= 7 and flags <= 31 and flags & 18 != 18, "R-702", "pre-tokenizer or flags")
+    must(1 <= pre <= 7 and flags <= 63 and flags & 18 != 18, "R-702", "pre-tokenizer or flags")
     tokens, merges, special, ends = struct.unpack("<4I", take(16))
     must(256 <= tokens <= 2**20 and merges <= 2**22 and special <= tokens and ends <= tokens, "R-703", "counts")
     lengths = struct.unpack(f"<{tokens}H", take(2 * tokens))
@@ -218,6 +247,8 @@ def check_tokenizer(blob):
     if pre == 7:
         of_bytes = [i for i, in struct.iter_unpack("<I", take(4 * 256))]
         must(all(i < tokens for i in of_bytes), "R-705", "unknown id")
+    if flags & 32:
+        check_chat(take, tokens)
     must(at == len(blob), "R-704", "bytes after the end")
     ordinary, left_out = {}, {*ids[0], *of_bytes}
     for i, text in enumerate(texts):

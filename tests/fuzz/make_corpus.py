@@ -105,8 +105,17 @@ def put_sequences():
         put("sequence", name, bytes([bits8]) + saved + hashlib.sha256(saved).digest())
 
 
+def put_npy():
+    """Two rows of three numbers in each version of .npy."""
+    for version, kind, values in ((1, "<f4", "<6f"), (2, "<f8", "<6d"), (3, "<f4", "<6f")):
+        header = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': (2, 3), }}\n".encode()
+        length = struct.pack("<H" if version == 1 else "<I", len(header))
+        put("npy", f"version_{version}", b"\x93NUMPY" + bytes([version, 0]) + length + header + struct.pack(values, *range(6)))
+
+
 def main():
     put_sequences()
+    put_npy()
     rng = random.Random(3)
     shutil.rmtree(WORK, ignore_errors=True)
     model = WORK / "m"

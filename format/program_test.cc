@@ -118,7 +118,12 @@ TEST(ValidateProgram, Declarations) {
           {"0 inputs", [](Program& p) { p.inputs.clear(); }},
           {"2 inputs", [](Program& p) { p.inputs.push_back(0); }},
           {"input: value 9999 does not exist", [](Program& p) { p.inputs[0] = 9999; }},
-          {"input: value 1 is not of tokens", [](Program& p) { p.inputs[0] = 1; }},
+          {"an input of floats takes max_positions 1 and no state slots", [](Program& p) { p.inputs[0] = 1; }},
+          {"an input of floats takes max_positions 1 and no state slots",
+           [](Program& p) {
+             p.inputs[0] = 1;
+             p.max_positions = 1;
+           }},
           {"output: value 4294967295 does not exist", [](Program& p) { p.output = kNone; }},
           {"output is not a float value", [](Program& p) { p.output = 0; }},
           {"never produced",

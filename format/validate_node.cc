@@ -84,11 +84,11 @@ Status NodeChecker::UseVector(const char* what, TensorId id, uint64_t cols) {
 }
 
 Status NodeChecker::CheckInputs() {
-  if (program_.inputs.size() != 1) return Malformed(StrFormat("%zu inputs, must be one of tokens", program_.inputs.size()));
+  if (program_.inputs.size() != 1) return Malformed(StrFormat("%zu inputs, must be one", program_.inputs.size()));
   const ValueId input = program_.inputs[0];
   if (input >= program_.values.size()) return Malformed(StrFormat("input: value %u does not exist", input));
-  if (program_.values[input].kind != ValueKind::kTokens)
-    return Malformed(StrFormat("input: value %u is not of tokens", input));
+  if (program_.values[input].kind == ValueKind::kFloat && (program_.max_positions != 1 || program_.state_slots != 0))
+    return Malformed("an input of floats takes max_positions 1 and no state slots: each row is a sequence of its own");
   produced_[input] = true;
   return Status::Ok();
 }

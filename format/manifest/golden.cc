@@ -5,6 +5,7 @@
 
 #include "format/manifest/tables_schema.h"
 #include "format/manifest/wire_io.h"
+#include "format/program_input.h"
 #include "format/proto/golden.pb.h"
 
 namespace moepack {
@@ -51,8 +52,9 @@ Status CheckGolden(const GoldenPrompts& golden) {
       StrFormat("golden prompts: all of the %llu steps may differ", static_cast<unsigned long long>(golden.steps())));
 }
 
-// Rows of the smallest embedding table: the token ids that can be read.
+// Rows of the smallest embedding table: the token ids that can be read. None where the input is of floats.
 uint64_t ReadableTokens(const Program& program) {
+  if (InputWidth(program) > 0) return 0;
   uint64_t rows = UINT64_MAX;
   for (const Node& node : program.nodes) {
     if (node.kind == NodeKind::kEmbedding) rows = std::min(rows, program.tensors[node.embedding.table].rows);

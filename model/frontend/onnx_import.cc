@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "model/frontend/onnx_layers.h"
+#include "model/frontend/onnx_mixture.h"
 
 namespace moepack {
 namespace {
@@ -54,7 +55,8 @@ bool IsBookkeeping(const std::string& op) {
 }  // namespace
 
 OnnxImporter::OnnxImporter(const OnnxFile& file, uint64_t context)
-    : file_(file), graph_(file.model().graph()), context_(context) {}
+    : file_(file), graph_(file.model().graph()), context_(context), mixtures_(std::make_unique<OnnxMixtures>(*this)) {}
+OnnxImporter::~OnnxImporter() = default;
 
 const std::map<std::string, OnnxImporter::Handler>& OnnxImporter::Handlers() {
   static const std::map<std::string, Handler> kHandlers = {
@@ -95,21 +97,50 @@ const std::map<std::string, OnnxImporter::Handler>& OnnxImporter::Handlers() {
 Status OnnxImporter::Run() {
   MOEPACK_RETURN_IF_ERROR(CheckGraph());
   MOEPACK_RETURN_IF_ERROR(FindBookkeeping());
-  program.values.push_back({"tokens", ValueKind::kTokens, 0});
-  program.inputs = {0};
-  producer_.push_back(kNone);
-  program.max_positions = kMaxPositions;
-  if (context_ != 0) program.max_positions = static_cast<uint32_t>(std::min<uint64_t>(context_, kMaxPositions));
+  MOEPACK_RETURN_IF_ERROR(DeclareInput());
   for (int i = 0; i < graph_.node_size(); ++i) MOEPACK_RETURN_IF_ERROR(ImportNode(i));
   MOEPACK_RETURN_IF_ERROR(SetOutput());
-  if (rotary_.empty() && context_ == 0) {
-    return Status(ErrorCode::kUnsupported,
-                  "no attention has cos and sin caches: the longest sequence is not known (context_length of a "
-                  "genai_config.json beside the file says it too)");
-  }
+  MOEPACK_RETURN_IF_ERROR(CheckLength());
+  if (mixtures_->any()) RemoveUnread();
   MOEPACK_RETURN_IF_ERROR(AssignLayers(&program));
-  program.original_parameters = CountParameters(program);
+  program.original_parameters = CountParameters(program) - mixtures_->padding();
   return ValidateProgram(program);
+}
+
+// Tokens, unless floats are all that goes in.
+Status OnnxImporter::DeclareInput() {
+  std::vector<const onnx::ValueInfoProto*> inputs;
+  for (const onnx::ValueInfoProto& input : graph_.input()) {
+    if (file_.Find(input.name()) == nullptr) inputs.push_back(&input);
+  }
+  producer_.push_back(kNone);
+  program.inputs = {0};
+  if (inputs.size() == 1 && IsFloatInput(*inputs[0])) return DeclareRows(*inputs[0]);
+  program.values.push_back({"tokens", ValueKind::kTokens, 0});
+  program.max_positions = kMaxPositions;
+  if (context_ != 0) program.max_positions = static_cast<uint32_t>(std::min<uint64_t>(context_, kMaxPositions));
+  return Status::Ok();
+}
+
+Status OnnxImporter::DeclareRows(const onnx::ValueInfoProto& input) {
+  const onnx::TensorShapeProto& shape = input.type().tensor_type().shape();
+  const int64_t width = shape.dim_size() == 2 ? shape.dim(1).dim_value() : 0;
+  if (width < 1 || static_cast<uint64_t>(width) > kMaxCols) {
+    return Status(
+        ErrorCode::kUnsupported,
+        "graph input '" + input.name() + "': a table of floats must be [rows, columns] with a fixed number of columns");
+  }
+  program.values.push_back({"rows", ValueKind::kFloat, static_cast<uint64_t>(width)});
+  program.max_positions = 1;
+  values_.emplace(input.name(), Value{0, static_cast<uint64_t>(width), 2, false, false});
+  return Status::Ok();
+}
+
+Status OnnxImporter::CheckLength() const {
+  if (program.values[0].kind == ValueKind::kFloat || !rotary_.empty() || context_ != 0) return Status::Ok();
+  return Status(ErrorCode::kUnsupported,
+                "no attention has cos and sin caches: the longest sequence is not known (context_length of a "
+                "genai_config.json beside the file says it too)");
 }
 
 Status OnnxImporter::CheckGraph() {
@@ -166,6 +197,8 @@ Status OnnxImporter::FindBookkeeping() {
 Status OnnxImporter::ImportNode(int index) {
   OnnxNode node(graph_.node(index), index);
   if (bookkeeping_.contains(index)) return Status::Ok();
+  MOEPACK_ASSIGN_OR_RETURN(const bool mixture, mixtures_->Import(node));
+  if (mixture) return Status::Ok();
   const auto handler = Handlers().find(node.op());
   if (handler == Handlers().end()) return node.Unsupported("this operator is not supported");
   return (this->*handler->second)(node);
@@ -175,9 +208,12 @@ Status OnnxImporter::SetOutput() {
   for (const onnx::ValueInfoProto& output : graph_.output()) {
     if (kv_outputs_.contains(output.name())) continue;
     const Value* value = FindValue(output.name());
-    if (value == nullptr)
+    if (value == nullptr) {
+      if (const std::string why = mixtures_->WhyNoValue(output.name()); !why.empty())
+        return Status(ErrorCode::kUnsupported, "graph output: " + why);
       return Status(ErrorCode::kBadInput, "graph output '" + output.name() + "' is not computed by the graph");
-    if (program.output != kNone) {
+    }
+    if (program.output != kNone && program.output != value->id) {
       return Status(ErrorCode::kUnsupported,
                     "graph output '" + output.name() + "': only logits and key-value caches may leave the graph");
     }
@@ -202,6 +238,7 @@ const OnnxImporter::Value* OnnxImporter::FindValue(const std::string& name) cons
 Result<OnnxImporter::Value> OnnxImporter::Input(const OnnxNode& node, int i) const {
   if (const Value* value = FindValue(node.input(i)); value != nullptr) return *value;
   if (node.input(i).empty()) return node.Bad(StrFormat("input %d is missing", i));
+  if (const std::string why = mixtures_->WhyNoValue(node.input(i)); !why.empty()) return node.Unsupported(why);
   return node.Bad(StrFormat("input %d '%s' is not a float value that an earlier node computes", i, node.input(i).c_str()));
 }
 
@@ -239,6 +276,15 @@ Result<const OnnxTensor*> OnnxImporter::VectorInput(const OnnxNode& node, int i)
   Codec codec;
   if (!DtypeCodec(tensor->dtype, &codec)) return node.Bad(StrFormat("input %d must be of floats", i));
   return tensor;
+}
+
+const Node* OnnxImporter::ProducerOf(ValueId id) const {
+  return producer_[id] == kNone ? nullptr : &program.nodes[producer_[id]];
+}
+
+bool OnnxImporter::IsGraphOutput(const std::string& name) const {
+  return std::any_of(graph_.output().begin(), graph_.output().end(),
+                     [&](const auto& output) { return output.name() == name; });
 }
 
 bool OnnxImporter::UsedOnce(const std::string& name) const {

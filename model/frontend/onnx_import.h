@@ -3,9 +3,10 @@
 // Supported: Gather (embedding), MatMul, Gemm, Add, Mul, Sigmoid, Relu, Clip, Cast and Identity (no operation), Reshape (of
 // heads and of leading dimensions), Slice, Concat, Transpose (of a constant), LayerNormalization, RMSNormalization,
 // SimplifiedLayerNormalization, RotaryEmbedding, Constant; com.microsoft: Gelu, FastGelu, SkipLayerNormalization,
-// SkipSimplifiedLayerNormalization, RotaryEmbedding, GroupQueryAttention, MoE, QMoE, MatMulNBits, GatherBlockQuantized. What
-// computes sequence lengths and positions from the attention mask is left out, and nothing else may read it: sequences are
-// unpadded and positions count from 0.
+// SkipSimplifiedLayerNormalization, RotaryEmbedding, GroupQueryAttention, MoE, QMoE, MatMulNBits, GatherBlockQuantized;
+// routers and experts in plain operators (onnx_mixture.h). The graph reads tokens, or else rows of floats [rows, width].
+// What computes sequence lengths and positions from the attention mask is left out, and nothing else may read it: sequences
+// are unpadded and positions count from 0.
 #pragma once
 
 #include <cstdint>
@@ -25,10 +26,13 @@
 
 namespace moepack {
 
+class OnnxMixtures;
+
 class OnnxImporter {
  public:
   // `context` caps the positions of the program, and is needed where no caches of rotations do; 0: not known.
   OnnxImporter(const OnnxFile& file, uint64_t context);
+  ~OnnxImporter();
 
   // Fills the results below. kUnsupported names the operator and node; kShape, kBadInput, kLimit.
   Status Run();
@@ -37,7 +41,6 @@ class OnnxImporter {
   std::vector<OnnxWeight> tensors;   // by TensorId
   std::vector<OnnxExperts> experts;  // by expert table
 
- private:
   // A float value of the graph. Its bytes are those of a program value [tokens, width], seen as [..., columns].
   struct Value {
     ValueId id = kNone;
@@ -46,6 +49,10 @@ class OnnxImporter {
     bool batch_first = false;  // the first dimension is the batch
     bool by_sequence = false;  // the first two dimensions are batch and sequence
   };
+
+ private:
+  friend class OnnxMixtures;  // onnx_mixture.h: experts spelled out in plain operators
+
   // A value `id` of the same shape as `shape`; with other columns in the second form.
   static Value Like(const Value& shape, ValueId id) {
     return {id, shape.columns, shape.rank, shape.batch_first, shape.by_sequence};
@@ -57,6 +64,9 @@ class OnnxImporter {
 
   // onnx_import.cc
   Status CheckGraph();
+  Status DeclareInput();
+  Status DeclareRows(const onnx::ValueInfoProto& input);
+  Status CheckLength() const;
   Status FindBookkeeping();
   Status ImportNode(int index);
   Status SetOutput();
@@ -70,6 +80,9 @@ class OnnxImporter {
   Result<float> ScalarInput(const OnnxNode& node, int i) const;
   // A 1-dimensional float constant, leading dimensions of 1 allowed.
   Result<const OnnxTensor*> VectorInput(const OnnxNode& node, int i) const;
+  // The node that made a value; null for the program's input.
+  const Node* ProducerOf(ValueId id) const;
+  bool IsGraphOutput(const std::string& name) const;
   uint64_t Width(const Value& value) const { return program.values[value.id].width; }
   bool UsedOnce(const std::string& name) const;
   Status Define(const OnnxNode& node, int output, const Value& value);
@@ -140,6 +153,9 @@ class OnnxImporter {
 
   static const std::map<std::string, Handler>& Handlers();
 
+  // onnx_unread.cc
+  void RemoveUnread();
+
   const OnnxFile& file_;
   const onnx::GraphProto& graph_;
   const uint64_t context_;
@@ -153,6 +169,7 @@ class OnnxImporter {
   std::set<int> bookkeeping_;                                      // nodes that only compute sequence lengths
   std::set<std::string> lengths_;                                  // what those give
   std::string tokens_;                                             // graph input of the embedding
+  std::unique_ptr<OnnxMixtures> mixtures_;                         // experts in plain operators
   std::vector<uint32_t> producer_;                                 // program node by value
   std::map<std::string, int> copies_;                              // times a tensor name was given out
   std::map<const OnnxTensor*, TensorId> embeddings_;

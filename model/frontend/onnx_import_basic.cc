@@ -26,6 +26,7 @@ Status OnnxImporter::ImportGather(OnnxNode& node) {
 Status OnnxImporter::EmitEmbedding(OnnxNode& node, const OnnxMatrix& table) {
   const std::string& tokens = node.input(1);
   if (!integers_.contains(tokens)) return node.Unsupported("indices must be the graph's token input");
+  if (program.values[0].kind != ValueKind::kTokens) return node.Unsupported("the graph has no input of tokens");
   if (!tokens_.empty() && tokens_ != tokens) return node.Unsupported("a second input of tokens");
   tokens_ = tokens;
   Node out;
@@ -164,6 +165,7 @@ Status OnnxImporter::ImportMul(OnnxNode& node) {
   // x * sigmoid(x) is one operation when nobody else reads the sigmoid.
   for (const bool sigmoid_first : {false, true}) {
     const Value &x = sigmoid_first ? b : a, &s = sigmoid_first ? a : b;
+    if (ProducerOf(s.id) == nullptr) continue;
     Node& made = program.nodes[producer_[s.id]];
     const bool sigmoid = made.kind == NodeKind::kElementwise && made.elementwise.op == ElementOp::kSigmoid;
     if (sigmoid && made.inputs[0] == x.id && s.columns == x.columns && s.rank == x.rank &&

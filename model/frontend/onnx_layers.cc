@@ -9,22 +9,26 @@ class Layers {
  public:
   explicit Layers(Program* program) : program_(*program), nodes_(program->nodes), producer_(program->values.size(), kNone) {
     for (uint32_t i = 0; i < nodes_.size(); ++i) producer_[nodes_[i].output] = i;
+    embeds_ = program->values[program->inputs[0]].kind == ValueKind::kTokens;
   }
 
   Status AssignBlocks() {
     const std::vector<bool> cut = Cuts();
     const std::vector<size_t> anchors = Anchors();
     if (anchors.empty()) return Status(ErrorCode::kUnsupported, "the graph has neither attention nor MoE nodes");
-    std::vector<size_t> ends = {0};  // last node of each block but the final one
+    std::vector<size_t> ends;  // last node of each block but the final one
+    if (embeds_) ends.push_back(0);
     for (size_t a = 0; a < anchors.size(); ++a) {
       const size_t limit = a + 1 < anchors.size() ? anchors[a + 1] : nodes_.size() - 1;
       const size_t end =
           a + 1 < anchors.size() ? LastCut(cut, anchors[a], limit, false) : LastCut(cut, anchors[a], limit, true);
+      if (end == nodes_.size() && a + 1 == anchors.size() && !embeds_) break;  // experts give the output itself
       if (end == nodes_.size()) {
         return Status(ErrorCode::kUnsupported, StrFormat("no single value leads from decoder layer %zu to the next", a));
       }
       ends.push_back(end);
     }
+    head_ = static_cast<int32_t>(ends.size() == anchors.size() + (embeds_ ? 1 : 0) ? ends.size() : kMaxNodes);
     int32_t block = 0;
     for (size_t i = 0; i < nodes_.size(); ++i) {
       nodes_[i].block = block;
@@ -34,24 +38,24 @@ class Layers {
   }
 
   void AssignTensors() {
-    const int32_t last = nodes_.back().block;
-    has_moe_.assign(static_cast<size_t>(last) + 1, false);
+    has_moe_.assign(static_cast<size_t>(nodes_.back().block) + 1, false);
     linear_role_.assign(nodes_.size(), TensorRole::kOther);
     for (const Node& node : nodes_) {
       if (node.kind != NodeKind::kMoe) continue;
       has_moe_[static_cast<size_t>(node.block)] = true;
-      program_.expert_tables[node.moe.table].layer = node.block - 1;
+      program_.expert_tables[node.moe.table].layer = LayerOf(node.block);
     }
     for (size_t i = 0; i < nodes_.size(); ++i) {
-      linear_role_[i] = nodes_[i].block == last                          ? TensorRole::kHead
-                        : has_moe_[static_cast<size_t>(nodes_[i].block)] ? TensorRole::kSharedExpert
-                                                                         : TensorRole::kDenseFfn;
+      const bool beside_experts = embeds_ && has_moe_[static_cast<size_t>(nodes_[i].block)];
+      linear_role_[i] = nodes_[i].block == head_ ? TensorRole::kHead
+                        : beside_experts         ? TensorRole::kSharedExpert
+                                                 : TensorRole::kDenseFfn;
     }
     for (const Node& node : nodes_) {
       if (node.kind == NodeKind::kAttention) MarkAttention(node);
       if (node.kind == NodeKind::kMoe) MarkBackward(node.inputs[1], node.block, TensorRole::kRouter, true);
     }
-    for (size_t i = 0; i < nodes_.size(); ++i) DescribeTensors(i, last);
+    for (size_t i = 0; i < nodes_.size(); ++i) DescribeTensors(i);
   }
 
  private:
@@ -131,9 +135,11 @@ class Layers {
     }
   }
 
-  void DescribeTensors(size_t index, int32_t last) {
+  int32_t LayerOf(int32_t block) const { return block == head_ ? -1 : block - (embeds_ ? 1 : 0); }
+
+  void DescribeTensors(size_t index) {
     const Node& node = nodes_[index];
-    const int32_t layer = node.block == 0 || node.block == last ? -1 : node.block - 1;
+    const int32_t layer = LayerOf(node.block);
     const auto describe = [&](TensorId id, TensorRole role) {
       if (id == kNone) return;
       TensorDecl& tensor = program_.tensors[id];
@@ -154,6 +160,8 @@ class Layers {
   Program& program_;
   std::vector<Node>& nodes_;
   std::vector<uint32_t> producer_;       // node index by value, kNone for inputs
+  bool embeds_ = true;                   // the first block is an embedding
+  int32_t head_ = 0;                     // block of the final norm and head
   std::vector<bool> has_moe_;            // by block
   std::vector<TensorRole> linear_role_;  // by node
 };

@@ -1,6 +1,7 @@
 #include "model/frontend/onnx_node.h"
 
 #include <cmath>
+#include <cstring>
 
 namespace moepack {
 namespace {
@@ -48,6 +49,22 @@ std::vector<int64_t> OnnxNode::Ints(const char* name, const std::vector<int64_t>
   const auto* attribute = Attribute(name, onnx::AttributeProto::INTS);
   if (attribute == nullptr) return fallback;
   return {attribute->ints().begin(), attribute->ints().end()};
+}
+
+std::optional<float> OnnxNode::Number(const char* name) {
+  const auto* attribute = Attribute(name, onnx::AttributeProto::TENSOR);
+  if (attribute == nullptr) return 0.0f;
+  const onnx::TensorProto& tensor = attribute->t();
+  if (tensor.data_type() != onnx::TensorProto::FLOAT || tensor.external_data_size() > 0) return std::nullopt;
+  float number = 0;
+  if (tensor.float_data_size() == 1 && tensor.raw_data().empty()) {
+    number = tensor.float_data(0);
+  } else if (tensor.float_data_size() == 0 && tensor.raw_data().size() == sizeof(number)) {
+    std::memcpy(&number, tensor.raw_data().data(), sizeof(number));
+  } else {
+    return std::nullopt;
+  }
+  return std::isnan(number) ? std::nullopt : std::optional<float>(number);
 }
 
 Status OnnxNode::Finish() const {

@@ -3,6 +3,7 @@
 
 #include <onnx/onnx_pb.h>
 
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -17,6 +18,7 @@ class OnnxNode {
 
   // "com.microsoft.MoE", "MatMul": the default domain is left out.
   std::string op() const;
+  const onnx::NodeProto& proto() const { return proto_; }
   int inputs() const { return proto_.input_size(); }
   int outputs() const { return proto_.output_size(); }
   // Empty when absent.
@@ -28,6 +30,8 @@ class OnnxNode {
   float Float(const char* name, float fallback);
   std::string Text(const char* name, const std::string& fallback);
   std::vector<int64_t> Ints(const char* name, const std::vector<int64_t>& fallback);
+  // A tensor of one float32; 0 when absent, nothing for another tensor.
+  std::optional<float> Number(const char* name);
 
   // To be called when all attributes were read: kUnsupported for one that was not asked for, kBadInput for a wrong type or
   // one that stands twice.

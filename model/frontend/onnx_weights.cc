@@ -12,17 +12,25 @@ Codec CodecOf(const OnnxMatrix& matrix) {
   return codec;
 }
 
+std::vector<float> WithZeros(const OnnxMatrix& m, const std::vector<float>& values) {
+  const uint64_t width = m.cols + m.zero_cols;
+  std::vector<float> out((m.rows + m.zero_rows) * width, 0.0f);
+  for (uint64_t r = 0; r < m.rows; ++r) std::copy_n(values.data() + r * m.cols, m.cols, out.data() + r * width);
+  return out;
+}
+
 }  // namespace
 
 OnnxMatrix DenseMatrix(const OnnxTensor& tensor, uint64_t rows, uint64_t cols, bool transposed, uint64_t base) {
-  return {&tensor, nullptr, rows, cols, base, transposed ? 1 : cols, transposed ? rows : 1};
+  return {&tensor, nullptr, rows, cols, base, transposed ? 1 : cols, transposed ? rows : 1, 0, 0};
 }
 
 bool SameMatrix(const OnnxMatrix& a, const OnnxMatrix& b) {
   const bool both = a.blocks != nullptr && b.blocks != nullptr;
   const bool same_blocks = both ? *a.blocks == *b.blocks : a.blocks == b.blocks;
   return same_blocks && a.tensor == b.tensor && a.rows == b.rows && a.cols == b.cols && a.base == b.base &&
-         a.row_stride == b.row_stride && a.col_stride == b.col_stride;
+         a.row_stride == b.row_stride && a.col_stride == b.col_stride && a.zero_rows == b.zero_rows &&
+         a.zero_cols == b.zero_cols;
 }
 
 Result<std::vector<float>> OnnxTensorSource::Load(TensorId tensor) const {
@@ -46,7 +54,7 @@ Result<std::vector<float>> OnnxTensorSource::LoadExpert(uint32_t table, uint32_t
   if (m.rows == 0) return Status(ErrorCode::kInternal, "these experts have no gate");
   std::vector<float> out(m.rows * m.cols);
   MOEPACK_RETURN_IF_ERROR(Read(m, out.data()));
-  return out;
+  return m.zero_rows == 0 && m.zero_cols == 0 ? std::move(out) : WithZeros(m, out);
 }
 
 Codec OnnxTensorSource::StoredCodec(TensorId tensor) const { return CodecOf(tensors_[tensor].parts.front()); }

@@ -18,6 +18,7 @@ struct OnnxMatrix {
   std::shared_ptr<const OnnxBlocks> blocks;  // when `tensor` holds codes; elements are then those of the codes' matrix
   uint64_t rows = 0, cols = 0;
   uint64_t base = 0, row_stride = 0, col_stride = 1;
+  uint64_t zero_rows = 0, zero_cols = 0;  // of an expert: behind those above, and not of the constant
 };
 // The same elements of the same constant.
 bool SameMatrix(const OnnxMatrix& a, const OnnxMatrix& b);

@@ -23,8 +23,8 @@ def read_golden(data):
 
 def check_golden(golden, program):
     """The prompts against a valid program."""
-    readable = min(program["tensors"][node["embedding"]["table"]]["rows"] for node in program["nodes"]
-                   if node["kind"] == "embedding")
+    readable = min((program["tensors"][node["embedding"]["table"]]["rows"] for node in program["nodes"]
+                    if node["kind"] == "embedding"), default=0)
     vocabulary = program["values"][program["output"]]["width"]
     for prompt in golden["prompts"]:
         steps = prompt["steps"]

@@ -70,7 +70,8 @@ class Nodes:
         p = self.p
         must(len(p["inputs"]) == 1, "R-505", "inputs")
         must(p["inputs"][0] < len(p["values"]), "R-506", "input value")
-        must(p["values"][p["inputs"][0]]["kind"] == 0, "R-505", "input is not of tokens")
+        must(p["values"][p["inputs"][0]]["kind"] == 0 or (p["max_positions"] == 1 and p["state_slots"] == 0), "R-505",
+             "input of floats with positions or state")
         self.made.add(p["inputs"][0])
         block = 0
         for index, node in enumerate(p["nodes"]):

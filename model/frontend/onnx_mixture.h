@@ -1,0 +1,162 @@
+// Mixtures of experts that a graph spells out in plain operators. Internal to the ONNX front-end.
+//
+// Values that only make sense inside of a mixture (scores, chosen experts, gates, stacks of what every expert gives) are
+// kept as parts: what they stand for, and what each of their dimensions runs over. When the last part, the weighted sum, is
+// reached, one MoE node takes its place. Forms: all experts computed as one stack of matrices, or one by one, and weighed by
+// gates [rows, experts]; or the matrices of the chosen experts gathered and weighed by [rows, k]. An expert is
+// down(act(up(x))) or down(act(gate(x)) * up(x)), with biases or without. The rows come in one dimension.
+#pragma once
+
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "model/frontend/onnx_import.h"
+
+namespace moepack {
+
+// What a dimension runs over.
+enum class Axis : uint8_t { kOne, kRows, kExperts, kChoices, kColumns };
+using Axes = std::vector<Axis>;
+
+// Dimensions of an elementwise result by NumPy's rules; nothing when they do not fit.
+std::optional<Axes> Broadcast(const Axes& a, const Axes& b);
+
+// x W^T + b of every expert.
+struct ExpertProduct {
+  std::vector<OnnxMatrix> weight;
+  std::vector<OnnxMatrix> bias;  // [1, out] one an expert, without rows where there is none; empty: none at all
+};
+
+// How far the experts have been computed.
+struct ExpertSteps {
+  // kProduct: one product. kSigmoid, kActive: the sigmoid, the activation of it. kMiddle: act(gate) * up. kOutput: all.
+  enum class Stage : uint8_t { kProduct, kSigmoid, kActive, kMiddle, kOutput };
+  Stage stage = Stage::kProduct;
+  ValueId x = kNone;  // what all read
+  ExpertProduct up, gate, down;
+  bool gated = false;
+  Activation function = Activation::kIdentity;
+};
+
+// Which router decides, and how.
+struct MixtureRouter {
+  ValueId logits = kNone;
+  uint64_t experts = 0;
+  RoutingRecord routing;
+  bool scored = false;  // a score function was applied
+  bool operator==(const MixtureRouter&) const = default;
+};
+
+struct MixturePart {
+  enum class Kind : uint8_t {
+    kView,      // a value of the program with dimensions of 1
+    kScores,    // [rows, experts], all of them
+    kIds,       // [rows, k] chosen experts
+    kWeights,   // [rows, k] their weights
+    kMask,      // [rows, k] where `expert` was chosen
+    kOneHot,    // [rows, k, experts]
+    kSpread,    // the same times the weights
+    kGates,     // [rows, experts], 0 where not chosen
+    kGate,      // [rows] of `expert`
+    kSum,       // of weights or gates over experts
+    kPicked,    // constants of the chosen experts: [rows, k, ...]
+    kStack,     // what every (chosen) expert gives
+    kWeighted,  // the same times weights or gates
+    kTerms,     // weighted outputs of experts computed one by one
+    kShape,     // of scores or logits
+    kFill,      // as many equal numbers
+  };
+  Kind kind = Kind::kView;
+  Axes axes;
+  uint64_t columns = 0;  // entries of kColumns
+  MixtureRouter router;
+  OnnxImporter::Value value;           // kView
+  uint32_t expert = 0;                 // kMask, kGate
+  float number = 0;                    // kFill; what was added to a kSum
+  const OnnxTensor* tensor = nullptr;  // kPicked
+  ExpertSteps steps;                   // kStack, kWeighted
+  std::map<uint32_t, ValueId> terms;   // by expert
+  std::vector<ValueId> rest;           // what is added beside the terms
+};
+
+class OnnxMixtures {
+ public:
+  explicit OnnxMixtures(OnnxImporter& importer) : in_(importer) {}
+
+  // Whether the node belongs to a mixture; then it was imported.
+  Result<bool> Import(OnnxNode& node);
+  // Why a part of a mixture cannot be read as a value; empty for other names.
+  std::string WhyNoValue(const std::string& name) const;
+  bool any() const { return found_; }
+  // Weights that are zeros of ours: experts that give more or fewer columns than they take.
+  uint64_t padding() const { return padding_; }
+
+ private:
+  using Kind = MixturePart::Kind;
+  using Handler = Result<bool> (OnnxMixtures::*)(OnnxNode&);
+  static const std::map<std::string, Handler>& Handlers();
+
+  // onnx_mixture.cc
+  const MixturePart* Find(const std::string& name) const;
+  const MixturePart* Find(const std::string& name, Kind kind) const;
+  std::optional<MixturePart> Operand(const std::string& name) const;
+  Result<bool> Define(OnnxNode& node, MixturePart part);
+  uint64_t SizeOf(const MixturePart& part, Axis axis) const;
+  Result<bool> ImportIdentity(OnnxNode& node);
+  Result<bool> ImportUnsqueeze(OnnxNode& node);
+  Result<bool> ImportSqueeze(OnnxNode& node);
+  Result<bool> ImportTranspose(OnnxNode& node);
+  Result<bool> ImportReshape(OnnxNode& node);
+  std::optional<Axes> Reshaped(const MixturePart& part, const std::vector<int64_t>& shape) const;
+  Result<std::vector<int64_t>> AxesInput(OnnxNode& node, size_t rank) const;
+
+  // onnx_mixture_router.cc
+  std::optional<MixturePart> ScoresOf(const std::string& name) const;
+  Result<bool> ImportSoftmax(OnnxNode& node);
+  Result<bool> ImportTopK(OnnxNode& node);
+  Result<bool> ImportScatter(OnnxNode& node);
+  Result<bool> ImportOneHot(OnnxNode& node);
+  Result<bool> ImportDiv(OnnxNode& node);
+  Result<bool> ImportEqual(OnnxNode& node);
+  Result<bool> ImportWhere(OnnxNode& node);
+  Result<bool> ImportShape(OnnxNode& node);
+  Result<bool> ImportConstantOfShape(OnnxNode& node);
+  Result<bool> ImportSlice(OnnxNode& node);
+  Result<bool> ImportSplit(OnnxNode& node);
+  Result<bool> ImportGather(OnnxNode& node);
+  Result<bool> DefineGate(OnnxNode& node, const MixturePart& gates, int64_t expert, int output);
+  bool IsFill(const std::string& name, float number) const;
+
+  // onnx_mixture_experts.cc
+  Result<bool> ImportMatMul(OnnxNode& node);
+  Result<bool> ImportActivation(OnnxNode& node);
+  Result<bool> ImportAdd(OnnxNode& node);
+  Result<bool> ImportMul(OnnxNode& node);
+  Result<bool> AddBias(OnnxNode& node, MixturePart stack, const std::string& bias);
+  Result<bool> MultiplyStacks(OnnxNode& node, const MixturePart& a, const MixturePart& b);
+  Result<MixturePart> Weighed(const OnnxNode& node, const MixturePart& stack, const MixturePart& by) const;
+  Result<bool> MultiplyMatrices(OnnxNode& node, const MixturePart& x, const MixturePart& matrices, bool matrix_first);
+
+  // onnx_mixture_sum.cc
+  Result<bool> ImportConcat(OnnxNode& node);
+  Result<bool> ImportReduceSum(OnnxNode& node);
+  Status CheckExperts(const OnnxNode& node, const MixtureRouter& router, uint64_t experts) const;
+  Status AddTerms(const OnnxNode& node, const MixturePart& part, MixturePart* all) const;
+  Result<bool> DefineTerms(OnnxNode& node, MixturePart terms);
+  Result<bool> DefineSum(OnnxNode& node, const MixturePart& weighed, const Axes& axes);
+  ValueId AddValues(ValueId a, ValueId b);
+  Result<ExpertSteps> StepsOf(const OnnxNode& node, ValueId output) const;
+  Result<ExpertSteps> StepsOfTerms(const OnnxNode& node, const std::map<uint32_t, ValueId>& terms) const;
+  Result<ValueId> EmitMoe(OnnxNode& node, const MixtureRouter& router, const ExpertSteps& steps);
+  TensorId AddBiases(const char* name, const ExpertProduct& product, uint64_t columns, uint64_t experts);
+  ValueId Widen(ValueId x, uint64_t width);
+
+  OnnxImporter& in_;
+  std::map<std::string, MixturePart> parts_;
+  bool found_ = false;
+  uint64_t padding_ = 0;
+};
+
+}  // namespace moepack

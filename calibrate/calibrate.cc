@@ -8,6 +8,7 @@
 #include "calibrate/locality.h"
 #include "calibrate/sample.h"
 #include "calibrate/table_collector.h"
+#include "format/program_input.h"
 
 namespace moepack {
 namespace {
@@ -69,26 +70,33 @@ class BlockObserver final : public Observer {
   std::vector<Moe> moes_;
 };
 
-// The last linear node of the last block: the head, as far as statistics go. Null when that block has none.
+// The last linear node of the last block: the head, as far as statistics go. Null when that block has none, or experts.
 const Node* HeadOf(const Program& program) {
+  for (const Node& node : program.nodes) {
+    if (node.kind == NodeKind::kMoe && node.block + 1 == program.blocks()) return nullptr;
+  }
   for (auto node = program.nodes.rbegin(); node != program.nodes.rend() && node->block + 1 == program.blocks(); ++node) {
     if (node->kind == NodeKind::kLinear) return &*node;
   }
   return nullptr;
 }
 
+// Domain -> SHA-256 of what was read.
+using Inputs = std::vector<std::pair<std::string, std::string>>;
+
 class Calibration {
  public:
-  Calibration(const Model& model, const std::vector<CalibrationText>& texts, const CalibrateOptions& options,
-              CalibrationSample sample, ThreadPool& pool, Progress& progress)
+  Calibration(const Model& model, Inputs inputs, const CalibrateOptions& options, CalibrationSample sample, ThreadPool& pool,
+              Progress& progress)
       : program_(model.program),
         source_(model.program, *model.tensors),
-        texts_(texts),
+        inputs_(std::move(inputs)),
         options_(options),
         sample_(std::move(sample)),
         pool_(pool),
         progress_(progress),
-        dense_(program_.tensors.size()) {
+        dense_(program_.tensors.size()),
+        stream_(InputStream(program_, sample_.batch)) {
     profile_.tables.resize(program_.expert_tables.size());
   }
 
@@ -111,6 +119,7 @@ class Calibration {
 
  private:
   void PrepareAttribution(const BlockWeights& last_weights) {
+    if (InputWidth(program_) > 0) return;
     auto head = HeadEvaluator::Make(program_, last_weights, pool_);
     if (!head.ok()) {
       progress_.Note("attribution is not measured: " + head.status().message());
@@ -137,7 +146,7 @@ class Calibration {
     for (const Node& node : program.nodes) {
       if (node.block != block || node.kind != NodeKind::kMoe) continue;
       const uint32_t table = node.moe.table;
-      TableCollector collector(program.expert_tables[table], node.moe.routing.k, texts_.size());
+      TableCollector collector(program.expert_tables[table], node.moe.routing.k, inputs_.size());
       observer.moes().push_back({table, std::move(collector), Probe(program, node)});
     }
     MOEPACK_RETURN_IF_ERROR(Forward(program, pool_).RunBlock(block, weights, sample_.batch, &stream_, &observer));
@@ -164,14 +173,16 @@ class Calibration {
 
   void FinishProfile() {
     profile_.model_digest = ProgramDigest(program_);
-    for (const CalibrationText& text : texts_) {
-      profile_.domains.push_back(text.domain);
-      profile_.inputs.emplace_back(text.domain, ToHex(Sha256(AsBytes(text.text))));
-    }
+    for (const auto& [domain, digest] : inputs_) profile_.domains.push_back(domain);
+    profile_.inputs = inputs_;
     for (const std::vector<double>& sums : dense_) profile_.dense_in_sq.emplace_back(sums.begin(), sums.end());
     profile_.tokens = std::move(sample_.batch.tokens);
+    profile_.row_width = InputWidth(program_);
+    profile_.rows.assign(sample_.batch.rows.data(), sample_.batch.rows.data() + sample_.batch.rows.size());
     profile_.sequence_start = std::move(sample_.batch.sequence_start);
     profile_.sequence_domain = std::move(sample_.sequence_domain);
+    NoteThinExperts();
+    if (profile_.row_width > 0) return;
     for (TableProfile& table : profile_.tables) {
       const RoutingTrace trace{table.trace, profile_.sequence_start, table.experts, table.k};
       table.srp = SegmentRoutingPerformance(trace, kLocalityWindow);
@@ -179,7 +190,6 @@ class Calibration {
         table.sch.push_back(SegmentCacheHitRate(trace, kLocalityWindow, rho));
       }
     }
-    NoteThinExperts();
   }
 
   void NoteThinExperts() {
@@ -191,22 +201,23 @@ class Calibration {
     }
     for (const auto& [table, experts] : lines) {
       progress_.Note(
-          StrFormat("layer %d: experts that saw fewer than %llu tokens, with the number they saw: %s; "
-                    "raise --tokens or add text that uses them",
-                    program_.expert_tables[table].layer, static_cast<ull>(options_.min_tokens_per_expert), experts.c_str()));
+          StrFormat("layer %d: experts that saw fewer than %llu %s, with the number they saw: %s; %s that uses them",
+                    program_.expert_tables[table].layer, static_cast<ull>(options_.min_tokens_per_expert),
+                    profile_.row_width > 0 ? "rows" : "tokens", experts.c_str(),
+                    profile_.row_width > 0 ? "add input" : "raise --tokens or add text"));
     }
   }
 
   const Program& program_;
   const DigestingSource source_;
-  const std::vector<CalibrationText>& texts_;
+  const Inputs inputs_;
   const CalibrateOptions& options_;
   CalibrationSample sample_;
   ThreadPool& pool_;
   Progress& progress_;
   DenseSums dense_;
-  Profile profile_;
   Stream stream_;
+  Profile profile_;
   std::optional<HeadEvaluator> head_;
   std::vector<uint64_t> samples_;
 };
@@ -216,8 +227,20 @@ class Calibration {
 Result<Profile> Calibrate(const Model& model, const std::vector<CalibrationText>& texts, const CalibrateOptions& options,
                           ThreadPool& pool, Progress& progress) {
   if (model.tensors == nullptr) return Status(ErrorCode::kBadInput, "a configuration without weights cannot be calibrated");
+  MOEPACK_RETURN_IF_ERROR(CheckTakesTokens(model.program));
   MOEPACK_ASSIGN_OR_RETURN(CalibrationSample sample, SampleTexts(model, texts, options, progress));
-  return Calibration(model, texts, options, std::move(sample), pool, progress).Run();
+  Inputs inputs;
+  for (const CalibrationText& text : texts) inputs.emplace_back(text.domain, ToHex(Sha256(AsBytes(text.text))));
+  return Calibration(model, std::move(inputs), options, std::move(sample), pool, progress).Run();
+}
+
+Result<Profile> CalibrateRows(const Model& model, const std::vector<CalibrationRows>& tables,
+                              const CalibrateOptions& options, ThreadPool& pool, Progress& progress) {
+  if (model.tensors == nullptr) return Status(ErrorCode::kBadInput, "a configuration without weights cannot be calibrated");
+  MOEPACK_ASSIGN_OR_RETURN(CalibrationSample sample, SampleRows(tables));
+  Inputs inputs;
+  for (const CalibrationRows& table : tables) inputs.emplace_back(table.domain, table.sha256);
+  return Calibration(model, std::move(inputs), options, std::move(sample), pool, progress).Run();
 }
 
 std::vector<ThinExpert> FindThinExperts(const Profile& profile, uint64_t min_tokens) {

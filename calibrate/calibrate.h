@@ -10,6 +10,7 @@
 #include "base/progress.h"
 #include "base/status.h"
 #include "base/thread_pool.h"
+#include "forward/forward.h"
 #include "model/model.h"
 #include "model/profile.h"
 
@@ -18,6 +19,13 @@ namespace moepack {
 struct CalibrationText {
   std::string domain;  // unique, not empty
   std::string text;    // UTF-8
+};
+
+// Rows of numbers for a model that takes them.
+struct CalibrationRows {
+  std::string domain;  // unique, not empty
+  TokenBatch batch;    // rows, as wide as the program's input
+  std::string sha256;  // of the file, hexadecimal
 };
 
 struct CalibrateOptions {
@@ -38,6 +46,11 @@ inline constexpr uint32_t kLocalityMaxRho = 3;
 // progress.Note.
 Result<Profile> Calibrate(const Model& model, const std::vector<CalibrationText>& texts, const CalibrateOptions& options,
                           ThreadPool& pool, Progress& progress);
+
+// The same on rows: all of them are used, each a sequence of its own. Rows have neither a next token nor a text around them,
+// so there is no attribution and no locality (attribution 0, srp 0, sch empty).
+Result<Profile> CalibrateRows(const Model& model, const std::vector<CalibrationRows>& tables,
+                              const CalibrateOptions& options, ThreadPool& pool, Progress& progress);
 
 // An expert that saw fewer tokens than it should.
 struct ThinExpert {

@@ -93,6 +93,7 @@ struct Page {
   const Profile& profile;
   const CalibrateOptions& options;
 
+  bool rows() const { return profile.row_width > 0; }  // instead of tokens
   size_t Columns() const {
     size_t most = 0;
     for (const TableProfile& table : profile.tables) most = std::max<size_t>(most, table.experts);
@@ -103,7 +104,7 @@ struct Page {
   uint64_t DomainTokens(size_t d) const {
     uint64_t tokens = 0;
     for (size_t s = 0; s < profile.sequence_start.size(); ++s) {
-      const uint64_t end = s + 1 < profile.sequence_start.size() ? profile.sequence_start[s + 1] : profile.tokens.size();
+      const uint64_t end = s + 1 < profile.sequence_start.size() ? profile.sequence_start[s + 1] : profile.size();
       if (profile.sequence_domain[s] == d) tokens += end - profile.sequence_start[s];
     }
     return tokens;
@@ -116,7 +117,7 @@ struct Page {
              StrFormat("</td><td>%llu</td><td>", static_cast<ull>(DomainTokens(d))) +
              profile.inputs[d].second.substr(0, 16) + "&hellip;</td></tr>\n";
     }
-    return out + StrFormat("<tr><td>all</td><td>%zu</td><td></td></tr></table>\n", profile.tokens.size());
+    return out + StrFormat("<tr><td>all</td><td>%zu</td><td></td></tr></table>\n", static_cast<size_t>(profile.size()));
   }
 
   std::string Warnings() const {
@@ -184,10 +185,12 @@ struct Page {
         "<h2>Saliency</h2>\n<p class=\"note\">Mean of router weight times output norm over an expert's tokens "
         "(REAP). The darkest of a row is the layer's largest.</p>\n";
     out += ByLayer("saliency", [](const TableProfile& t) -> const std::vector<double>& { return t.reap; });
-    out +=
-        "<h2>Attribution</h2>\n<p class=\"note\">Mean gain in log-probability of the next token when the expert's output is "
-        "added to the state after attention. Blue helps, orange hurts.</p>\n";
-    out += ByLayer("attribution", [](const TableProfile& t) -> const std::vector<double>& { return t.attribution; });
+    if (!rows()) {
+      out +=
+          "<h2>Attribution</h2>\n<p class=\"note\">Mean gain in log-probability of the next token when the expert's output "
+          "is added to the state after attention. Blue helps, orange hurts.</p>\n";
+      out += ByLayer("attribution", [](const TableProfile& t) -> const std::vector<double>& { return t.attribution; });
+    }
     for (size_t t = 0; t < profile.tables.size(); ++t) out += SaliencyTable(t);
     return out;
   }
@@ -212,6 +215,8 @@ struct Page {
   }
 
   std::string Locality() const {
+    if (rows())
+      return "<p class=\"note\">Rows have no next token and no text around them: no attribution, no locality.</p>\n";
     std::string out = StrFormat(
         "<h2>Locality</h2>\n<p class=\"note\">SRP: how well a fixed set of experts serves a window of %u tokens, in "
         "percent. SCH: "

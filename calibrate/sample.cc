@@ -10,6 +10,12 @@ namespace {
 
 using ull = unsigned long long;
 
+Status AddDomain(const std::string& what, const std::string& domain, std::set<std::string>* names) {
+  if (domain.empty()) return Status(ErrorCode::kUsage, "a " + what + " has no domain name; write NAME=FILE");
+  if (names->insert(domain).second) return Status::Ok();
+  return Status(ErrorCode::kUsage, "two " + what + "s are named '" + domain + "'; tell them apart with NAME=FILE");
+}
+
 Status CheckRequest(const Model& model, const std::vector<CalibrationText>& texts, const CalibrateOptions& options) {
   if (texts.empty()) return Status(ErrorCode::kUsage, "no calibration text");
   if (options.ctx < 2 || options.ctx > model.program.max_positions) {
@@ -22,10 +28,7 @@ Status CheckRequest(const Model& model, const std::vector<CalibrationText>& text
   }
   std::set<std::string> names;
   for (const CalibrationText& text : texts) {
-    if (text.domain.empty()) return Status(ErrorCode::kUsage, "a text has no domain name; write NAME=FILE");
-    if (!names.insert(text.domain).second) {
-      return Status(ErrorCode::kUsage, "two texts are named '" + text.domain + "'; tell them apart with NAME=FILE");
-    }
+    MOEPACK_RETURN_IF_ERROR(AddDomain("text", text.domain, &names));
     if (text.text.empty()) return Status(ErrorCode::kBadInput, "domain '" + text.domain + "': the text is empty");
   }
   if (model.tokenizer.empty()) {
@@ -100,6 +103,28 @@ Result<CalibrationSample> SampleTexts(const Model& model, const std::vector<Cali
       sample.token_domain.insert(sample.token_domain.end(), options.ctx, d);
     }
   }
+  return sample;
+}
+
+Result<CalibrationSample> SampleRows(const std::vector<CalibrationRows>& tables) {
+  CalibrationSample sample;
+  std::set<std::string> names;
+  Eigen::Index rows = 0;
+  for (const CalibrationRows& table : tables) {
+    MOEPACK_RETURN_IF_ERROR(AddDomain("table", table.domain, &names));
+    rows += table.batch.rows.rows();
+  }
+  sample.batch.rows.resize(rows, tables.empty() ? 0 : tables[0].batch.rows.cols());
+  Eigen::Index at = 0;
+  for (uint32_t d = 0; d < tables.size(); ++d) {
+    const Matrix& from = tables[d].batch.rows;
+    sample.batch.rows.middleRows(at, from.rows()) = from;
+    for (const Eigen::Index end = at + from.rows(); at < end; ++at) {
+      sample.batch.sequence_start.push_back(static_cast<uint64_t>(at));
+      sample.sequence_domain.push_back(d);
+    }
+  }
+  sample.token_domain = sample.sequence_domain;
   return sample;
 }
 

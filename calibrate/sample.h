@@ -23,4 +23,7 @@ std::vector<uint64_t> ShareEvenly(uint64_t wanted, std::span<const uint64_t> ava
 Result<CalibrationSample> SampleTexts(const Model& model, const std::vector<CalibrationText>& texts,
                                       const CalibrateOptions& options, Progress& progress);
 
+// All rows of all tables. kUsage for domains that are not told apart.
+Result<CalibrationSample> SampleRows(const std::vector<CalibrationRows>& tables);
+
 }  // namespace moepack

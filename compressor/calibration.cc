@@ -56,7 +56,8 @@ Result<Calibration> MakeCalibration(const Profile& profile, uint64_t max_tokens,
       return Status(ErrorCode::kRecipe, "domains: the profile has no domain '" + name + "'");
     }
   }
-  const TokenBatch all = {profile.tokens, profile.sequence_start};
+  TokenBatch all = {profile.tokens, profile.sequence_start};
+  if (profile.row_width > 0) all = RowBatch(profile.rows, profile.row_width);
   const bool hold_back = all.sequences() >= kHoldBackEvery;
   std::vector<uint64_t> used, held;
   for (uint64_t s = 0; s < all.sequences(); ++s) {
@@ -82,6 +83,14 @@ Result<Calibration> MakeCalibration(const Profile& profile, uint64_t max_tokens,
 
 TokenBatch SelectSequences(const TokenBatch& batch, const std::vector<uint64_t>& sequences) {
   TokenBatch out;
+  if (batch.rows.size() > 0) {
+    out.rows.resize(static_cast<Eigen::Index>(sequences.size()), batch.rows.cols());
+    for (size_t i = 0; i < sequences.size(); ++i) {
+      out.sequence_start.push_back(i);
+      out.rows.row(static_cast<Eigen::Index>(i)) = batch.rows.row(static_cast<Eigen::Index>(sequences[i]));
+    }
+    return out;
+  }
   for (uint64_t s : sequences) {
     out.sequence_start.push_back(out.tokens.size());
     out.tokens.insert(out.tokens.end(), batch.tokens.begin() + static_cast<ptrdiff_t>(batch.begin(s)),
@@ -168,7 +177,8 @@ Result<Matrix> ScoredLogitsOfPart(const LastBlock& model, const TokenBatch& batc
     }
   }
   Matrix out(static_cast<Eigen::Index>(rows.size()), logits.cols());
-  for (size_t i = 0; i < rows.size(); ++i) out.row(static_cast<Eigen::Index>(i)) = logits.row(static_cast<Eigen::Index>(rows[i]));
+  for (size_t i = 0; i < rows.size(); ++i)
+    out.row(static_cast<Eigen::Index>(i)) = logits.row(static_cast<Eigen::Index>(rows[i]));
   return out;
 }
 

@@ -74,8 +74,11 @@ Result<Matrix> LastBlockLogits(const LastBlock& model, const TokenBatch& batch, 
 inline constexpr uint64_t kTokensAtOnce = 1024;
 std::vector<std::vector<uint64_t>> CutIntoParts(const TokenBatch& batch, const std::vector<uint64_t>& sequences);
 
-// Whether the distribution after this token of a sequence of `length` counts: the second half, but not the last token.
-inline bool Scored(uint64_t position, uint64_t length) { return position >= length / 2 && position + 1 < length; }
+// Whether the distribution after this token of a sequence of `length` counts: the second half, but not the last token. A
+// sequence of one is a row of numbers, which gives a distribution of its own.
+inline bool Scored(uint64_t position, uint64_t length) {
+  return length == 1 || (position >= length / 2 && position + 1 < length);
+}
 
 // KLD(softmax(base) || softmax(other)) of every row. Same shapes.
 std::vector<double> RowKlds(const Matrix& base, const Matrix& other, ThreadPool& pool);

@@ -11,6 +11,7 @@
 #include "compressor/variants.h"
 #include "format/manifest/model_folder.h"
 #include "format/manifest/program_wire.h"
+#include "format/program_input.h"
 #include "format/provenance/provenance.h"
 #include "model/frontend/huggingface.h"
 #include "model/frontend/tokenizer_files.h"
@@ -307,6 +308,9 @@ class Compressor {
   // Before anything is encoded.
   Status CheckDistillation() const {
     if (request_.profile_path.empty()) return Status(ErrorCode::kUsage, "distill: needs calibration text: add --profile");
+    if (InputWidth(model_.program) > 0)
+      return Status(ErrorCode::kUnsupported,
+                    "distill: a model that takes rows of numbers does not learn here; leave distill out");
     const std::vector<float>& weights = calibration_->weights;
     if (std::none_of(weights.begin(), weights.end(), [](float w) { return w > 0; }))
       return Status(ErrorCode::kRecipe, "domains: no calibration token has a weight above 0");

@@ -59,7 +59,9 @@ class Replayer {
     if (in.calibration != nullptr && !in.calibration->held_back.empty()) {
       judged_ = JudgedSequences(*in.calibration, in.program->values[in.program->output].width);
       held_back_ = SelectSequences(in.calibration->batch, judged_);
+      full_stream_ = InputStream(*in.original, held_back_);
     }
+    if (in.calibration != nullptr) stream_ = InputStream(*in.program, in.calibration->batch);
   }
 
   Result<ReplayReport> Run() {
@@ -128,7 +130,7 @@ class Replayer {
 
   // The full model over the held-back sequences, beside the compressed one.
   Status RunFull(int32_t block, std::optional<BlockWeights>* weights) {
-    if (held_back_.tokens.empty()) return Status::Ok();
+    if (held_back_.size() == 0) return Status::Ok();
     auto loaded = BlockWeights::Load(*in_.original, *in_.original_source, block, pool_);
     if (!loaded.ok()) return loaded.status();
     *weights = std::move(*loaded);

@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <mutex>
 
+#include "base/checked.h"
+#include "base/npy.h"
+#include "format/program_input.h"
 #include "forward/nodes.h"
 
 namespace moepack {
@@ -49,7 +52,11 @@ std::vector<Tile> CutIntoTiles(const Program& program, int32_t block, const Toke
   return tiles;
 }
 
+constexpr uint64_t kMaxInputValues = uint64_t{1} << 30;
+
 Status CheckBatch(const Program& program, const TokenBatch& batch) {
+  if (static_cast<uint64_t>(batch.rows.cols()) != InputWidth(program))
+    return Status(ErrorCode::kInternal, "batch is not of what the program takes");
   if (batch.sequences() == 0 || batch.begin(0) != 0)
     return Status(ErrorCode::kInternal, "batch does not start a sequence at 0");
   for (uint64_t s = 0; s < batch.sequences(); ++s) {
@@ -238,6 +245,43 @@ void PinMatrixBlocking() {
   std::call_once(once, [] { Eigen::setCpuCacheSizes(32 << 10, 512 << 10, 4 << 20); });
 }
 
+TokenBatch RowBatch(std::span<const float> values, uint64_t columns) {
+  TokenBatch batch;
+  const auto rows = static_cast<Eigen::Index>(values.size() / columns);
+  batch.rows = Eigen::Map<const Matrix>(values.data(), rows, static_cast<Eigen::Index>(columns));
+  for (Eigen::Index r = 0; r < rows; ++r) batch.sequence_start.push_back(static_cast<uint64_t>(r));
+  return batch;
+}
+
+Result<TokenBatch> ReadRows(Env& env, const std::string& path, const Program& program) {
+  if (InputWidth(program) == 0) {
+    return Status(ErrorCode::kUsage, "the model takes tokens, not rows of numbers: give --data or --tokens, not --inputs");
+  }
+  MOEPACK_ASSIGN_OR_RETURN(const auto file, NpyFile::Open(env, path));
+  MOEPACK_RETURN_IF_ERROR(file->CheckColumns(InputWidth(program)));
+  uint64_t count = 0;
+  if (!CheckedMul(file->rows(), file->columns(), &count) || count > kMaxInputValues) {
+    return Status(ErrorCode::kLimit, StrFormat("%s: more than %llu values; give fewer rows", path.c_str(),
+                                               static_cast<unsigned long long>(kMaxInputValues)));
+  }
+  std::vector<float> values(count);
+  MOEPACK_RETURN_IF_ERROR(file->Read(0, file->rows(), values));
+  return RowBatch(values, file->columns());
+}
+
+Status CheckTakesTokens(const Program& program) {
+  if (InputWidth(program) == 0) return Status::Ok();
+  return Status(ErrorCode::kUsage,
+                StrFormat("the model takes rows of %llu numbers, not text or tokens: give --inputs FILE.npy",
+                          static_cast<unsigned long long>(InputWidth(program))));
+}
+
+Stream InputStream(const Program& program, const TokenBatch& batch) {
+  Stream stream;
+  if (batch.rows.size() > 0) stream.values[program.inputs[0]] = batch.rows;
+  return stream;
+}
+
 Result<TokenBatch> ChunkBatch(const Program& program, std::span<const int32_t> tokens, const EvalChunks& chunks) {
   MOEPACK_RETURN_IF_ERROR(CheckTargets(tokens, program.values[program.output].width));
   TokenBatch batch;
@@ -321,7 +365,7 @@ Status Forward::Observe(int32_t block, const BlockWeights& weights, const TokenB
 Status Forward::Run(const TensorSource& source, const TokenBatch& batch, const LogitsSink& sink, Progress& progress,
                     Observer* observer) {
   const int32_t blocks = program_.blocks();
-  Stream stream;
+  Stream stream = InputStream(program_, batch);
   progress.Begin("forward", batch.size() * static_cast<uint64_t>(blocks), "token-layers");
   for (int32_t block = 0; block < blocks; ++block) {
     auto weights = BlockWeights::Load(program_, source, block, pool_);

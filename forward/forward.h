@@ -46,15 +46,24 @@ class BlockWeights {
   std::map<std::tuple<uint32_t, uint32_t, uint8_t>, Matrix> experts_;
 };
 
-// Token sequences to run. Positions restart at each sequence.
+// Token sequences to run. Positions restart at each sequence. For a program whose input is of floats: rows, each a sequence
+// of its own, and no tokens.
 struct TokenBatch {
   std::vector<int32_t> tokens;
   std::vector<uint64_t> sequence_start;  // strictly increasing, first 0
-  uint64_t size() const { return tokens.size(); }
+  Matrix rows = {};                      // [size(), input_width]
+  uint64_t size() const { return rows.size() > 0 ? static_cast<uint64_t>(rows.rows()) : tokens.size(); }
   uint64_t sequences() const { return sequence_start.size(); }
   uint64_t begin(uint64_t s) const { return sequence_start[s]; }
-  uint64_t end(uint64_t s) const { return s + 1 < sequence_start.size() ? sequence_start[s + 1] : tokens.size(); }
+  uint64_t end(uint64_t s) const { return s + 1 < sequence_start.size() ? sequence_start[s + 1] : size(); }
 };
+
+// `values`: [rows, columns].
+TokenBatch RowBatch(std::span<const float> values, uint64_t columns);
+// All rows of a .npy file for a program that takes such rows. kUsage when it takes tokens, kShape, errors of NpyFile.
+Result<TokenBatch> ReadRows(Env& env, const std::string& path, const Program& program);
+// kUsage, naming --inputs, when the program takes rows of floats.
+Status CheckTakesTokens(const Program& program);
 
 // The first tokens of a text cut into sequences of chunks.ctx tokens each, to be scored: kTokenizer when the program has no
 // logit for one of them.
@@ -64,6 +73,8 @@ Result<TokenBatch> ChunkBatch(const Program& program, std::span<const int32_t> t
 struct Stream {
   std::map<ValueId, Matrix> values;
 };
+// As it is before the first block: what goes in, where that is rows of floats.
+Stream InputStream(const Program& program, const TokenBatch& batch);
 
 // What one expert saw in one tile: rows of the tile that were routed to it, in order.
 struct ExpertCapture {

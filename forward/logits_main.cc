@@ -48,6 +48,11 @@ Result<Job> TextJob(const Model& model, const std::string& path, int64_t ctx_opt
 }
 
 Result<Job> MakeJob(const cli::Command& command, const Model& model) {
+  if (command.Has("inputs")) {
+    MOEPACK_ASSIGN_OR_RETURN(TokenBatch rows, ReadRows(PosixEnv(), command.Get<std::string>("inputs"), model.program));
+    return Job{std::move(rows), std::nullopt};
+  }
+  MOEPACK_RETURN_IF_ERROR(CheckTakesTokens(model.program));
   if (command.Has("data")) {
     return TextJob(model, command.Get<std::string>("data"), command.Get<int64_t>("ctx"),
                    command.GetOr<int64_t>("chunks", INT64_MAX));
@@ -97,7 +102,8 @@ nlohmann::json Summary(const Job& job, const Program& program, const Totals& tot
 Status CheckOptions(const cli::Command& command) {
   MOEPACK_RETURN_IF_ERROR(command.Require("model"));
   MOEPACK_RETURN_IF_ERROR(command.Require("output"));
-  if (command.Has("tokens") == command.Has("data")) return Status(ErrorCode::kUsage, "give either --tokens or --data");
+  if (command.Has("tokens") + command.Has("data") + command.Has("inputs") != 1)
+    return Status(ErrorCode::kUsage, "give one of --tokens, --data and --inputs");
   return command.Has("data") ? command.Require("ctx") : Status::Ok();
 }
 
@@ -107,12 +113,13 @@ Status Run(int argc, char** argv) {
       {"moepack logits",
        "Float32 logits of a model, or of a compressed folder dequantized, little endian, row after row.\n"
        "--data writes the scored half of each chunk: positions ctx/2 to ctx-2.",
-       "MODEL|DIR (--tokens 1,2,3 | --data FILE --ctx N) -o L.f32",
+       "MODEL|DIR (--tokens 1,2,3 | --data FILE --ctx N | --inputs FILE.npy) -o L.f32",
        {"moepack logits examples/wren/model --tokens 54,287,2061 -o l.f32",
         "moepack logits examples/wren/model --data examples/wren/text/mixed.eval.txt --ctx 256 -o base.f32"}});
   command.options().add_options()("tokens", po::value<std::string>(),
                                   "token ids, separated by commas; all rows are written")(
       "data", po::value<std::string>(), "text file, cut into chunks of --ctx tokens")(
+      "inputs", po::value<std::string>(), "rows of numbers (.npy) for a model that takes them; all rows are written")(
       "ctx", po::value<int64_t>(), "tokens of a chunk")("chunks", po::value<int64_t>(), "at most this many chunks")(
       "output,o", po::value<std::string>(), "file to write");
   command.Positional("model");

@@ -5,6 +5,7 @@
 
 #include "base/digest/sha256.h"
 #include "format/manifest/program_wire.h"
+#include "format/program_input.h"
 #include "model/profile_layout.h"
 
 namespace moepack {
@@ -27,16 +28,24 @@ Status CheckFinite(const std::string& field, const std::vector<std::vector<float
   return Status::Ok();
 }
 
+Status CheckRows(const Profile& p) {
+  if (p.rows.size() != p.size() * p.row_width || !p.tokens.empty()) return Bad("rows", "must be whole and without tokens");
+  if (p.sequence_start.size() != p.size()) return Bad("sequence_start", "each row must be a sequence of its own");
+  const bool finite = std::all_of(p.rows.begin(), p.rows.end(), [](float v) { return std::isfinite(v); });
+  return finite ? Status::Ok() : Bad("rows", "holds a number that is not finite");
+}
+
 Status CheckSequences(const Profile& p) {
   if (p.domains.empty()) return Bad("domains", "must not be empty");
   if (p.sequence_start.size() != p.sequence_domain.size()) return Bad("sequence_domain", "needs one entry a sequence");
   for (size_t i = 0; i < p.sequence_start.size(); ++i) {
     const bool ordered = i == 0 ? p.sequence_start[i] == 0 : p.sequence_start[i] > p.sequence_start[i - 1];
-    if (!ordered || p.sequence_start[i] >= p.tokens.size())
-      return Bad("sequence_start", "must rise strictly from 0 below the number of tokens");
+    if (!ordered || p.sequence_start[i] >= p.size())
+      return Bad("sequence_start", "must rise strictly from 0 below the number of tokens or rows");
     if (p.sequence_domain[i] >= p.domains.size()) return Bad("sequence_domain", "names a domain that is not there");
   }
-  if (p.sequence_start.empty() != p.tokens.empty()) return Bad("sequence_start", "must cover the tokens");
+  if (p.sequence_start.empty() != (p.size() == 0)) return Bad("sequence_start", "must cover the tokens or rows");
+  if (p.row_width > 0) return CheckRows(p);
   const bool ids = std::all_of(p.tokens.begin(), p.tokens.end(), [](int32_t t) { return t >= 0; });
   return ids ? Status::Ok() : Bad("tokens", "holds a negative id");
 }
@@ -90,6 +99,7 @@ Status CheckProfileFits(const Profile& profile, const Program& program) {
         return DoesNotFit("experts of another width");
     }
   }
+  if (profile.row_width != InputWidth(program)) return DoesNotFit("another input");
   for (const Node& node : program.nodes) {
     if (node.kind != NodeKind::kEmbedding) continue;
     const uint64_t vocabulary = program.tensors[node.embedding.table].rows;

@@ -47,13 +47,16 @@ struct Profile {
   std::string model_digest;  // SHA-256 hex over the program bytes: a profile fits one program
   WeightDigests weights;     // and one set of weights
   std::vector<std::string> domains;
-  std::vector<int32_t> tokens;           // calibration tokens, sequences one after another
+  std::vector<int32_t> tokens;           // calibration tokens, sequences one after another; or instead
+  std::vector<float> rows;               // of a model whose input is of floats: [n, row_width], each a sequence of its own
+  uint64_t row_width = 0;                // 0: tokens
   std::vector<uint64_t> sequence_start;  // strictly increasing from 0; a sequence ends where the next starts
   std::vector<uint32_t> sequence_domain;
   std::vector<TableProfile> tables;  // one a Program::expert_tables
   // Second moments of the inputs of dense linear weights, by TensorId: sum x_j^2 [cols]; empty for other tensors.
   std::vector<std::vector<float>> dense_in_sq;
-  std::vector<std::pair<std::string, std::string>> inputs;  // domain -> SHA-256 of its text
+  std::vector<std::pair<std::string, std::string>> inputs;  // domain -> SHA-256 of its text, or of its file of rows
+  uint64_t size() const { return row_width > 0 ? rows.size() / row_width : tokens.size(); }  // tokens, or rows
 };
 
 // kInternal with the field when the parts do not fit each other. Atomic.
@@ -67,7 +70,8 @@ Result<Profile> ReadProfile(Env& env, const std::string& path);
 std::string ProgramDigest(const Program& program);
 
 // kBadInput unless the profile was made from this program, all its widths are the program's, it has a digest for each
-// weight (CheckWeights compares them when weights are read) and its tokens are in the vocabulary. A profile is used to index
+// weight (CheckWeights compares them when weights are read) and its tokens are in the vocabulary, its rows as wide as
+// the input. A profile is used to index
 // a model's tables only after this: the digest alone is a claim of the file.
 Status CheckProfileFits(const Profile& profile, const Program& program);
 

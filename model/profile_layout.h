@@ -43,7 +43,11 @@ void VisitTable(Table& t, const std::string& prefix, uint64_t domains, uint64_t 
 // The same for what stands outside of tables.
 template <typename AnyProfile, typename Visitor>
 void VisitSequences(AnyProfile& p, uint64_t tokens, uint64_t sequences, Visitor& visitor) {
-  visitor.Array("tokens", {tokens}, &p.tokens, Presence::kRequired);
+  if (p.row_width > 0) {
+    visitor.Array("rows", {tokens, p.row_width}, &p.rows, Presence::kRequired);
+  } else {
+    visitor.Array("tokens", {tokens}, &p.tokens, Presence::kRequired);
+  }
   visitor.Array("sequence_start", {sequences}, &p.sequence_start, Presence::kRequired);
   visitor.Array("sequence_domain", {sequences}, &p.sequence_domain, Presence::kRequired);
 }

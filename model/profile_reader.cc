@@ -129,6 +129,14 @@ uint64_t LengthOf(const SafetensorsFile& file, const char* name) {
   return entry != nullptr && entry->shape.size() == 1 ? entry->shape[0] : 0;
 }
 
+// Tokens, or rows, whose width is set.
+uint64_t ReadLength(const SafetensorsFile& file, Profile* profile) {
+  const SafetensorsEntry* rows = file.Find("rows");
+  if (rows == nullptr || rows->shape.size() != 2) return LengthOf(file, "tokens");
+  profile->row_width = rows->shape[1];
+  return rows->shape[0];
+}
+
 }  // namespace
 
 Result<Profile> ReadProfile(Env& env, const std::string& path) {
@@ -137,7 +145,7 @@ Result<Profile> ReadProfile(Env& env, const std::string& path) {
   Sizes sizes;
   MOEPACK_RETURN_IF_ERROR(ReadMetadata(*file, &profile, &sizes));
   Filler filler(*file);
-  const uint64_t tokens = LengthOf(*file, "tokens");
+  const uint64_t tokens = ReadLength(*file, &profile);
   VisitSequences(profile, tokens, LengthOf(*file, "sequence_start"), filler);
   filler.Digests(&profile.weights);
   for (size_t t = 0; t < profile.tables.size(); ++t) {

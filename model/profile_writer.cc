@@ -86,11 +86,11 @@ json Metadata(const Profile& profile) {
 Status AppendProfile(AtomicFile& file, const Profile& profile) {
   if (Status status = CheckProfile(profile); !status.ok()) return Status(ErrorCode::kInternal, status.message());
   Collector collector;
-  VisitSequences(profile, profile.tokens.size(), profile.sequence_start.size(), collector);
+  VisitSequences(profile, profile.size(), profile.sequence_start.size(), collector);
   collector.Digests(profile.weights);
   for (size_t t = 0; t < profile.tables.size(); ++t) {
     const TableProfile& table = profile.tables[t];
-    VisitTable(table, TablePrefix(t), profile.domains.size(), profile.tokens.size(), ShapeOf(table), collector);
+    VisitTable(table, TablePrefix(t), profile.domains.size(), profile.size(), ShapeOf(table), collector);
   }
   for (size_t id = 0; id < profile.dense_in_sq.size(); ++id) {
     const std::vector<float>& moments = profile.dense_in_sq[id];

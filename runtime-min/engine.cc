@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/checked.h"
+#include "format/program_input.h"
 #include "runtime-min/dense_weights.h"
 #include "runtime-min/executor.h"
 #include "runtime-min/metrics.h"
@@ -24,8 +25,14 @@ uint32_t DefaultContext(const Program& program) {
   return context;
 }
 
-// Tiles, rows of logits and state of as many sequences as are asked for.
-Status CheckSequences(EngineOptions* options) {
+// Tiles, rows of logits and state of as many sequences as are asked for. Rows of floats are sequences without state.
+Status CheckSequences(const Program& program, EngineOptions* options) {
+  if (InputWidth(program) > 0) {
+    options->sequences = 1;
+    options->state_tokens = UINT64_MAX;
+    options->logit_rows = options->tile_tokens;
+    return Status::Ok();
+  }
   if (options->sequences < 1 || options->sequences > options->tile_tokens) {
     return Status(ErrorCode::kUsage, StrFormat("%u sequences: expected 1 to the tokens of a tile, %u", options->sequences,
                                                options->tile_tokens));
@@ -61,7 +68,7 @@ Status CheckOptions(const Program& program, EngineOptions* options) {
     return Status(ErrorCode::kUsage,
                   StrFormat("%u prefetch lanes: expected at most %u", options->prefetch_lanes, kMaxPrefetchLanes));
   }
-  return CheckSequences(options);
+  return CheckSequences(program, options);
 }
 
 // Experts that one token needs, by expert table.
@@ -213,7 +220,14 @@ Status Engine::CheckTokens(const SequenceTokens& part) const {
   return Status::Ok();
 }
 
+Status Engine::CheckTakesTokens() const {
+  if (input_width() == 0) return Status::Ok();
+  return Status(ErrorCode::kUsage, StrFormat("the model takes rows of %llu numbers, not tokens",
+                                             static_cast<unsigned long long>(input_width())));
+}
+
 Status Engine::CheckBatch(std::span<const SequenceTokens> batch) {
+  MOEPACK_RETURN_IF_ERROR(CheckTakesTokens());
   uint64_t tokens = 0, logit_rows = 0;
   std::fill(in_batch_.begin(), in_batch_.end(), false);
   for (const SequenceTokens& part : batch) {
@@ -271,6 +285,17 @@ Status Engine::RunBatch(std::span<const SequenceTokens> batch) {
 Status Engine::Run(std::span<const int32_t> tokens, uint32_t logit_rows, SequenceId id) {
   const SequenceTokens part{id, tokens, logit_rows};
   return RunBatch({&part, 1});
+}
+
+Status Engine::RunRows(std::span<const float> rows) {
+  if (input_width() == 0) return Status(ErrorCode::kUsage, "the model takes tokens, not rows of numbers");
+  const uint64_t count = rows.size() / input_width();
+  if (count < 1 || count > options_.tile_tokens || rows.size() % input_width() != 0) {
+    return Status(ErrorCode::kUsage, StrFormat("%zu numbers in one run: expected 1 to %u rows of %llu", rows.size(),
+                                               options_.tile_tokens, static_cast<unsigned long long>(input_width())));
+  }
+  tile_.assign(count, {0, kFirstSequence, 0});
+  return executor_->Run(tile_, static_cast<uint32_t>(count), rows);
 }
 
 Status Engine::Prefill(std::span<const int32_t> tokens, SequenceId id) {
@@ -331,6 +356,7 @@ uint32_t Engine::position(SequenceId id) const {
 
 std::span<const float> Engine::logits() const { return executor_->logits(); }
 uint64_t Engine::vocab_size() const { return source_->program().values[source_->program().output].width; }
+uint64_t Engine::input_width() const { return InputWidth(source_->program()); }
 uint64_t Engine::dense_bytes() const { return weights_->resident_bytes(); }
 const StandInStats& Engine::stand_ins() const { return executor_->stand_ins(); }
 

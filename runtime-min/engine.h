@@ -97,6 +97,9 @@ class Engine {
   // for all of them. logits() has the rows of the first, then of the second... Errors as of Run, and kLimit when the memory
   // of all sequences is full; after an error every sequence is as before.
   Status RunBatch(std::span<const SequenceTokens> batch);
+  // For a model whose input is of floats: 1..tile_tokens() rows [count, input_width()], each on its own, and the logits of
+  // all. kUsage for a model that takes tokens, as for Run of one that takes rows; errors of loading experts.
+  Status RunRows(std::span<const float> rows);
   // At least one token, in tiles, and the logits of the last one. After an error whole tiles may have been appended.
   Status Prefill(std::span<const int32_t> tokens, SequenceId id = kFirstSequence);
   // [logit_rows, vocab_size()] of the last Run. Valid until the next call.
@@ -129,6 +132,7 @@ class Engine {
   uint32_t tile_tokens() const { return options_.tile_tokens; }
   kernels::Isa isa() const { return options_.isa; }
   uint64_t vocab_size() const;
+  uint64_t input_width() const;                    // columns of a row; 0: the model takes tokens
   uint32_t prefetch() const { return prefetch_; }  // MoE layers ahead
   const ExpertCache& experts() const { return *cache_; }
   const StandInStats& stand_ins() const;
@@ -145,6 +149,7 @@ class Engine {
   Status CreateState();
   SavedSequenceModel ModelOfState() const;
   Status CheckOpen(SequenceId id) const;
+  Status CheckTakesTokens() const;
   Status CheckBatch(std::span<const SequenceTokens> batch);
   Status CheckTokens(const SequenceTokens& part) const;
   void LayOut(std::span<const SequenceTokens> batch);

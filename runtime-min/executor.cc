@@ -57,7 +57,7 @@ Status Executor::CreateRotaryTables() {
   return Status::Ok();
 }
 
-Status Executor::Run(std::span<const TileToken> tokens, uint32_t logit_rows) {
+Status Executor::Run(std::span<const TileToken> tokens, uint32_t logit_rows, std::span<const float> rows) {
   tokens_ = tokens;
   prepared_ = kNone;
   LinkRows();
@@ -67,10 +67,11 @@ Status Executor::Run(std::span<const TileToken> tokens, uint32_t logit_rows) {
     }
   }
   const Rows all{0, tokens.size()}, wanted{tokens.size() - logit_rows, logit_rows};
+  if (!rows.empty()) std::memcpy(Row(program_.inputs[0], all), rows.data(), rows.size_bytes());
   for (const Step& step : plan_.steps) {
-    const Rows rows = step.tail ? wanted : all;
-    MOEPACK_RETURN_IF_ERROR(RunStep(step, rows));
-    if (predictor_ != nullptr) Foretell(step, rows);
+    const Rows part = step.tail ? wanted : all;
+    MOEPACK_RETURN_IF_ERROR(RunStep(step, part));
+    if (predictor_ != nullptr) Foretell(step, part);
   }
   logits_ = {Row(program_.output, wanted), Width(program_.output) * logit_rows};
   return Status::Ok();

@@ -46,8 +46,9 @@ class Executor {
 
   // 1..tile_tokens tokens, those of a sequence in order; for each the state has room, and every position before it is in
   // the state or in the tile. The caller advances the state. Computes logits of the last `logit_rows` tokens, none when 0.
-  // Allocates nothing once scratch has grown to the largest tile.
-  Status Run(std::span<const TileToken> tokens, uint32_t logit_rows);
+  // Allocates nothing once scratch has grown to the largest tile. rows: what goes in where the program takes floats, a row a
+  // token; empty otherwise.
+  Status Run(std::span<const TileToken> tokens, uint32_t logit_rows, std::span<const float> rows = {});
   // [logit_rows, vocab] of the last run, row-major.
   std::span<const float> logits() const { return logits_; }
   const StandInStats& stand_ins() const { return moe_->stats(); }

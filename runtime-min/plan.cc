@@ -145,23 +145,25 @@ Result<Plan> MakePlan(const Program& program, uint32_t tile_tokens, uint32_t log
   const std::vector<std::vector<ValueId>> ending = EndingAt(LastSteps(program, plan.steps), plan.steps.size());
   std::vector<uint64_t> sizes(program.values.size(), 0);
   Places places;
+  const auto place_value = [&](ValueId id, bool tail) {
+    ValuePlace& place = plan.values[id];
+    place.width = program.values[id].width;
+    place.tail = tail;
+    const bool fits = CheckedMul(place.width, tail ? logit_rows : tile_tokens, &sizes[id]) &&
+                      CheckedAlign(sizes[id], kPlaceAlignment, &sizes[id]);
+    if (!fits) return Status(ErrorCode::kLimit, StrFormat("value %u: size overflows", id));
+    Result<uint64_t> offset = places.Take(sizes[id]);
+    if (!offset.ok()) return offset.status().With(StrFormat("value %u", id));
+    place.offset = *offset;
+    return Status::Ok();
+  };
+  // An input of tokens is 0 wide and takes nothing.
+  MOEPACK_RETURN_IF_ERROR(place_value(program.inputs[0], false));
   for (size_t s = 0; s < plan.steps.size(); ++s) {
-    const Step& step = plan.steps[s];
     if (s > 0) {
       for (ValueId id : ending[s - 1]) places.GiveBack(plan.values[id].offset, sizes[id]);
     }
-    for (uint32_t n : step.nodes) {
-      const ValueId id = program.nodes[n].output;
-      ValuePlace& place = plan.values[id];
-      place.width = program.values[id].width;
-      place.tail = step.tail;
-      const bool fits = CheckedMul(place.width, place.tail ? logit_rows : tile_tokens, &sizes[id]) &&
-                        CheckedAlign(sizes[id], kPlaceAlignment, &sizes[id]);
-      if (!fits) return Status(ErrorCode::kLimit, StrFormat("value %u: size overflows", id));
-      Result<uint64_t> offset = places.Take(sizes[id]);
-      if (!offset.ok()) return offset.status().With(StrFormat("value %u", id));
-      place.offset = *offset;
-    }
+    for (uint32_t n : plan.steps[s].nodes) MOEPACK_RETURN_IF_ERROR(place_value(program.nodes[n].output, plan.steps[s].tail));
   }
   plan.arena_floats = places.end();
   return plan;

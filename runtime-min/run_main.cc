@@ -17,6 +17,7 @@ constexpr Verb kVerbs[] = {
     {"logits", "logits of a token list or of a text", &Logits},
     {"bench", "prefill and decoding speed, cache and memory", &Bench},
     {"eval", "perplexity and divergence from the full model", &Eval},
+    {"classify", "classes of rows of numbers", &Classify},
 };
 
 std::string Usage() {
@@ -31,7 +32,8 @@ std::string Usage() {
 }
 
 Status Dispatch(int argc, char** argv) {
-  if (argc < 2) return Status(ErrorCode::kUsage, "expected generate, logits, bench or eval (see moepack run --help)");
+  if (argc < 2)
+    return Status(ErrorCode::kUsage, "expected generate, logits, bench, eval or classify (see moepack run --help)");
   if (std::strcmp(argv[1], "--help") == 0 || std::strcmp(argv[1], "-h") == 0) {
     std::fputs(Usage().c_str(), stdout);
     return Status::Ok();
@@ -39,7 +41,8 @@ Status Dispatch(int argc, char** argv) {
   for (const Verb& verb : kVerbs) {
     if (std::strcmp(argv[1], verb.name) == 0) return verb.function(argc - 1, argv + 1);
   }
-  return Status(ErrorCode::kUsage, std::string("unknown verb '") + argv[1] + "'; expected generate, logits, bench or eval");
+  return Status(ErrorCode::kUsage,
+                std::string("unknown verb '") + argv[1] + "'; expected generate, logits, bench, eval or classify");
 }
 
 }  // namespace

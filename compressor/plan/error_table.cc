@@ -102,6 +102,8 @@ class Measurer {
     const uint64_t vocabulary = in_.program->values[in_.program->output].width;
     const uint64_t probe_tokens = std::min(kProbeTokens, std::max<uint64_t>(1, kMaxBaseLogits / vocabulary * 2));
     probe_batch_ = SelectSequences(in_.calibration->batch, SpreadSequences(*in_.calibration, probe_tokens));
+    stream_ = InputStream(*in_.program, batch_);
+    probe_stream_ = InputStream(*in_.program, probe_batch_);
     ChooseGroups();
     if (table_.measured_by == "probes") MOEPACK_RETURN_IF_ERROR(KeepBaseLogits());
     progress_.Begin("measure errors", in_.tensors.size(), "tensors");

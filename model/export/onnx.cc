@@ -3,6 +3,7 @@
 #include <onnx/onnx_pb.h>
 
 #include "base/outputs.h"
+#include "format/program_input.h"
 #include "model/export/onnx_data.h"
 #include "model/export/onnx_graph.h"
 
@@ -75,6 +76,8 @@ Status WriteFiles(Env& env, const Model& model, const OnnxGraphWriter& writer, c
 Status ExportOnnx(Env& env, const Model& model, const std::string& out_path, const std::vector<TokenizerFile>& beside) {
   if (model.tensors == nullptr)
     return Status(ErrorCode::kBadInput, "the model has a configuration only, no weights to export");
+  if (InputWidth(model.program) > 0)
+    return Status(ErrorCode::kUnsupported, "ONNX export writes models that take tokens; this one takes rows of numbers");
   MOEPACK_ASSIGN_OR_RETURN(const std::vector<TokenizerFile> missing, MissingFiles(env, DirectoryOf(out_path), beside));
   onnx::ModelProto proto;
   proto.set_ir_version(8);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "format/program_input.h"
 #include "runtime-min/golden.h"
 #include "tokenizer/tokenizer.h"
 
@@ -125,8 +126,12 @@ Result<RecordGoldenFunction> GoldenRecorder(const cli::Command& command, ThreadP
   }
   return RecordGoldenFunction(
       [lines, prompts, ids, steps, tolerance, &pool](const OpenDraft& open) -> Result<GoldenPrompts> {
-        if (ids) return Record(open, pool, prompts, steps, tolerance);
         MOEPACK_ASSIGN_OR_RETURN(const auto bundle, open());
+        if (InputWidth(bundle->program()) > 0) {
+          return Status(ErrorCode::kUsage,
+                        "the model takes rows of numbers, and golden prompts are of tokens: pack it without --golden");
+        }
+        if (ids) return Record(open, pool, prompts, steps, tolerance);
         MOEPACK_ASSIGN_OR_RETURN(const TokenLists tokenized, Tokenize(bundle->tokenizer_blob(), lines));
         return Record(open, pool, tokenized, steps, tolerance);
       });

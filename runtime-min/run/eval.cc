@@ -2,48 +2,12 @@
 #include <cmath>
 #include <cstdio>
 
-#include "base/checked.h"
-#include "base/digest/sha256.h"
 #include "runtime-min/run/session.h"
 
 namespace moepack::run {
 namespace {
 
 namespace po = boost::program_options;
-
-// Rows of the full model, in order.
-class BaseRows {
- public:
-  // kBadInput unless the file holds exactly rows * vocab floats.
-  static Result<BaseRows> Open(const std::string& path, uint64_t rows, uint64_t vocab) {
-    BaseRows base;
-    base.vocab_ = vocab;
-    MOEPACK_ASSIGN_OR_RETURN(base.file_, PosixEnv().OpenRead(path));
-    MOEPACK_ASSIGN_OR_RETURN(const uint64_t size, base.file_->Size());
-    const CheckedU64 expected = CheckedU64(rows) * CheckedU64(vocab) * CheckedU64(sizeof(float));
-    if (!expected.valid() || size != expected.value()) {
-      return Status(
-          ErrorCode::kBadInput,
-          StrFormat("%s: %llu bytes, expected %llu for %llu rows of %llu logits; make it with moepack logits and the same "
-                    "--data, --ctx and --chunks",
-                    path.c_str(), static_cast<unsigned long long>(size), static_cast<unsigned long long>(expected.value()),
-                    static_cast<unsigned long long>(rows), static_cast<unsigned long long>(vocab)));
-    }
-    return base;
-  }
-  // The next `count` rows.
-  Status Next(uint64_t count, std::vector<float>* rows) {
-    rows->resize(count * vocab_);
-    const uint64_t bytes = rows->size() * sizeof(float);
-    MOEPACK_RETURN_IF_ERROR(file_->Read(offset_, {reinterpret_cast<uint8_t*>(rows->data()), bytes}));
-    offset_ += bytes;
-    return Status::Ok();
-  }
-
- private:
-  std::unique_ptr<RandomAccessFile> file_;
-  uint64_t vocab_ = 0, offset_ = 0;
-};
 
 Status Compare(const cli::Command& command, Session& session, const std::vector<int32_t>& tokens, const EvalChunks& chunks,
                BaseRows& base, Divergence* divergence) {
@@ -64,13 +28,6 @@ Status Compare(const cli::Command& command, Session& session, const std::vector<
   }
   command.progress().End();
   return Status::Ok();
-}
-
-// Whether the bundle was calibrated on this very text: it then looks closer to the full model than it is on any other.
-Result<bool> CalibratedOn(const Session& session, const std::string& path) {
-  MOEPACK_ASSIGN_OR_RETURN(const Digest digest, Sha256File(PosixEnv(), path));
-  return std::find(session.calibration_digests.begin(), session.calibration_digests.end(), ToHex(digest)) !=
-         session.calibration_digests.end();
 }
 
 nlohmann::json ReportJson(const DivergenceReport& r, bool on_calibration_text) {
@@ -95,25 +52,10 @@ nlohmann::json ReportJson(const DivergenceReport& r, bool on_calibration_text) {
           {"verified", true}};
 }
 
-// What stood in for experts, which the numbers include.
-nlohmann::json StandInsJson(const Session& session) {
-  runtime::RunMetrics metrics;
-  FillFromEngine(*session.engine, &metrics);
-  const nlohmann::json all = MetricsJson(metrics);  // items() refers to it
-  nlohmann::json out;
-  for (const auto& [key, value] : all.items()) {
-    if (key == "hit_rate" || key == "expert_hits" || key == "expert_misses" || key == "expert_bytes_read" ||
-        key.starts_with("experts_lowered") || key.starts_with("experts_skipped") || key.starts_with("experts_bridged")) {
-      out[key] = value;
-    }
-  }
-  return out;
-}
-
 void PrintReport(const cli::Command& command, const Session& session, const DivergenceReport& r, bool on_calibration_text) {
   if (command.json()) {
     nlohmann::json report = ReportJson(r, on_calibration_text);
-    report.update(StandInsJson(session));
+    report.update(ExpertsJson(session));
     return cli::PrintJson(report);
   }
   std::printf(
@@ -177,8 +119,8 @@ Status Eval(int argc, char** argv) {
                             ": this text calibrated the bundle, so the numbers flatter it; evaluate on held-out text");
   }
   MOEPACK_ASSIGN_OR_RETURN(const EvalChunks chunks, ChunksOf(command, tokens.size()));
-  MOEPACK_ASSIGN_OR_RETURN(
-      BaseRows base, BaseRows::Open(command.Get<std::string>("base"), chunks.total_rows(), session.engine->vocab_size()));
+  MOEPACK_ASSIGN_OR_RETURN(BaseRows base, BaseRows::Open(command.Get<std::string>("base"), chunks.total_rows(),
+                                                         session.engine->vocab_size(), "--data, --ctx and --chunks"));
   Divergence divergence;
   MOEPACK_RETURN_IF_ERROR(Compare(command, session, tokens, chunks, base, &divergence));
   const DivergenceReport report = divergence.Report();

@@ -1,7 +1,10 @@
 #include "runtime-min/run/session.h"
 
+#include "base/checked.h"
+#include "base/digest/sha256.h"
 #include "device/device.h"
 #include "device/file_store.h"
+#include "format/program_input.h"
 #include "format/provenance/provenance.h"
 #include "runtime-min/metric_list.h"
 #include "verify/trust_json.h"
@@ -180,13 +183,22 @@ void AddSessionOptions(cli::Command* command) {
       "isa", po::value<std::string>(), "kernels to use instead of the best: scalar, avx2, avx512-vnni, neon-dot");
 }
 
-Result<Session> OpenSession(const cli::Command& command, uint32_t context, bool all_logits, uint32_t expected_tokens) {
-  MOEPACK_ASSIGN_OR_RETURN(runtime::EngineOptions options, EngineOptionsOf(command, all_logits));
-  options.context = context;
-  options.expected_tokens = expected_tokens;
-  if (all_logits) options.logit_rows = options.tile_tokens;
+namespace {
+
+// kUsage when the bundle's model takes something else than the verb has: rows of numbers or tokens.
+Status CheckInput(const Program& program, bool rows) {
+  if (rows == (InputWidth(program) > 0)) return Status::Ok();
+  if (rows)
+    return Status(ErrorCode::kUsage, "the model takes tokens, not rows of numbers: moepack run generate, logits or eval");
+  return Status(ErrorCode::kUsage,
+                StrFormat("the model takes rows of %llu numbers, not text or tokens: moepack run classify",
+                          static_cast<unsigned long long>(InputWidth(program))));
+}
+
+Result<Session> OpenWith(const cli::Command& command, const runtime::EngineOptions& options, bool rows) {
   const double start = runtime::MonotonicMs();
   MOEPACK_ASSIGN_OR_RETURN(auto bundle, OpenBundle(command));
+  MOEPACK_RETURN_IF_ERROR(CheckInput(bundle->program(), rows));
   Session session;
   session.pool = std::make_unique<ThreadPool>(command.threads());
   MOEPACK_RETURN_IF_ERROR(session.pool->status());
@@ -197,6 +209,27 @@ Result<Session> OpenSession(const cli::Command& command, uint32_t context, bool 
   MOEPACK_ASSIGN_OR_RETURN(session.engine, runtime::Engine::Create(std::move(bundle), *session.pool, options));
   session.load_ms = runtime::MonotonicMs() - start;
   return session;
+}
+
+}  // namespace
+
+Result<Session> OpenSession(const cli::Command& command, uint32_t context, bool all_logits, uint32_t expected_tokens) {
+  MOEPACK_ASSIGN_OR_RETURN(runtime::EngineOptions options, EngineOptionsOf(command, all_logits));
+  options.context = context;
+  options.expected_tokens = expected_tokens;
+  if (all_logits) options.logit_rows = options.tile_tokens;
+  return OpenWith(command, options, false);
+}
+
+Result<Session> OpenRowSession(const cli::Command& command) {
+  MOEPACK_ASSIGN_OR_RETURN(const runtime::EngineOptions options, EngineOptionsOf(command, false));
+  return OpenWith(command, options, true);
+}
+
+Result<bool> CalibratedOn(const Session& session, const std::string& path) {
+  MOEPACK_ASSIGN_OR_RETURN(const Digest digest, Sha256File(PosixEnv(), path));
+  return std::find(session.calibration_digests.begin(), session.calibration_digests.end(), ToHex(digest)) !=
+         session.calibration_digests.end();
 }
 
 Status RequireTokenizer(const Session& session) {
@@ -238,6 +271,43 @@ Result<EvalChunks> ChunksOf(const cli::Command& command, uint64_t tokens) {
   if (chunks.chunks > 0) return chunks;
   return Status(ErrorCode::kUsage, StrFormat("--data: %llu tokens do not fill one chunk of %u tokens",
                                              static_cast<unsigned long long>(tokens), ctx));
+}
+
+Result<BaseRows> BaseRows::Open(const std::string& path, uint64_t rows, uint64_t vocab, const char* made_with) {
+  BaseRows base;
+  base.vocab_ = vocab;
+  MOEPACK_ASSIGN_OR_RETURN(base.file_, PosixEnv().OpenRead(path));
+  MOEPACK_ASSIGN_OR_RETURN(const uint64_t size, base.file_->Size());
+  const CheckedU64 expected = CheckedU64(rows) * CheckedU64(vocab) * CheckedU64(sizeof(float));
+  if (expected.valid() && size == expected.value()) return base;
+  return Status(
+      ErrorCode::kBadInput,
+      StrFormat("%s: %llu bytes, expected %llu for %llu rows of %llu logits; make it with moepack logits and the "
+                "same %s",
+                path.c_str(), static_cast<unsigned long long>(size), static_cast<unsigned long long>(expected.value()),
+                static_cast<unsigned long long>(rows), static_cast<unsigned long long>(vocab), made_with));
+}
+
+Status BaseRows::Next(uint64_t count, std::vector<float>* rows) {
+  rows->resize(count * vocab_);
+  const uint64_t bytes = rows->size() * sizeof(float);
+  MOEPACK_RETURN_IF_ERROR(file_->Read(offset_, {reinterpret_cast<uint8_t*>(rows->data()), bytes}));
+  offset_ += bytes;
+  return Status::Ok();
+}
+
+nlohmann::json ExpertsJson(const Session& session) {
+  runtime::RunMetrics metrics;
+  FillFromEngine(*session.engine, &metrics);
+  const nlohmann::json all = MetricsJson(metrics);  // items() refers to it
+  nlohmann::json out;
+  for (const auto& [key, value] : all.items()) {
+    if (key == "hit_rate" || key == "expert_hits" || key == "expert_misses" || key == "expert_bytes_read" ||
+        key.starts_with("experts_lowered") || key.starts_with("experts_skipped") || key.starts_with("experts_bridged")) {
+      out[key] = value;
+    }
+  }
+  return out;
 }
 
 nlohmann::json MetricsJson(const runtime::RunMetrics& metrics) {

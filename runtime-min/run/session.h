@@ -21,6 +21,7 @@ Status Generate(int argc, char** argv);
 Status Logits(int argc, char** argv);
 Status Bench(int argc, char** argv);
 Status Eval(int argc, char** argv);
+Status Classify(int argc, char** argv);
 
 // BUNDLE and the options that every verb takes: --trust, --device, --expert-ram, --tile, --isa.
 void AddSessionOptions(cli::Command* command);
@@ -35,8 +36,13 @@ struct Session {
   double load_ms = 0;  // to verify the manifest and load what is resident from the start
 };
 
-// context: 0 for what the program allows; all_logits: logits of every token of a tile may be asked for.
+// context: 0 for what the program allows; all_logits: logits of every token of a tile may be asked for. kUsage for a model
+// that takes rows of numbers.
 Result<Session> OpenSession(const cli::Command& command, uint32_t context, bool all_logits, uint32_t expected_tokens = 0);
+// kUsage for a model that takes tokens.
+Result<Session> OpenRowSession(const cli::Command& command);
+// Whether what `path` holds calibrated the bundle.
+Result<bool> CalibratedOn(const Session& session, const std::string& path);
 
 // kTokenizer when the bundle has none.
 Status RequireTokenizer(const Session& session);
@@ -69,6 +75,22 @@ Status ForEachScoredTile(Session& session, const std::vector<int32_t>& tokens, c
   }
   return Status::Ok();
 }
+
+// Rows of the full model's logits, in order.
+class BaseRows {
+ public:
+  // kBadInput unless the file holds exactly rows * vocab floats; `made_with` ends the message.
+  static Result<BaseRows> Open(const std::string& path, uint64_t rows, uint64_t vocab, const char* made_with);
+  // The next `count` rows.
+  Status Next(uint64_t count, std::vector<float>* rows);
+
+ private:
+  std::unique_ptr<RandomAccessFile> file_;
+  uint64_t vocab_ = 0, offset_ = 0;
+};
+
+// Hits and misses of experts and what stood in for them.
+nlohmann::json ExpertsJson(const Session& session);
 
 nlohmann::json MetricsJson(const runtime::RunMetrics& metrics);
 // The metrics in two lines for people.

@@ -1,6 +1,7 @@
 #include "model/frontend/onnx.h"
 
 #include "base/digest/sha256.h"
+#include "format/program_input.h"
 #include "model/frontend/genai.h"
 #include "model/frontend/onnx_file.h"
 #include "model/frontend/onnx_import.h"
@@ -36,7 +37,9 @@ Result<Model> OpenOnnx(Env& env, const std::string& path, const OpenOptions& opt
   std::vector<std::string> files = {BaseName(path)};
   if (ours) files.push_back(kGenaiConfig);
   for (const std::string& name : file->external_files()) files.push_back(name);
-  MOEPACK_ASSIGN_OR_RETURN(model.tokenizer, CompileTokenizerOf(env, directory, VocabularySize(model.program), &files));
+  if (InputWidth(model.program) == 0) {  // a tokenizer beside a classifier of tables is not its own
+    MOEPACK_ASSIGN_OR_RETURN(model.tokenizer, CompileTokenizerOf(env, directory, VocabularySize(model.program), &files));
+  }
   if (!options.digests) return model;
   for (const std::string& name : files) {
     MOEPACK_ASSIGN_OR_RETURN(const Digest digest, Sha256File(env, JoinPath(directory, name)));

@@ -264,7 +264,7 @@ std::string ExpertTensorName(const ExpertTableDecl& table, uint32_t expert, Expe
 
 struct Program {
   std::vector<ValueDecl> values;
-  std::vector<ValueId> inputs;  // today: one kTokens input
+  std::vector<ValueId> inputs;  // one, see format/program_input.h
   ValueId output = kNone;       // logits [tokens, vocab]
   std::vector<Node> nodes;
   std::vector<TensorDecl> tensors;

@@ -3,8 +3,9 @@
 // Values that only make sense inside of a mixture (scores, chosen experts, gates, stacks of what every expert gives) are
 // kept as parts: what they stand for, and what each of their dimensions runs over. When the last part, the weighted sum, is
 // reached, one MoE node takes its place. Forms: all experts computed as one stack of matrices, or one by one, and weighed by
-// gates [rows, experts]; or the matrices of the chosen experts gathered and weighed by [rows, k]. An expert is
-// down(act(up(x))) or down(act(gate(x)) * up(x)), with biases or without. The rows come in one dimension.
+// gates [rows, experts]; or the matrices of the chosen experts gathered and weighed by [rows, k]; or for each expert the
+// rows that chose it gathered, and what it gives added back to them. An expert is down(act(up(x))) or
+// down(act(gate(x)) * up(x)), with biases or without. The rows come in one dimension.
 #pragma once
 
 #include <map>
@@ -17,7 +18,9 @@
 namespace moepack {
 
 // What a dimension runs over.
-enum class Axis : uint8_t { kOne, kRows, kExperts, kChoices, kColumns };
+// kPairs: rows times choices, choices fastest. kHits: the (row, choice) pairs of one expert. kParts: coordinates of such a
+// pair. kBatch, kSequence: of a value that is not in rows yet. kAny: the -1 of a shape.
+enum class Axis : uint8_t { kOne, kRows, kExperts, kChoices, kColumns, kPairs, kHits, kParts, kBatch, kSequence, kAny };
 using Axes = std::vector<Axis>;
 
 // Dimensions of an elementwise result by NumPy's rules; nothing when they do not fit.
@@ -51,34 +54,40 @@ struct MixtureRouter {
 
 struct MixturePart {
   enum class Kind : uint8_t {
-    kView,      // a value of the program with dimensions of 1
-    kScores,    // [rows, experts], all of them
-    kIds,       // [rows, k] chosen experts
-    kWeights,   // [rows, k] their weights
-    kMask,      // [rows, k] where `expert` was chosen
-    kOneHot,    // [rows, k, experts]
-    kSpread,    // the same times the weights
-    kGates,     // [rows, experts], 0 where not chosen
-    kGate,      // [rows] of `expert`
-    kSum,       // of weights or gates over experts
-    kPicked,    // constants of the chosen experts: [rows, k, ...]
-    kStack,     // what every (chosen) expert gives
-    kWeighted,  // the same times weights or gates
-    kTerms,     // weighted outputs of experts computed one by one
-    kShape,     // of scores or logits
-    kFill,      // as many equal numbers
+    kView,         // a value of the program with dimensions of 1
+    kScores,       // [rows, experts], all of them
+    kIds,          // [rows, k] chosen experts
+    kWeights,      // [rows, k] their weights
+    kMask,         // [rows, k] where `expert` was chosen
+    kOneHot,       // [rows, k, experts]
+    kSpread,       // the same times the weights
+    kGates,        // [rows, experts], 0 where not chosen
+    kGate,         // [rows] of `expert`
+    kSum,          // of weights or gates over experts
+    kPicked,       // constants of the chosen experts: [rows, k, ...]
+    kStack,        // what every (chosen) expert gives
+    kWeighted,     // the same times weights or gates
+    kTerms,        // weighted outputs of experts computed one by one
+    kShape,        // a list of sizes: of the dimensions in `axes`
+    kFill,         // as many equal numbers
+    kRowIds,       // numbers of rows: of a hit, or of a row itself
+    kChoiceIds,    // numbers of choices of a hit
+    kCoordinates,  // [kParts, kHits]: both of them
+    kScattered,    // what some experts gave, added to their rows
   };
   Kind kind = Kind::kView;
   Axes axes;
   uint64_t columns = 0;  // entries of kColumns
   MixtureRouter router;
-  OnnxImporter::Value value;           // kView
-  uint32_t expert = 0;                 // kMask, kGate
-  float number = 0;                    // kFill; what was added to a kSum
-  const OnnxTensor* tensor = nullptr;  // kPicked
-  ExpertSteps steps;                   // kStack, kWeighted
-  std::map<uint32_t, ValueId> terms;   // by expert
-  std::vector<ValueId> rest;           // what is added beside the terms
+  OnnxImporter::Value value;                                  // kView
+  uint32_t expert = 0;                                        // kMask, kGate, and what runs over kHits
+  float number = 0;                                           // kFill; what was added to a kSum
+  const OnnxTensor* tensor = nullptr;                         // kPicked
+  ExpertSteps steps;                                          // kStack, kWeighted
+  std::map<uint32_t, ValueId> terms;                          // by expert
+  std::vector<ValueId> rest;                                  // what is added beside the terms
+  Axes coordinates;                                           // kCoordinates: what each counts
+  std::shared_ptr<std::map<uint32_t, ExpertSteps>> branches;  // kScattered, by expert; of the last one of a chain
 };
 
 class OnnxMixtures {
@@ -103,13 +112,24 @@ class OnnxMixtures {
   const MixturePart* Find(const std::string& name, Kind kind) const;
   std::optional<MixturePart> Operand(const std::string& name) const;
   Result<bool> Define(OnnxNode& node, MixturePart part);
+  // Keeps the part that output `i` stands for. kLimit when parts would take too much memory.
+  Status Store(const OnnxNode& node, int i, MixturePart part);
   uint64_t SizeOf(const MixturePart& part, Axis axis) const;
   Result<bool> ImportIdentity(OnnxNode& node);
   Result<bool> ImportUnsqueeze(OnnxNode& node);
   Result<bool> ImportSqueeze(OnnxNode& node);
   Result<bool> ImportTranspose(OnnxNode& node);
   Result<bool> ImportReshape(OnnxNode& node);
-  std::optional<Axes> Reshaped(const MixturePart& part, const std::vector<int64_t>& shape) const;
+  // An entry of a shape: a number, or the size of a dimension.
+  struct Entry {
+    int64_t number = 0;
+    Axis axis = Axis::kOne;
+    bool named = false;  // `axis` counts
+    bool one() const { return named ? axis == Axis::kOne : number == 1; }
+  };
+  Result<std::vector<Entry>> ShapeInput(const OnnxNode& node, int i) const;
+  std::optional<Axes> Reshaped(const MixturePart& part, const std::vector<Entry>& shape) const;
+  Result<bool> ReshapeValue(OnnxNode& node, const std::vector<Entry>& shape);
   Result<std::vector<int64_t>> AxesInput(OnnxNode& node, size_t rank) const;
 
   // onnx_mixture_router.cc
@@ -121,8 +141,6 @@ class OnnxMixtures {
   Result<bool> ImportDiv(OnnxNode& node);
   Result<bool> ImportEqual(OnnxNode& node);
   Result<bool> ImportWhere(OnnxNode& node);
-  Result<bool> ImportShape(OnnxNode& node);
-  Result<bool> ImportConstantOfShape(OnnxNode& node);
   Result<bool> ImportSlice(OnnxNode& node);
   Result<bool> ImportSplit(OnnxNode& node);
   Result<bool> ImportGather(OnnxNode& node);
@@ -130,6 +148,7 @@ class OnnxMixtures {
   bool IsFill(const std::string& name, float number) const;
 
   // onnx_mixture_experts.cc
+  Result<bool> SliceProduct(OnnxNode& node, const MixturePart& stack, int64_t begin, int64_t end, int64_t step, int output);
   Result<bool> ImportMatMul(OnnxNode& node);
   Result<bool> ImportActivation(OnnxNode& node);
   Result<bool> ImportAdd(OnnxNode& node);
@@ -138,6 +157,28 @@ class OnnxMixtures {
   Result<bool> MultiplyStacks(OnnxNode& node, const MixturePart& a, const MixturePart& b);
   Result<MixturePart> Weighed(const OnnxNode& node, const MixturePart& stack, const MixturePart& by) const;
   Result<bool> MultiplyMatrices(OnnxNode& node, const MixturePart& x, const MixturePart& matrices, bool matrix_first);
+
+  // onnx_mixture_shape.cc
+  Result<bool> ImportShape(OnnxNode& node);
+  Result<bool> ImportConstantOfShape(OnnxNode& node);
+  Result<bool> ImportExpand(OnnxNode& node);
+  Result<bool> ImportRange(OnnxNode& node);
+  Result<bool> GatherSizes(OnnxNode& node, const MixturePart& sizes);
+  Result<bool> SliceSizes(OnnxNode& node, const MixturePart& sizes);
+  Result<bool> ConcatSizes(OnnxNode& node);
+
+  // onnx_mixture_hits.cc
+  Result<bool> ImportNonZero(OnnxNode& node);
+  Result<bool> ImportGatherNd(OnnxNode& node);
+  Result<bool> ImportGemm(OnnxNode& node);
+  Result<bool> ImportScatterNd(OnnxNode& node);
+  Result<bool> GatherMask(OnnxNode& node, const MixturePart& one_hot);
+  Result<bool> GatherRows(OnnxNode& node, const MixturePart& ids);
+  Result<bool> ConcatIds(OnnxNode& node);
+  Result<bool> TakeCoordinate(OnnxNode& node, const MixturePart& all, int64_t which, bool keep, int output);
+  Result<bool> MultiplyBranch(OnnxNode& node, const MixturePart& x, const OnnxMatrix& weight, const OnnxTensor* bias);
+  Result<bool> ScatterAdd(OnnxNode& node, bool by_element);
+  Result<bool> AddBranch(OnnxNode& node, const MixturePart& update);
 
   // onnx_mixture_sum.cc
   Result<bool> ImportConcat(OnnxNode& node);
@@ -148,6 +189,7 @@ class OnnxMixtures {
   Result<bool> DefineSum(OnnxNode& node, const MixturePart& weighed, const Axes& axes);
   ValueId AddValues(ValueId a, ValueId b);
   Result<ExpertSteps> StepsOf(const OnnxNode& node, ValueId output) const;
+  Status AppendSteps(const OnnxNode& node, uint32_t expert, ExpertSteps one, ExpertSteps* all) const;
   Result<ExpertSteps> StepsOfTerms(const OnnxNode& node, const std::map<uint32_t, ValueId>& terms) const;
   Result<ValueId> EmitMoe(OnnxNode& node, const MixtureRouter& router, const ExpertSteps& steps);
   TensorId AddBiases(const char* name, const ExpertProduct& product, uint64_t columns, uint64_t experts);
@@ -155,6 +197,8 @@ class OnnxMixtures {
 
   OnnxImporter& in_;
   std::map<std::string, MixturePart> parts_;
+  uint64_t kept_ = 0;           // matrices that parts refer to
+  std::set<uint32_t> choices_;  // k of every router
   bool found_ = false;
   uint64_t padding_ = 0;
 };

@@ -9,7 +9,7 @@ namespace {
 using Stage = ExpertSteps::Stage;
 
 bool Twice(const Axes& axes) {
-  for (const Axis axis : {Axis::kRows, Axis::kExperts, Axis::kChoices, Axis::kColumns}) {
+  for (const Axis axis : {Axis::kRows, Axis::kExperts, Axis::kChoices, Axis::kColumns, Axis::kPairs}) {
     if (std::count(axes.begin(), axes.end(), axis) > 1) return true;
   }
   return false;
@@ -38,6 +38,20 @@ MixturePart AllMatrices(const OnnxTensor* tensor) {
 }  // namespace
 
 Result<bool> OnnxMixtures::ImportMatMul(OnnxNode& node) {
+  const MixturePart* x = Find(node.input(0));
+  if (x != nullptr && std::find(x->axes.begin(), x->axes.end(), Axis::kHits) != x->axes.end()) {
+    const auto transposed = in_.transposed_.find(node.input(1));
+    const bool turned = transposed != in_.transposed_.end();
+    const OnnxTensor* weight = turned ? transposed->second : in_.file_.Find(node.input(1));
+    if (weight != nullptr && weight->shape.size() == 2 && IsFloat(*weight)) {
+      MOEPACK_RETURN_IF_ERROR(node.Finish());
+      const uint64_t out = weight->shape[turned ? 0 : 1], in = weight->shape[turned ? 1 : 0];
+      return MultiplyBranch(node, MixturePart(*x), DenseMatrix(*weight, out, in, !turned), nullptr);
+    }
+  }
+  for (const int i : {0, 1}) {
+    if (Find(node.input(i), Kind::kTerms) != nullptr) return node.Error(ErrorCode::kShape, WhyNoValue(node.input(i)));
+  }
   std::optional<MixturePart> sides[2];
   bool parts = false;
   for (const int i : {0, 1}) {
@@ -112,6 +126,32 @@ Result<bool> OnnxMixtures::MultiplyMatrices(OnnxNode& node, const MixturePart& x
     return node.Unsupported("an expert is down(act(up(x))) or down(act(gate(x)) * up(x))");
   }
   return Define(node, std::move(stack));
+}
+
+// Columns of a product: rows of its matrices and entries of its biases.
+Result<bool> OnnxMixtures::SliceProduct(OnnxNode& node, const MixturePart& stack, int64_t begin, int64_t end, int64_t step,
+                                        int output) {
+  const auto width = static_cast<int64_t>(stack.columns);
+  end = std::min(end, width);
+  if (stack.steps.stage != Stage::kProduct || begin < 0 || begin >= end || step < 1) {
+    return node.Unsupported("only some columns of an expert's first product");
+  }
+  MixturePart part = stack;
+  step = std::min(step, width);
+  part.columns = static_cast<uint64_t>((end - begin - 1) / step) + 1;
+  const auto first = static_cast<uint64_t>(begin), stride = static_cast<uint64_t>(step);
+  for (OnnxMatrix& weight : part.steps.up.weight) {
+    weight.base += first * weight.row_stride;
+    weight.row_stride *= stride;
+    weight.rows = part.columns;
+  }
+  for (OnnxMatrix& bias : part.steps.up.bias) {
+    bias.base += first * bias.col_stride;
+    bias.col_stride *= stride;
+    bias.cols = part.columns;
+  }
+  MOEPACK_RETURN_IF_ERROR(Store(node, output, std::move(part)));
+  return true;
 }
 
 Result<bool> OnnxMixtures::ImportActivation(OnnxNode& node) {
@@ -194,7 +234,8 @@ Result<bool> OnnxMixtures::ImportAdd(OnnxNode& node) {
 }
 
 Result<bool> OnnxMixtures::MultiplyStacks(OnnxNode& node, const MixturePart& a, const MixturePart& b) {
-  if (a.axes != b.axes || a.columns != b.columns || a.steps.x != b.steps.x || a.router.experts != b.router.experts)
+  if (a.axes != b.axes || a.columns != b.columns || a.steps.x != b.steps.x || a.router.experts != b.router.experts ||
+      a.expert != b.expert)
     return node.Error(ErrorCode::kShape, "two stacks that do not fit");
   for (const bool swapped : {false, true}) {
     const MixturePart &first = swapped ? b : a, &second = swapped ? a : b;
@@ -219,15 +260,21 @@ Result<bool> OnnxMixtures::MultiplyStacks(OnnxNode& node, const MixturePart& a, 
 // The outputs of experts, each times its weight.
 Result<MixturePart> OnnxMixtures::Weighed(const OnnxNode& node, const MixturePart& stack, const MixturePart& by) const {
   const bool chosen = by.kind == Kind::kWeights;
-  const Axis over = chosen ? Axis::kChoices : Axis::kExperts;
+  const auto runs_over = [&](Axis axis) {
+    return std::find(stack.axes.begin(), stack.axes.end(), axis) != stack.axes.end();
+  };
+  const bool hits = runs_over(Axis::kHits);
+  const Axis over = !chosen ? Axis::kExperts : hits ? Axis::kHits : runs_over(Axis::kPairs) ? Axis::kPairs : Axis::kChoices;
   const bool known = stack.kind == Kind::kStack && stack.steps.stage == Stage::kOutput &&
                      (chosen || by.kind == Kind::kGates || by.kind == Kind::kScores);
   if (!known) return node.Unsupported("only what experts give can be weighed, by weights of a router");
   const bool fits = Broadcast(stack.axes, by.axes) == stack.axes &&
                     std::count(stack.axes.begin(), stack.axes.end(), over) == 1 &&
+                    std::count(by.axes.begin(), by.axes.end(), over) == 1 &&
                     (!chosen || (stack.router.logits == by.router.logits && stack.router.routing.k == by.router.routing.k));
   if (!fits) return node.Error(ErrorCode::kShape, "the weights do not fit what the experts give");
-  MOEPACK_RETURN_IF_ERROR(CheckExperts(node, by.router, stack.router.experts));
+  if (hits && stack.expert != by.expert) return node.Unsupported("an expert is weighed by weights of another");
+  if (!hits) MOEPACK_RETURN_IF_ERROR(CheckExperts(node, by.router, stack.router.experts));
   MixturePart part = stack;
   part.kind = Kind::kWeighted;
   part.router = by.router;
@@ -238,6 +285,13 @@ Result<bool> OnnxMixtures::ImportMul(OnnxNode& node) {
   if (Find(node.input(0)) == nullptr && Find(node.input(1)) == nullptr) return false;
   MOEPACK_RETURN_IF_ERROR(node.Finish());
   const MixturePart *first = Find(node.input(0)), *second = Find(node.input(1));
+  if (first != nullptr && second != nullptr && first->kind == Kind::kShape && second->kind == Kind::kShape) {
+    const bool rows = first->axes == Axes{Axis::kBatch} && second->axes == Axes{Axis::kSequence};
+    if (!rows) return node.Unsupported("a product of sizes other than batch times sequence");
+    MixturePart size = *first;
+    size.axes = {Axis::kRows};
+    return Define(node, std::move(size));
+  }
   if (first != nullptr && second != nullptr && first->kind == Kind::kStack && second->kind == Kind::kStack)
     return MultiplyStacks(node, *first, *second);
   for (const int i : {0, 1}) {

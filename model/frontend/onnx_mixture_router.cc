@@ -67,6 +67,7 @@ Result<bool> OnnxMixtures::ImportTopK(OnnxNode& node) {
   }
   part->axes = {Axis::kRows, Axis::kChoices};
   part->router.routing.k = static_cast<uint32_t>(k[0]);
+  choices_.insert(part->router.routing.k);
   part->router.routing.score_before_topk = part->router.scored;
   for (const Kind kind : {Kind::kWeights, Kind::kIds}) {
     const std::string& name = node.output(kind == Kind::kWeights ? 0 : 1);
@@ -91,6 +92,10 @@ Result<bool> OnnxMixtures::ImportScatter(OnnxNode& node) {
   const int64_t axis = node.Int("axis", 0);
   const std::string reduction = node.Text("reduction", "none");
   MOEPACK_RETURN_IF_ERROR(node.Finish());
+  if (reduction == "add" && Find(node.input(1), Kind::kRowIds) != nullptr) {
+    if (axis != 0) return node.Unsupported("only to rows");
+    return ScatterAdd(node, true);
+  }
   const MixturePart *ids = Find(node.input(1), Kind::kIds), *weights = Find(node.input(2), Kind::kWeights);
   const Axes chosen = {Axis::kRows, Axis::kChoices};
   if (ids == nullptr || weights == nullptr || ids->axes != chosen || weights->axes != chosen || !IsLast(axis, 2) ||
@@ -120,8 +125,13 @@ Result<bool> OnnxMixtures::ImportOneHot(OnnxNode& node) {
   }
   if (values->elements != 2) return node.Bad("values must be two numbers");
   Codec codec;
-  if (!DtypeCodec(values->dtype, &codec)) return node.Unsupported("values must be floats");
-  MOEPACK_ASSIGN_OR_RETURN(const std::vector<float> numbers, in_.file_.ReadFloats(*values, 0, 2));
+  std::vector<float> numbers;
+  if (DtypeCodec(values->dtype, &codec)) {
+    MOEPACK_ASSIGN_OR_RETURN(numbers, in_.file_.ReadFloats(*values, 0, 2));
+  } else {
+    MOEPACK_ASSIGN_OR_RETURN(const std::vector<int64_t> integers, in_.IntsInput(node, 2));
+    numbers.assign(integers.begin(), integers.end());
+  }
   if (numbers[0] != 0 || numbers[1] != 1) return node.Unsupported("values other than 0 and 1");
   MixturePart part = *ids;
   part.kind = Kind::kOneHot;
@@ -179,26 +189,6 @@ Result<bool> OnnxMixtures::ImportWhere(OnnxNode& node) {
   return Define(node, std::move(part));
 }
 
-Result<bool> OnnxMixtures::ImportShape(OnnxNode& node) {
-  std::optional<MixturePart> part = ScoresOf(node.input(0));
-  if (!part) return false;
-  MOEPACK_RETURN_IF_ERROR(node.Finish());
-  part->kind = Kind::kShape;
-  return Define(node, std::move(*part));
-}
-
-Result<bool> OnnxMixtures::ImportConstantOfShape(OnnxNode& node) {
-  const MixturePart* shape = Find(node.input(0), Kind::kShape);
-  if (shape == nullptr) return false;
-  const std::optional<float> number = node.Number("value");
-  MOEPACK_RETURN_IF_ERROR(node.Finish());
-  if (!number) return node.Unsupported("value must be one float");
-  MixturePart fill = *shape;
-  fill.kind = Kind::kFill;
-  fill.number = *number;
-  return Define(node, std::move(fill));
-}
-
 // The gates of one expert, [rows, 1].
 Result<bool> OnnxMixtures::DefineGate(OnnxNode& node, const MixturePart& gates, int64_t expert, int output) {
   if (expert < 0 || static_cast<uint64_t>(expert) >= gates.router.experts) return node.Bad("there is no such expert");
@@ -216,10 +206,28 @@ Result<bool> OnnxMixtures::ImportSlice(OnnxNode& node) {
   const MixturePart* gates = Find(node.input(0));
   if (gates == nullptr) return false;
   MOEPACK_RETURN_IF_ERROR(node.Finish());
+  if (gates->kind == Kind::kShape) return SliceSizes(node, *gates);
   MOEPACK_ASSIGN_OR_RETURN(const std::vector<int64_t> begin, in_.IntsInput(node, 1));
   MOEPACK_ASSIGN_OR_RETURN(const std::vector<int64_t> end, in_.IntsInput(node, 2));
   MOEPACK_ASSIGN_OR_RETURN(const std::vector<int64_t> axes, in_.IntsInput(node, 3));
-  const bool one = begin.size() == 1 && end.size() == 1 && axes.size() == 1 && end[0] == begin[0] + 1;
+  if (gates->kind == Kind::kStack && begin.size() == 1 && end.size() == 1 && axes.size() == 1 &&
+      IsLast(axes[0], gates->axes.size())) {
+    std::vector<int64_t> step = {1};
+    if (!node.input(4).empty()) {
+      MOEPACK_ASSIGN_OR_RETURN(step, in_.IntsInput(node, 4));
+    }
+    if (step.size() != 1) return node.Bad("one step for one axis is needed");
+    return SliceProduct(node, MixturePart(*gates), begin[0], end[0], step[0], 0);
+  }
+  const bool one =
+      begin.size() == 1 && end.size() == 1 && axes.size() == 1 && begin[0] < INT64_MAX && end[0] == begin[0] + 1;
+  if (gates->kind == Kind::kCoordinates && one && node.input(4).empty()) {
+    const int64_t rank = static_cast<int64_t>(gates->axes.size()), axis = axes[0] < 0 ? axes[0] + rank : axes[0];
+    if (axis < 0 || axis >= rank || gates->axes[static_cast<size_t>(axis)] != Axis::kParts) {
+      return node.Unsupported("only one coordinate of all hits");
+    }
+    return TakeCoordinate(node, MixturePart(*gates), begin[0], true, 0);
+  }
   const bool of_gates = gates->kind == Kind::kGates || gates->kind == Kind::kScores;
   if (!one || !of_gates || gates->axes.back() != Axis::kExperts || !IsLast(axes[0], gates->axes.size()) ||
       !node.input(4).empty()) {
@@ -235,8 +243,24 @@ Result<bool> OnnxMixtures::ImportSplit(OnnxNode& node) {
   const int64_t axis = node.Int("axis", 0);
   node.Int("num_outputs", 0);
   MOEPACK_RETURN_IF_ERROR(node.Finish());
+  const int64_t rank = static_cast<int64_t>(gates.axes.size()), at = axis < 0 ? axis + rank : axis;
+  const bool sized = !node.input(1).empty();
+  if (gates.kind == Kind::kCoordinates && !sized && at >= 0 && at < rank &&
+      gates.axes[static_cast<size_t>(at)] == Axis::kParts && node.outputs() == static_cast<int>(gates.coordinates.size())) {
+    for (int i = 0; i < node.outputs(); ++i) MOEPACK_RETURN_IF_ERROR(TakeCoordinate(node, gates, i, true, i).status());
+    return true;
+  }
+  if (gates.kind == Kind::kStack && IsLast(axis, gates.axes.size()) && node.outputs() == 2 && gates.columns % 2 == 0) {
+    const auto half = static_cast<int64_t>(gates.columns / 2);
+    if (sized) {
+      MOEPACK_ASSIGN_OR_RETURN(const std::vector<int64_t> sizes, in_.IntsInput(node, 1));
+      if (sizes != std::vector<int64_t>{half, half}) return node.Unsupported("only into halves");
+    }
+    MOEPACK_RETURN_IF_ERROR(SliceProduct(node, gates, 0, half, 1, 0).status());
+    return SliceProduct(node, gates, half, 2 * half, 1, 1);
+  }
   const bool of_gates = gates.kind == Kind::kGates || gates.kind == Kind::kScores;
-  if (!of_gates || gates.axes.back() != Axis::kExperts || !IsLast(axis, gates.axes.size()) ||
+  if (!of_gates || sized || gates.axes.back() != Axis::kExperts || !IsLast(axis, gates.axes.size()) ||
       static_cast<uint64_t>(node.outputs()) != gates.router.experts) {
     return node.Unsupported("of a mixture's parts only gates into those of each expert");
   }
@@ -268,9 +292,12 @@ Result<bool> OnnxMixtures::ImportGather(OnnxNode& node) {
     for (size_t i = 1; i < stack->shape.size(); ++i) part.axes.push_back(Axis::kColumns);
     return Define(node, std::move(part));
   }
+  if (const MixturePart* rows = Find(node.input(1), Kind::kRowIds); rows != nullptr) return GatherRows(node, *rows);
   const MixturePart* gates = Find(node.input(0));
   if (gates == nullptr) return false;
   MOEPACK_RETURN_IF_ERROR(node.Finish());
+  if (gates->kind == Kind::kShape) return GatherSizes(node, *gates);
+  if (gates->kind == Kind::kOneHot || gates->kind == Kind::kCoordinates) return GatherMask(node, MixturePart(*gates));
   MOEPACK_ASSIGN_OR_RETURN(const OnnxTensor* which, in_.ConstantInput(node, 1));
   MOEPACK_ASSIGN_OR_RETURN(const std::vector<int64_t> expert, in_.IntsInput(node, 1));
   const bool of_gates = gates->kind == Kind::kGates || gates->kind == Kind::kScores;

@@ -80,6 +80,13 @@ Result<bool> OnnxMixtures::ImportReduceSum(OnnxNode& node) {
 
 // Outputs of experts computed one by one, side by side in a dimension of their own; weighed already or not.
 Result<bool> OnnxMixtures::ImportConcat(OnnxNode& node) {
+  bool sizes = false, ids = false;
+  for (const std::string& name : node.proto().input()) {
+    sizes = sizes || Find(name, Kind::kShape) != nullptr;
+    ids = ids || Find(name, Kind::kRowIds) != nullptr || Find(name, Kind::kChoiceIds) != nullptr;
+  }
+  if (sizes) return ConcatSizes(node);
+  if (ids) return ConcatIds(node);
   if (Find(node.input(0)) == nullptr) return false;
   const int64_t axis = node.Int("axis", 0);
   MOEPACK_RETURN_IF_ERROR(node.Finish());
@@ -201,9 +208,28 @@ Result<ExpertSteps> OnnxMixtures::StepsOf(const OnnxNode& node, ValueId output) 
     if (!known || product == nullptr) return unknown;
     steps.function = *known;
   }
+  // A layer that others read too is before the experts, not the first half of one.
+  const auto reads = [&](const Node& other) {
+    return std::find(other.inputs.begin(), other.inputs.end(), active) != other.inputs.end();
+  };
+  const bool direct = !steps.gated && product == function;
+  if (direct && std::count_if(in_.program.nodes.begin(), in_.program.nodes.end(), reads) != 1) return unknown;
   if (steps.gated && product->inputs[0] != steps.x) return unknown;
   steps.x = product->inputs[0];
   return steps;
+}
+
+Status OnnxMixtures::AppendSteps(const OnnxNode& node, uint32_t expert, ExpertSteps one, ExpertSteps* all) const {
+  const bool first = all->up.weight.empty();
+  if (!first && (one.x != all->x || one.gated != all->gated || one.function != all->function))
+    return node.Unsupported(StrFormat("expert %u reads another value or has another activation than those before", expert));
+  all->x = one.x;
+  all->gated = one.gated;
+  all->function = one.function;
+  Append(std::move(one.up), &all->up);
+  Append(std::move(one.down), &all->down);
+  if (one.gated) Append(std::move(one.gate), &all->gate);
+  return Status::Ok();
 }
 
 // Experts 0, 1, 2 ...; each once.
@@ -212,17 +238,7 @@ Result<ExpertSteps> OnnxMixtures::StepsOfTerms(const OnnxNode& node, const std::
   for (const auto& [expert, value] : terms) {
     auto found = StepsOf(node, value);
     if (!found.ok()) return found.status().With(StrFormat("expert %u", expert));
-    ExpertSteps one = std::move(found).value();
-    const bool first = all.up.weight.empty();
-    if (!first && (one.x != all.x || one.gated != all.gated || one.function != all.function))
-      return node.Unsupported(
-          StrFormat("expert %u reads another value or has another activation than those before", expert));
-    all.x = one.x;
-    all.gated = one.gated;
-    all.function = one.function;
-    Append(std::move(one.up), &all.up);
-    Append(std::move(one.down), &all.down);
-    if (one.gated) Append(std::move(one.gate), &all.gate);
+    MOEPACK_RETURN_IF_ERROR(AppendSteps(node, expert, std::move(found).value(), &all));
   }
   for (ExpertProduct* product : {&all.up, &all.gate, &all.down}) DropEmptyBiases(product);
   all.stage = Stage::kOutput;

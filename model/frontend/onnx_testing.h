@@ -91,6 +91,11 @@ class TinyOnnx {
     for (const int64_t value : values) tensor->add_int64_data(value);
   }
 
+  void Int(const std::string& name, int64_t value) {
+    Ints(name, {value});
+    Constant(name).clear_dims();
+  }
+
   // The first node of an operator, the one that gives `output`, the constant of a name; they exist.
   onnx::NodeProto& First(const std::string& op) {
     for (onnx::NodeProto& node : *graph().mutable_node()) {
@@ -113,6 +118,9 @@ class TinyOnnx {
   static void SetInt(onnx::NodeProto* node, const std::string& name, int64_t value) {
     onnx::AttributeProto* attribute = Attribute(node, name, onnx::AttributeProto::INT);
     attribute->set_i(value);
+  }
+  static void SetInts(onnx::NodeProto* node, const std::string& name, const std::vector<int64_t>& values) {
+    for (const int64_t value : values) Attribute(node, name, onnx::AttributeProto::INTS)->add_ints(value);
   }
   static void SetFloat(onnx::NodeProto* node, const std::string& name, float value) {
     Attribute(node, name, onnx::AttributeProto::FLOAT)->set_f(value);

@@ -1,0 +1,330 @@
+// Experts of a decoder in plain operators: what exporters write for a loop over experts and for gathered matrices. Each
+// graph must give the program and the weights that com.microsoft.MoE gives.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <functional>
+
+#include "model/frontend/onnx.h"
+#include "model/frontend/onnx_testing.h"
+#include "model/model_testing.h"
+
+namespace moepack {
+namespace {
+
+using ::testing::HasSubstr;
+
+// A TinyOnnx whose first MoE node is spelled out.
+class Spelled {
+ public:
+  enum class Rows : uint8_t { kElements, kNd };         // how outputs return to their rows
+  enum class Pairs : uint8_t { kSum, kElements, kNd };  // the same for all pairs at once
+
+  Spelled() {
+    Constants();
+    const auto nodes = tiny.graph().node();
+    for (const onnx::NodeProto& node : nodes) {
+      if (node.op_type() == "MoE" && tail_.empty() && !found_) {
+        found_ = true;
+        continue;
+      }
+      (found_ ? tail_ : head_).push_back(node);
+    }
+    tiny.graph().clear_node();
+    for (const onnx::NodeProto& node : head_) *tiny.graph().add_node() = node;
+    N("Reshape", {"l0.f", "to_rows"}, {"x"});
+    TinyOnnx::SetInt(N("Softmax", {"l0.logits"}, {"scores"}), "axis", -1);
+    TinyOnnx::SetInt(N("TopK", {"scores", "two"}, {"w", "ids"}), "axis", -1);
+    N("Shape", {"x"}, {"x_shape"});
+    N("ConstantOfShape", {"x_shape"}, {"sum0"});
+  }
+
+  // The sum `name`, seen in the dimensions of before.
+  TinyOnnx& Finish(const std::string& name) {
+    N("Shape", {"l0.f"}, {"f_shape"});
+    N("Reshape", {name, "f_shape"}, {"l0.moe"});
+    for (const onnx::NodeProto& node : tail_) *tiny.graph().add_node() = node;
+    return tiny;
+  }
+
+  // As torch.onnx exports Hugging Face's Mixtral: one-hot, where, gather, index_add for each expert.
+  std::string Loop(int experts, Rows rows) {
+    TinyOnnx::SetInt(N("OneHot", {"ids", "three", "off_on"}, {"hot"}), "axis", -1);
+    TinyOnnx::SetInts(N("Transpose", {"hot"}, {"mask"}), "perm", {2, 1, 0});
+    std::string sum = "sum0";
+    for (int e = 0; e < experts; ++e) {
+      const std::string p = "e" + std::to_string(e) + ".";
+      TinyOnnx::SetInt(N("Gather", {"mask", p + "id"}, {p + "mask"}), "axis", 0);
+      N("NonZero", {p + "mask"}, {p + "where"});
+      TinyOnnx::SetInts(N("Transpose", {p + "where"}, {p + "hits"}), "perm", {1, 0});
+      TinyOnnx::SetInt(N("Split", {p + "hits"}, {p + "choice1", p + "row1"}), "axis", 1);
+      N("Squeeze", {p + "choice1", "axis1"}, {p + "choice"});
+      N("Squeeze", {p + "row1", "axis1"}, {p + "row"});
+      N("Unsqueeze", {"x", "axis0"}, {p + "x3"});
+      TinyOnnx::SetInt(N("Gather", {p + "x3", p + "row"}, {p + "taken3"}), "axis", 1);
+      N("Reshape", {p + "taken3", "to_rows"}, {p + "taken"});
+      Feed(p, p + "taken", false);
+      N("Unsqueeze", {p + "row", "last"}, {p + "row_column"});
+      N("Unsqueeze", {p + "choice", "last"}, {p + "choice_column"});
+      TinyOnnx::SetInt(N("Concat", {p + "row_column", p + "choice_column"}, {p + "pair"}), "axis", -1);
+      N("GatherND", {"w", p + "pair"}, {p + "weight1"});
+      N("Unsqueeze", {p + "weight1", "last"}, {p + "weight"});
+      N("Mul", {p + "down", p + "weight"}, {p + "weighed"});
+      sum = Scatter(p, sum, rows);
+    }
+    return sum;
+  }
+
+  // The same with comparisons, weights by the coordinates as they come, and Gemm with biases.
+  std::string ComparingLoop() {
+    std::string sum = "sum0";
+    for (int e = 0; e < 3; ++e) {
+      const std::string p = "e" + std::to_string(e) + ".";
+      N("Equal", {"ids", p + "id"}, {p + "mask"});
+      N("NonZero", {p + "mask"}, {p + "where"});
+      TinyOnnx::SetInts(N("Transpose", {p + "where"}, {p + "hits"}), "perm", {1, 0});
+      TinyOnnx::SetInt(N("Gather", {p + "where", "zero"}, {p + "row"}), "axis", 0);
+      N("Gather", {"x", p + "row"}, {p + "taken"});
+      Feed(p, p + "taken", true);
+      N("GatherND", {"w", p + "hits"}, {p + "weight1"});
+      N("Unsqueeze", {p + "weight1", "last"}, {p + "weight"});
+      N("Mul", {p + "weight", p + "down"}, {p + "weighed"});
+      N("Unsqueeze", {p + "row", "last"}, {p + "row_column"});
+      sum = Scatter(p, sum, Rows::kNd);
+    }
+    return sum;
+  }
+
+  // Matrices of every (row, choice) pair gathered from stacks, products in batches.
+  std::string AllPairs(Pairs pairs) {
+    N("Reshape", {"ids", "flat"}, {"pair_ids"});
+    N("Reshape", {"w", "column"}, {"pair_weights"});
+    N("Gather", {"x_shape", "zero"}, {"tokens"});
+    N("Range", {"zero", "tokens", "one_number"}, {"numbers"});
+    N("Unsqueeze", {"numbers", "axis1"}, {"numbers1"});
+    N("Expand", {"numbers1", "one_two"}, {"repeated"});
+    N("Reshape", {"repeated", "flat"}, {"rows"});
+    N("Gather", {"x", "rows"}, {"taken"});
+    N("Unsqueeze", {"taken", "last"}, {"taken1"});
+    N("Gather", {"l0.fc1", "pair_ids"}, {"w1"});
+    N("MatMul", {"w1", "taken1"}, {"both1"});
+    N("Squeeze", {"both1", "last"}, {"both"});
+    N("Slice", {"both", "axis0", "far", "last", "two"}, {"gate"});
+    N("Slice", {"both", "axis1", "far", "last", "two"}, {"up"});
+    N("Sigmoid", {"gate"}, {"sigmoid"});
+    N("Mul", {"gate", "sigmoid"}, {"active"});
+    N("Mul", {"active", "up"}, {"middle"});
+    N("Unsqueeze", {"middle", "last"}, {"middle1"});
+    N("Gather", {"l0.fc2", "pair_ids"}, {"w2"});
+    N("MatMul", {"w2", "middle1"}, {"out1"});
+    N("Squeeze", {"out1", "last"}, {"out"});
+    N("Mul", {"out", "pair_weights"}, {"weighed"});
+    if (pairs == Pairs::kSum) {
+      N("Reshape", {"weighed", "by_choice"}, {"apart"});
+      TinyOnnx::SetInt(N("ReduceSum", {"apart", "axis1"}, {"pair_sum"}), "keepdims", 0);
+      return "pair_sum";
+    }
+    N("Unsqueeze", {"rows", "last"}, {"rows1"});
+    if (pairs == Pairs::kNd) {
+      TinyOnnx::SetText(N("ScatterND", {"sum0", "rows1", "weighed"}, {"pair_sum"}), "reduction", "add");
+      return "pair_sum";
+    }
+    N("Shape", {"weighed"}, {"weighed_shape"});
+    N("Expand", {"rows1", "weighed_shape"}, {"rows_all"});
+    onnx::NodeProto* scatter = N("ScatterElements", {"sum0", "rows_all", "weighed"}, {"pair_sum"});
+    TinyOnnx::SetInt(scatter, "axis", 0);
+    TinyOnnx::SetText(scatter, "reduction", "add");
+    return "pair_sum";
+  }
+
+  onnx::NodeProto* N(const std::string& op, const std::vector<std::string>& inputs,
+                     const std::vector<std::string>& outputs) {
+    return tiny.Node("", op, inputs, outputs);
+  }
+
+  TinyOnnx tiny;
+
+ private:
+  void Constants() {
+    for (const auto& [name, values] :
+         std::vector<std::pair<std::string, std::vector<int64_t>>>{{"to_rows", {-1, 16}},
+                                                                   {"two", {2}},
+                                                                   {"three", {3}},
+                                                                   {"off_on", {0, 1}},
+                                                                   {"axis0", {0}},
+                                                                   {"axis1", {1}},
+                                                                   {"last", {-1}},
+                                                                   {"flat", {-1}},
+                                                                   {"column", {-1, 1}},
+                                                                   {"one_two", {1, 2}},
+                                                                   {"far", {1 << 30}},
+                                                                   {"by_choice", {-1, 2, 16}}}) {
+      tiny.Ints(name, values);
+    }
+    tiny.Int("zero", 0);
+    tiny.Int("one_number", 1);
+    for (int e = 0; e < 3; ++e) Matrices(e);
+  }
+
+  // What com.microsoft.MoE has in fc1 and fc2, each matrix alone and [in, out].
+  void Matrices(int e) {
+    const std::string p = "e" + std::to_string(e) + ".";
+    tiny.Int(p + "id", e);
+    const auto add = [&](const std::string& name, int in, int out, const std::function<float(int, int)>& at) {
+      onnx::TensorProto* tensor = tiny.Floats(name, {in, out});
+      for (int i = 0; i < in; ++i) {
+        for (int o = 0; o < out; ++o) tensor->set_float_data(i * out + o, at(i, o));
+      }
+    };
+    const onnx::TensorProto fc1 = tiny.Constant("l0.fc1"), fc2 = tiny.Constant("l0.fc2");
+    add(p + "gate.weight", 16, 4, [&](int i, int o) { return fc1.float_data((e * 8 + 2 * o) * 16 + i); });
+    add(p + "up.weight", 16, 4, [&](int i, int o) { return fc1.float_data((e * 8 + 2 * o + 1) * 16 + i); });
+    add(p + "down.weight", 4, 16, [&](int i, int o) { return fc2.float_data((e * 16 + o) * 4 + i); });
+    tiny.Floats(p + "down.bias", {16});
+  }
+
+  void Feed(const std::string& p, const std::string& in, bool gemm) {
+    const char* product = gemm ? "Gemm" : "MatMul";
+    N(product, {in, p + "gate.weight"}, {p + "gate"});
+    N("Sigmoid", {p + "gate"}, {p + "sigmoid"});
+    N("Mul", {p + "gate", p + "sigmoid"}, {p + "active"});
+    N(product, {in, p + "up.weight"}, {p + "up"});
+    N("Mul", {p + "active", p + "up"}, {p + "middle"});
+    std::vector<std::string> inputs = {p + "middle", p + "down.weight"};
+    if (gemm) inputs.push_back(p + "down.bias");
+    N(product, inputs, {p + "down"});
+  }
+
+  std::string Scatter(const std::string& p, const std::string& sum, Rows rows) {
+    std::string index = p + "row_column";
+    if (rows == Rows::kElements) {
+      N("Shape", {p + "weighed"}, {p + "weighed_shape"});
+      N("Expand", {index, p + "weighed_shape"}, {p + "rows"});
+      index = p + "rows";
+    }
+    onnx::NodeProto* node = N(rows == Rows::kNd ? "ScatterND" : "ScatterElements", {sum, index, p + "weighed"}, {p + "sum"});
+    if (rows == Rows::kElements) TinyOnnx::SetInt(node, "axis", 0);
+    TinyOnnx::SetText(node, "reduction", "add");
+    return p + "sum";
+  }
+
+  std::vector<onnx::NodeProto> head_, tail_;
+  bool found_ = false;
+};
+
+class OnnxLoopTest : public testing::Test {
+ protected:
+  Result<Model> Open(const TinyOnnx& tiny) {
+    const Bytes bytes = tiny.Serialize();
+    std::ofstream(folder_.At("m.onnx"), std::ios::binary) << AsText(bytes);
+    return OpenOnnx(PosixEnv(), folder_.At("m.onnx"), {});
+  }
+  // The model of the plain operators is that of com.microsoft.MoE.
+  void ExpectTheSame(const TinyOnnx& tiny, bool biased = false) {
+    const auto want = Open(TinyOnnx());
+    const auto have = Open(tiny);
+    ASSERT_TRUE(want.ok() && have.ok()) << have.status().message();
+    if (!biased) {
+      EXPECT_EQ(have->program, want->program);
+      EXPECT_EQ(have->program.nodes, want->program.nodes);
+    }
+    for (uint32_t e = 0; e < 3; ++e) {
+      for (const ExpertMatrix m : {ExpertMatrix::kGate, ExpertMatrix::kUp, ExpertMatrix::kDown}) {
+        const auto a = want->tensors->LoadExpert(0, e, m), b = have->tensors->LoadExpert(0, e, m);
+        ASSERT_TRUE(a.ok() && b.ok()) << b.status().message();
+        EXPECT_EQ(*a, *b) << e << ExpertMatrixName(m);
+      }
+    }
+  }
+  void ExpectRefused(const TinyOnnx& tiny, const std::string& part) {
+    const auto model = Open(tiny);
+    ASSERT_FALSE(model.ok()) << part;
+    EXPECT_THAT(model.status().message(), HasSubstr(part));
+    EXPECT_THAT(model.status().message(), HasSubstr("node "));
+  }
+  TempFolder folder_;
+};
+
+TEST_F(OnnxLoopTest, LoopOverExperts) {
+  for (const auto rows : {Spelled::Rows::kElements, Spelled::Rows::kNd}) {
+    Spelled spelled;
+    ExpectTheSame(spelled.Finish(spelled.Loop(3, rows)));
+  }
+}
+
+TEST_F(OnnxLoopTest, LoopThatComparesWithBiases) {
+  Spelled spelled;
+  const TinyOnnx& tiny = spelled.Finish(spelled.ComparingLoop());
+  ExpectTheSame(tiny, true);
+  const auto model = Open(tiny);
+  ASSERT_TRUE(model.ok());
+  for (const Node& node : model->program.nodes) {
+    if (node.kind != NodeKind::kMoe || node.moe.table != 0) continue;
+    ASSERT_NE(node.moe.down_bias, kNone);
+    const auto bias = model->tensors->Load(node.moe.down_bias), none = model->tensors->Load(node.moe.up_bias);
+    ASSERT_TRUE(bias.ok() && none.ok());
+    EXPECT_EQ((*bias)[16 + 5], spelled.tiny.Constant("e1.down.bias").float_data(5));
+    EXPECT_EQ(*none, std::vector<float>(12, 0.0f));
+  }
+}
+
+TEST_F(OnnxLoopTest, GatheredMatricesOfAllPairs) {
+  for (const auto pairs : {Spelled::Pairs::kSum, Spelled::Pairs::kElements, Spelled::Pairs::kNd}) {
+    Spelled spelled;
+    ExpectTheSame(spelled.Finish(spelled.AllPairs(pairs)));
+  }
+}
+
+TEST_F(OnnxLoopTest, RenormalisedAndScaledWeights) {
+  Spelled spelled;
+  TinyOnnx::SetInt(spelled.N("ReduceSum", {"w", "last"}, {"weight_sum"}), "keepdims", 1);
+  spelled.N("Div", {"w", "weight_sum"}, {"share"});
+  std::string sum = spelled.Loop(3, Spelled::Rows::kNd);
+  for (onnx::NodeProto& node : *spelled.tiny.graph().mutable_node()) {
+    if (node.op_type() == "GatherND") node.set_input(0, "share");
+  }
+  const auto model = Open(spelled.Finish(sum));
+  ASSERT_TRUE(model.ok()) << model.status().message();
+  for (const Node& node : model->program.nodes) {
+    if (node.kind != NodeKind::kMoe) continue;
+    EXPECT_EQ(node.moe.routing.renormalise, node.moe.table == 0);
+  }
+}
+
+TEST_F(OnnxLoopTest, RefusesExpertsThatWereStripped) {
+  Spelled spelled;
+  ExpectRefused(spelled.Finish(spelled.Loop(2, Spelled::Rows::kElements)),
+                "adds up 2 experts, but the router has 3: experts that were stripped");
+  Spelled stack;
+  onnx::TensorProto& fc1 = stack.tiny.Constant("l0.fc1");
+  fc1.mutable_float_data()->Truncate(2 * 8 * 16);
+  fc1.set_dims(0, 2);
+  ExpectRefused(stack.Finish(stack.AllPairs(Spelled::Pairs::kSum)), "'l0.fc1' holds 2 experts, the router has 3");
+}
+
+TEST_F(OnnxLoopTest, RefusesWhatIsNotAMixture) {
+  const auto with = [&](const std::string& part, const std::function<void(TinyOnnx&)>& change) {
+    Spelled spelled;
+    TinyOnnx& tiny = spelled.Finish(spelled.Loop(3, Spelled::Rows::kElements));
+    change(tiny);
+    ExpectRefused(tiny, part);
+  };
+  with("expert 0 is added twice", [](TinyOnnx& t) { t.Constant("e1.id").set_int64_data(0, 0); });
+  with("weighed by weights of another", [](TinyOnnx& t) { t.Giving("e1.weighed").set_input(1, "e0.weight"); });
+  with("the rows are those of other outputs", [](TinyOnnx& t) { t.Giving("e1.sum").set_input(1, "e0.rows"); });
+  with("there is no such expert", [](TinyOnnx& t) { t.Constant("e1.id").set_int64_data(0, 3); });
+  with("into zeros", [](TinyOnnx& t) { t.Giving("e0.sum").set_input(0, "x"); });
+  with("the depth must be", [](TinyOnnx& t) { t.Constant("three").set_int64_data(0, 4); });
+  with("reads another value or has another activation", [](TinyOnnx& t) {
+    t.Giving("e1.active").set_op_type("Add"), t.Giving("e1.active").set_op_type("Mul"),
+        t.Giving("e1.sigmoid").set_op_type("Relu"), t.Giving("e1.middle").set_input(0, "e1.sigmoid");
+  });
+  with("does not fit its input", [](TinyOnnx& t) { t.Giving("e1.gate").set_input(1, "e1.down.weight"); });
+  with("used twice", [](TinyOnnx& t) { t.Giving("e2.sum").set_input(0, "e0.sum"); });
+  // Sorting tokens by expert is not read.
+  with("(TopK)", [](TinyOnnx& t) { TinyOnnx::SetInt(&t.First("TopK"), "largest", 0); });
+}
+
+}  // namespace
+}  // namespace moepack

@@ -1,0 +1,154 @@
+// Sizes that a graph computes of its values' shapes, and what is made with them.
+#include <algorithm>
+
+#include "model/frontend/onnx_mixture.h"
+
+namespace moepack {
+
+Result<bool> OnnxMixtures::ImportShape(OnnxNode& node) {
+  std::optional<MixturePart> part = Operand(node.input(0));
+  const OnnxImporter::Value* value = in_.FindValue(node.input(0));
+  if (!part && value != nullptr && value->rank == 3 && value->by_sequence && value->columns == in_.Width(*value)) {
+    part = MixturePart();
+    part->axes = {Axis::kBatch, Axis::kSequence, Axis::kColumns};
+    part->columns = value->columns;
+  }
+  if (!part && in_.integers_.contains(node.input(0))) {
+    part = MixturePart();
+    part->axes = {Axis::kBatch, Axis::kSequence};
+  }
+  if (!part) return false;
+  const auto rank = static_cast<int64_t>(part->axes.size());
+  int64_t begin = node.Int("start", 0), end = node.Int("end", rank);
+  MOEPACK_RETURN_IF_ERROR(node.Finish());
+  begin = std::clamp<int64_t>(begin < 0 ? begin + rank : begin, 0, rank);
+  end = std::clamp<int64_t>(end < 0 ? end + rank : end, begin, rank);
+  part->axes = Axes(part->axes.begin() + begin, part->axes.begin() + end);
+  part->kind = Kind::kShape;
+  return Define(node, std::move(*part));
+}
+
+Result<bool> OnnxMixtures::ImportConstantOfShape(OnnxNode& node) {
+  const MixturePart* shape = Find(node.input(0), Kind::kShape);
+  if (shape == nullptr) return false;
+  const std::optional<float> number = node.Number("value");
+  MOEPACK_RETURN_IF_ERROR(node.Finish());
+  if (!number) return node.Unsupported("value must be one float");
+  MixturePart fill = *shape;
+  fill.kind = Kind::kFill;
+  fill.number = *number;
+  return Define(node, std::move(fill));
+}
+
+Result<bool> OnnxMixtures::GatherSizes(OnnxNode& node, const MixturePart& sizes) {
+  MOEPACK_ASSIGN_OR_RETURN(const std::vector<int64_t> which, in_.IntsInput(node, 1));
+  MixturePart some = sizes;
+  some.axes.clear();
+  const auto rank = static_cast<int64_t>(sizes.axes.size());
+  for (const int64_t i : which) {
+    if (i < -rank || i >= rank) return node.Bad("there is no such dimension");
+    some.axes.push_back(sizes.axes[static_cast<size_t>(i < 0 ? i + rank : i)]);
+  }
+  return Define(node, std::move(some));
+}
+
+Result<bool> OnnxMixtures::SliceSizes(OnnxNode& node, const MixturePart& sizes) {
+  MOEPACK_ASSIGN_OR_RETURN(const std::vector<int64_t> begins, in_.IntsInput(node, 1));
+  MOEPACK_ASSIGN_OR_RETURN(const std::vector<int64_t> ends, in_.IntsInput(node, 2));
+  const auto rank = static_cast<int64_t>(sizes.axes.size());
+  if (begins.size() != 1 || ends.size() != 1 || !node.input(4).empty()) return node.Unsupported("of sizes only a run");
+  const int64_t begin = std::clamp<int64_t>(begins[0] < 0 ? begins[0] + rank : begins[0], 0, rank);
+  const int64_t end = std::clamp<int64_t>(ends[0] < 0 ? ends[0] + rank : ends[0], begin, rank);
+  MixturePart some = sizes;
+  some.axes = Axes(sizes.axes.begin() + begin, sizes.axes.begin() + end);
+  return Define(node, std::move(some));
+}
+
+// Sizes and constant numbers: 1, -1, and one number of columns.
+Result<bool> OnnxMixtures::ConcatSizes(OnnxNode& node) {
+  node.Int("axis", 0);
+  MOEPACK_RETURN_IF_ERROR(node.Finish());
+  MixturePart all;
+  all.kind = Kind::kShape;
+  const auto add_columns = [&](uint64_t columns) {
+    const bool fits = all.columns == 0 || all.columns == columns;
+    all.columns = columns;
+    all.axes.push_back(Axis::kColumns);
+    return fits;
+  };
+  for (int i = 0; i < node.inputs(); ++i) {
+    if (const MixturePart* sizes = Find(node.input(i), Kind::kShape); sizes != nullptr) {
+      if (sizes->router.experts != 0) all.router = sizes->router;
+      for (const Axis axis : sizes->axes) {
+        if (axis != Axis::kColumns) {
+          all.axes.push_back(axis);
+        } else if (!add_columns(sizes->columns)) {
+          return node.Unsupported("a shape of two different numbers");
+        }
+      }
+      continue;
+    }
+    MOEPACK_ASSIGN_OR_RETURN(const std::vector<int64_t> numbers, in_.IntsInput(node, i));
+    for (const int64_t number : numbers) {
+      if (number == 1) all.axes.push_back(Axis::kOne);
+      if (number == -1) all.axes.push_back(Axis::kAny);
+      if (number == 0 || number < -1 || (number > 1 && !add_columns(static_cast<uint64_t>(number)))) {
+        return node.Unsupported("a shape of two different numbers, or of 0");
+      }
+    }
+  }
+  return Define(node, std::move(all));
+}
+
+// Repeats along dimensions of 1: by what another part has, or by a router's number of choices.
+Result<bool> OnnxMixtures::ImportExpand(OnnxNode& node) {
+  MOEPACK_RETURN_IF_ERROR(node.Finish());
+  const OnnxTensor* constant = in_.file_.Find(node.input(0));
+  const MixturePart* sizes = Find(node.input(1), Kind::kShape);
+  if (constant != nullptr && sizes != nullptr) {
+    MixturePart fill = *sizes;
+    fill.kind = Kind::kFill;
+    MOEPACK_ASSIGN_OR_RETURN(fill.number, in_.ScalarInput(node, 0));
+    return Define(node, std::move(fill));
+  }
+  std::optional<MixturePart> part = Operand(node.input(0));
+  if (!part) return false;
+  if (sizes != nullptr) {
+    const std::optional<Axes> axes = Broadcast(part->axes, sizes->axes);
+    const bool choices = axes && std::find(axes->begin(), axes->end(), Axis::kChoices) != axes->end();
+    if (!axes) return node.Error(ErrorCode::kShape, "the sizes do not fit");
+    if (choices && part->router.routing.k == 0) part->router.routing.k = sizes->router.routing.k;
+    if (part->columns == 0) part->columns = sizes->columns;
+    part->axes = *axes;
+    return Define(node, std::move(*part));
+  }
+  MOEPACK_ASSIGN_OR_RETURN(const std::vector<int64_t> shape, in_.IntsInput(node, 1));
+  if (shape.size() > part->axes.size()) part->axes.insert(part->axes.begin(), shape.size() - part->axes.size(), Axis::kOne);
+  for (size_t i = 0; i < shape.size(); ++i) {
+    Axis& axis = part->axes[part->axes.size() - shape.size() + i];
+    if (shape[i] == 1 || (shape[i] > 0 && SizeOf(*part, axis) == static_cast<uint64_t>(shape[i]))) continue;
+    const bool repeats = axis == Axis::kOne && shape[i] > 0 && choices_.contains(static_cast<uint32_t>(shape[i]));
+    if (!repeats) return node.Unsupported("a part of a mixture is repeated for each choice only");
+    axis = Axis::kChoices;
+    part->router.routing.k = static_cast<uint32_t>(shape[i]);
+  }
+  return Define(node, std::move(*part));
+}
+
+// 0, 1 ... for every row.
+Result<bool> OnnxMixtures::ImportRange(OnnxNode& node) {
+  const MixturePart* limit = Find(node.input(1), Kind::kShape);
+  if (limit == nullptr) return false;
+  MOEPACK_RETURN_IF_ERROR(node.Finish());
+  MOEPACK_ASSIGN_OR_RETURN(const std::vector<int64_t> start, in_.IntsInput(node, 0));
+  MOEPACK_ASSIGN_OR_RETURN(const std::vector<int64_t> delta, in_.IntsInput(node, 2));
+  if (limit->axes != Axes{Axis::kRows} || start != std::vector<int64_t>{0} || delta != std::vector<int64_t>{1}) {
+    return node.Unsupported("only from 0 to the number of rows");
+  }
+  MixturePart rows;
+  rows.kind = Kind::kRowIds;
+  rows.axes = {Axis::kRows};
+  return Define(node, std::move(rows));
+}
+
+}  // namespace moepack

@@ -115,6 +115,25 @@ std::vector<CachePolicy> Candidates() {
   return all;
 }
 
+// Steps at which each expert is used, the last first. A step is a table of a token.
+using StepsAhead = std::vector<std::vector<uint64_t>>;
+
+StepsAhead StepsOf(const CacheTrace& trace, uint32_t experts) {
+  StepsAhead ahead(experts);
+  const size_t tables = trace.tables.size();
+  for (uint64_t t = trace.tokens(); t-- > 0;) {
+    uint32_t begin = experts;
+    for (size_t table = tables; table-- > 0;) {
+      const CacheTrace::Table& source = trace.tables[table];
+      begin -= static_cast<uint32_t>(source.bytes.size());
+      for (uint64_t i = t * source.k; i < (t + 1) * source.k; ++i) {
+        if (source.chosen[i] != CacheTrace::kNone) ahead[begin + source.chosen[i]].push_back(t * tables + table);
+      }
+    }
+  }
+  return ahead;
+}
+
 CacheTrace Shortened(const CacheTrace& trace) {
   constexpr uint64_t kMostWork = 100'000'000, kFewestTokens = 512;
   uint64_t lookups = 0, experts = 0;
@@ -172,18 +191,7 @@ CacheOutcome SimulateCache(const CacheTrace& trace, const CachePolicy& policy, u
 CacheOutcome SimulateBelady(const CacheTrace& trace, uint64_t budget_bytes) {
   SimulatedCache cache(trace, budget_bytes);
   const size_t tables = trace.tables.size();
-  // Steps at which each expert is used, the last first.
-  std::vector<std::vector<uint64_t>> ahead(cache.experts());
-  for (uint64_t t = trace.tokens(); t-- > 0;) {
-    uint32_t begin = cache.experts();
-    for (size_t table = tables; table-- > 0;) {
-      const CacheTrace::Table& source = trace.tables[table];
-      begin -= static_cast<uint32_t>(source.bytes.size());
-      for (uint64_t i = t * source.k; i < (t + 1) * source.k; ++i) {
-        if (source.chosen[i] != CacheTrace::kNone) ahead[begin + source.chosen[i]].push_back(t * tables + table);
-      }
-    }
-  }
+  StepsAhead ahead = StepsOf(trace, cache.experts());
   cache.Preload(0);
   for (uint64_t t = 0; t < trace.tokens(); ++t) {
     for (uint32_t table = 0; table < tables; ++table) {
@@ -193,6 +201,32 @@ CacheOutcome SimulateBelady(const CacheTrace& trace, uint64_t budget_bytes) {
             const double next = ahead[e].empty() ? 1e300 : static_cast<double>(ahead[e].back());
             return CacheCandidate{-next, 0, cache.hot_rank(e), e};
           });
+    }
+  }
+  return cache.outcome();
+}
+
+CacheOutcome SimulateForesight(const CacheTrace& trace, const CachePolicy& policy, uint64_t budget_bytes,
+                               uint64_t tokens_ahead) {
+  SimulatedCache cache(trace, budget_bytes);
+  CacheClock clock(policy, static_cast<uint32_t>(trace.tables.size()));
+  std::vector<ExpertUse> uses(cache.experts());
+  StepsAhead ahead = StepsOf(trace, cache.experts());
+  cache.Preload(policy.pinned_percent);
+  for (uint64_t t = 0; t < trace.tokens(); ++t) {
+    const uint64_t known_before = (t + 1 + tokens_ahead) * trace.tables.size();
+    for (uint32_t table = 0; table < trace.tables.size(); ++table) {
+      clock.Advance(table, 1);
+      const auto use = [&](uint32_t e) {
+        ahead[e].pop_back();
+        clock.Use(1, &uses[e]);
+      };
+      cache.Route(t, table, use, [&](uint32_t e) {
+        const bool known = !ahead[e].empty() && ahead[e].back() < known_before;
+        // Above every score of a policy.
+        const double score = known ? 1e15 - static_cast<double>(ahead[e].back()) : clock.Score(uses[e], cache.table_of(e));
+        return CacheCandidate{score, uses[e].last, cache.hot_rank(e), e};
+      });
     }
   }
   return cache.outcome();

@@ -42,6 +42,11 @@ CacheOutcome SimulateCache(const CacheTrace& trace, const CachePolicy& policy, u
 // is the usual yardstick, no bound.
 CacheOutcome SimulateBelady(const CacheTrace& trace, uint64_t budget_bytes);
 
+// Between the two: the choices of the tokens up to `tokens_ahead` after the one that runs are known, those of its own later
+// tables too. Experts that they use leave last, the farthest first; the policy says which of the others goes.
+CacheOutcome SimulateForesight(const CacheTrace& trace, const CachePolicy& policy, uint64_t budget_bytes,
+                               uint64_t tokens_ahead);
+
 // The policy with the most hits over budgets of a quarter and a half of all experts, from a fixed list; the first among
 // equals. Long traces are cut to their first tokens, so that the choice takes seconds. Does not depend on the number of
 // threads.

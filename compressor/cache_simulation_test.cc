@@ -111,6 +111,21 @@ TEST(CacheSimulation, NoPolicyBeatsBeladyAndMoreRoomIsBetter) {
   }
 }
 
+TEST(CacheSimulation, ForesightGoesFromThePolicyToBelady) {
+  CacheTrace trace = Topics(3, 16, 2, 1500, 7);
+  for (CacheTrace::Table& table : trace.tables) table.bytes.assign(16, 64);
+  const CachePolicy policy = {CachePolicyKind::kHobbit, 64, 10, 80, 10};
+  const uint64_t budget = trace.all_bytes() / 4, belady = SimulateBelady(trace, budget).hits;
+  uint64_t before = SimulateCache(trace, policy, budget).hits;
+  for (const uint64_t tokens : {1, 4, 16, 1500}) {
+    const uint64_t hits = SimulateForesight(trace, policy, budget, tokens).hits;
+    EXPECT_GE(hits, before) << tokens;
+    EXPECT_LE(hits, belady) << tokens;
+    before = hits;
+  }
+  EXPECT_EQ(before, belady) << "the whole future is known";
+}
+
 TEST(CacheSimulation, ChoosesWhatHasTheMostHits) {
   const CacheTrace trace = Topics(3, 16, 2, 1500, 7);
   const auto hits = [&](const CachePolicy& policy) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <span>
+#include <vector>
 
 #include "base/bytes.h"
 #include "base/status.h"
@@ -20,5 +21,11 @@ struct EncodedChunk {
 // digest is one), a window of at most kMaxChunkPlainBytes. `plain` has 1..kMaxChunkPlainBytes bytes, `runs` as many.
 // Thread-safe. kNoMemory.
 Result<EncodedChunk> EncodeChunk(ByteSpan plain, std::span<const RansRun> runs, int level);
+
+// `whole`, which EncodeChunk made of `plain`, as up to 2^halvings chunks of about one size in order, so that threads can
+// share its load. They take as many pages of the bundle as `whole`: where no cut does, it stays whole, as it does when it is
+// a zstd chunk. Thread-safe.
+Result<std::vector<EncodedChunk>> CutChunk(EncodedChunk whole, ByteSpan plain, std::span<const RansRun> runs,
+                                           uint32_t halvings);
 
 }  // namespace moepack

@@ -4,6 +4,7 @@
 
 #include "base/digest/sha256.h"
 #include "format/envelope.h"
+#include "format/manifest/expert_parts.h"
 #include "format/manifest/model_folder.h"
 #include "format/manifest/names.h"
 #include "format/manifest/program_wire.h"
@@ -25,7 +26,8 @@ struct PendingChunk {
   size_t unit = 0;  // index into ModelFolder::units()
   ByteSpan plain;   // into PendingBatch::units
   std::vector<RansRun> runs;
-  EncodedChunk encoded;
+  uint32_t halvings = 0;
+  std::vector<EncodedChunk> encoded;  // itself, or its parts
   Status status;
 };
 
@@ -47,14 +49,21 @@ Result<PendingBatch> ReadBatch(const ModelFolder& folder, size_t* next) {
     for (const UnitTensor& tensor : folder.units()[*next].tensors) {
       MOEPACK_RETURN_IF_ERROR(AppendRansRuns(tensor.codec, tensor.shape, &runs));
     }
+    const uint32_t halvings = folder.units()[*next].key.expert ? HalvingsOfExpert(batch.units.back().size()) : 0;
     const ByteSpan bytes = batch.units.back();  // moving a vector's buffer along with the outer one keeps its address
     for (uint64_t at = 0; at < bytes.size(); at += kMaxChunkPlainBytes) {
       const uint64_t end = std::min<uint64_t>(at + kMaxChunkPlainBytes, bytes.size());
-      batch.chunks.push_back({*next, bytes.subspan(at, end - at), CutRansRuns(runs, at, end), {}, {}});
+      batch.chunks.push_back({*next, bytes.subspan(at, end - at), CutRansRuns(runs, at, end), halvings, {}, {}});
     }
     ++*next;
   }
   return batch;
+}
+
+Status Encode(int level, PendingChunk* chunk) {
+  MOEPACK_ASSIGN_OR_RETURN(EncodedChunk whole, EncodeChunk(chunk->plain, chunk->runs, level));
+  MOEPACK_ASSIGN_OR_RETURN(chunk->encoded, CutChunk(std::move(whole), chunk->plain, chunk->runs, chunk->halvings));
+  return Status::Ok();
 }
 
 // Encodes a batch on all threads and appends it to the spool in order.
@@ -63,16 +72,18 @@ Status SpoolBatch(PendingBatch& batch, int level, ThreadPool& pool, ChunkSpool& 
   pool.ParallelFor(batch.chunks.size(), 1, [&](size_t begin, size_t end) {
     for (size_t i = begin; i < end; ++i) {
       PendingChunk& chunk = batch.chunks[i];
-      Result<EncodedChunk> encoded = EncodeChunk(chunk.plain, chunk.runs, level);
-      chunk.status = encoded.status();
-      if (encoded.ok()) chunk.encoded = std::move(*encoded);
+      chunk.status = Encode(level, &chunk);
     }
   });
   for (PendingChunk& chunk : batch.chunks) {
     MOEPACK_RETURN_IF_ERROR(chunk.status);
-    const bool raw = chunk.encoded.ref.encoding == Encoding::kRaw;
-    MOEPACK_ASSIGN_OR_RETURN(chunk.encoded.ref.offset, spool.Append(raw ? chunk.plain : ByteSpan(chunk.encoded.stored)));
-    (*chunks)[chunk.unit].push_back(chunk.encoded.ref);
+    for (EncodedChunk& part : chunk.encoded) {
+      const ByteSpan plain = chunk.plain.first(part.ref.plain_bytes);
+      chunk.plain = chunk.plain.subspan(plain.size());
+      const bool raw = part.ref.encoding == Encoding::kRaw;
+      MOEPACK_ASSIGN_OR_RETURN(part.ref.offset, spool.Append(raw ? plain : ByteSpan(part.stored)));
+      (*chunks)[chunk.unit].push_back(part.ref);
+    }
   }
   return Status::Ok();
 }

@@ -3,6 +3,7 @@
 #include <zstd.h>
 
 #include <cstring>
+#include <utility>
 
 #include "base/checked.h"
 #include "format/codec/rans.h"
@@ -48,6 +49,35 @@ Result<PlainUnit> ChunkDecoder::Decode(const verify::VerifiedBundle& bundle, con
     plain.resize(at + chunk.plain_bytes);
     MOEPACK_RETURN_IF_ERROR(DecodeChunk(bundle, chunk, std::span(plain).subspan(at)));
   }
+  return PlainUnit(std::move(plain));
+}
+
+Status UnitParts::Begin(const Unit& unit) {
+  MOEPACK_RETURN_IF_ERROR(PlainBytesOf(unit).status());
+  unit_ = &unit;
+  pieces_.assign(unit.chunks.size(), {});
+  return Status::Ok();
+}
+
+Status ChunkDecoder::DecodePart(const verify::VerifiedBundle& bundle, size_t chunk, UnitParts* parts) {
+  const ChunkRef& ref = parts->unit_->chunks[chunk];
+  Bytes piece(ref.plain_bytes);
+  MOEPACK_RETURN_IF_ERROR(DecodeChunk(bundle, ref, piece));
+  parts->pieces_[chunk] = std::move(piece);
+  return Status::Ok();
+}
+
+Result<PlainUnit> ChunkDecoder::Join(UnitParts* parts) {
+  std::vector<Bytes> pieces = std::exchange(parts->pieces_, {});
+  uint64_t bytes = 0;
+  for (const Bytes& piece : pieces) {
+    if (piece.empty()) return Status(ErrorCode::kInternal, "a unit is joined before all its chunks were decoded");
+    bytes += piece.size();
+  }
+  if (pieces.empty()) return Status(ErrorCode::kInternal, "a unit is joined that has no chunks");
+  Bytes plain = std::move(pieces[0]);
+  plain.reserve(bytes);
+  for (size_t i = 1; i < pieces.size(); ++i) plain.insert(plain.end(), pieces[i].begin(), pieces[i].end());
   return PlainUnit(std::move(plain));
 }
 

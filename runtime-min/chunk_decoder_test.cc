@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 #include <zstd.h>
 
+#include <algorithm>
+
 #include "base/digest/sha256.h"
 #include "format/codec/rans.h"
 #include "verify/testing/tiny_bundle.h"
@@ -141,6 +143,70 @@ TEST(ChunkDecoder, RefusesAChangedByteBeforeDecompression) {
       EXPECT_NE(decoded.status().message().find(std::to_string(chunk.offset)), std::string::npos)
           << decoded.status().message();
     }
+  }
+}
+
+// A bundle whose last expert comes in three raw chunks.
+Bytes InThreeChunks() {
+  testing::TinyOptions options;
+  options.edit = [](TinyContents& contents) {
+    std::vector<ChunkRef>& chunks = contents.experts[0].units.back().chunks;
+    const ChunkRef whole = chunks[0];
+    const Bytes plain(contents.chunk_area.begin() + static_cast<ptrdiff_t>(whole.offset), contents.chunk_area.end());
+    contents.chunk_area.resize(whole.offset);
+    chunks.clear();
+    const size_t third = whole.plain_bytes / 3;
+    for (int i = 0; i < 3; ++i) {
+      const size_t begin = static_cast<size_t>(i) * third, end = i == 2 ? plain.size() : begin + third;
+      const Bytes part(plain.begin() + static_cast<ptrdiff_t>(begin), plain.begin() + static_cast<ptrdiff_t>(end));
+      contents.chunk_area.resize((contents.chunk_area.size() + kBundleAlignment - 1) / kBundleAlignment * kBundleAlignment);
+      ChunkRef& chunk = chunks.emplace_back();
+      chunk.offset = contents.chunk_area.size();
+      chunk.plain_bytes = chunk.stored_bytes = part.size();
+      chunk.plain_digest = chunk.stored_digest = Sha256(part);
+      contents.chunk_area.insert(contents.chunk_area.end(), part.begin(), part.end());
+    }
+  };
+  return testing::MakeTinyBundle(options);
+}
+
+TEST(ChunkDecoder, PartsInAnyOrderGiveTheUnit) {
+  const auto bundle = testing::OpenBytes(InThreeChunks());
+  ASSERT_TRUE(bundle.ok()) << bundle.status().message();
+  const Unit& unit = (*bundle)->experts()[0].units.back();
+  ASSERT_EQ(unit.chunks.size(), 3u);
+  ChunkDecoder decoder;
+  const auto whole = decoder.Decode(**bundle, unit);
+  ASSERT_TRUE(whole.ok()) << whole.status().message();
+  UnitParts parts;
+  ASSERT_TRUE(parts.Begin(unit).ok());
+  for (const size_t chunk : {2, 0}) ASSERT_TRUE(decoder.DecodePart(**bundle, chunk, &parts).ok());
+  EXPECT_EQ(ChunkDecoder::Join(&parts).status().code(), ErrorCode::kInternal) << "one was not decoded";
+  ASSERT_TRUE(parts.Begin(unit).ok());
+  for (const size_t chunk : {2, 0, 1}) ASSERT_TRUE(decoder.DecodePart(**bundle, chunk, &parts).ok());
+  const auto joined = ChunkDecoder::Join(&parts);
+  ASSERT_TRUE(joined.ok()) << joined.status().message();
+  EXPECT_TRUE(std::ranges::equal(joined->bytes(), whole->bytes()));
+  EXPECT_FALSE(ChunkDecoder::Join(&parts).ok()) << "it is gone";
+}
+
+TEST(ChunkDecoder, AUnitWithADamagedPartIsNeverJoined) {
+  const Bytes intact = InThreeChunks();
+  const auto reference = testing::OpenBytes(intact);
+  ASSERT_TRUE(reference.ok());
+  const Unit& unit = (*reference)->experts()[0].units.back();
+  for (size_t broken = 0; broken < unit.chunks.size(); ++broken) {
+    Bytes damaged = intact;
+    damaged[unit.chunks[broken].offset] ^= 1;
+    const auto bundle = testing::OpenBytes(damaged);
+    ASSERT_TRUE(bundle.ok());
+    ChunkDecoder decoder;
+    UnitParts parts;
+    ASSERT_TRUE(parts.Begin(unit).ok());
+    for (size_t i = 0; i < unit.chunks.size(); ++i) {
+      EXPECT_EQ(decoder.DecodePart(**bundle, i, &parts).code(), i == broken ? ErrorCode::kDigest : ErrorCode::kOk);
+    }
+    EXPECT_FALSE(ChunkDecoder::Join(&parts).ok());
   }
 }
 

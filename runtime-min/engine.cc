@@ -159,7 +159,8 @@ Result<std::unique_ptr<Engine>> Engine::Create(std::unique_ptr<UnitSource> sourc
   MOEPACK_ASSIGN_OR_RETURN(ExpertCache cache, ExpertCache::Create(*engine->source_, pool, TopKByTable(program), caching));
   engine->cache_ = std::make_unique<ExpertCache>(std::move(cache));
   const bool all_fit = engine->cache_->limit_bytes() == engine->cache_->all_bytes();
-  engine->prefetch_ = options.prefetch.value_or(all_fit ? 0 : kDefaultPrefetch);
+  const bool somebody_waits = options.prefetch_lanes > 0 || engine->cache_->ThreadsMayWait();
+  engine->prefetch_ = options.prefetch.value_or(all_fit || !somebody_waits ? 0 : kDefaultPrefetch);
   if (engine->prefetch_ > 0) {
     MOEPACK_RETURN_IF_ERROR(engine->cache_->StartPrefetch(options.prefetch_lanes));
   }

@@ -44,7 +44,8 @@ struct EngineOptions {
   double grow_below = 0.9;                  // share of lookups that found their expert
   std::optional<CachePolicy> cache_policy;  // the bundle's when not given; kMalformed when not valid
   // MoE layers ahead for which experts are foretold and loaded, 0..kMaxPrefetchDepth. When not given: kDefaultPrefetch where
-  // the budget cannot hold all experts, 0 where it can.
+  // the budget cannot hold all experts and there is somebody to load them, a lane or a thread that waits
+  // (ExpertCache::ThreadsMayWait); 0 elsewhere.
   std::optional<uint32_t> prefetch;
   // Threads beside the pool that load them, 0..kMaxPrefetchLanes. 0: those of the pool do while others of it load what is
   // needed.

@@ -23,8 +23,9 @@ std::unique_ptr<Engine> MakeEngine(std::unique_ptr<FakeSource> source, ThreadPoo
 }
 
 // Experts 0, 3 and 5 of both tables have one width.
-std::unique_ptr<FakeSource> Units(const Program& program, bool merged) {
+std::unique_ptr<FakeSource> Units(const Program& program, bool merged, size_t chunks = 1) {
   auto source = ToyUnits(program, "i4g32");
+  source->CutExperts(chunks);
   for (uint32_t t = 0; merged && t < 2; ++t) source->Merge(t, 3, 0);
   return source;
 }
@@ -42,7 +43,7 @@ TEST(EnginePrefetch, TokensAreTheSameForAnyPrefetchCacheAndThreads) {
         for (const uint32_t prefetch : {0u, 1u, 2u}) {
           for (const auto& [tile, lanes] : {std::pair{1u, 0u}, {1u, 1u}, {3u, 0u}, {3u, 2u}, {64u, 1u}}) {
             const auto engine =
-                MakeEngine(Units(program, merged), *pool,
+                MakeEngine(Units(program, merged, 1 + lanes + (merged ? 1 : 0)), *pool,
                            {.expert_ram_bytes = ram, .prefetch = prefetch, .prefetch_lanes = lanes, .tile_tokens = tile});
             EXPECT_EQ(AllLogits(*engine, ToyTokens(kTokens), tile), expected)
                 << pool->threads() << " threads, " << ram << " bytes of experts, prefetch " << prefetch << ", " << lanes
@@ -112,11 +113,20 @@ TEST(EnginePrefetch, TheNextRoutersAreForetoldFromTheResidualStream) {
 
 TEST(EnginePrefetch, IsOnByItselfWhereExpertsDoNotAllFit) {
   const Program program = testing::ToyLanguageModel();
-  ThreadPool pool(1);
-  const auto all = MakeEngine(ToyUnits(program, "i8g64"), pool, {});
+  ThreadPool pool(1), two(2);
+  const auto all = MakeEngine(ToyUnits(program, "i8g64"), two, {});
   EXPECT_EQ(all->prefetch(), 0u);
-  EXPECT_EQ(MakeEngine(ToyUnits(program, "i8g64"), pool, {.expert_ram_bytes = all->experts().all_bytes() - 1})->prefetch(),
-            kDefaultPrefetch);
+  const auto prefetch = [&](ThreadPool& threads, size_t chunks, uint32_t lanes) {
+    auto source = ToyUnits(program, "i8g64");
+    source->CutExperts(chunks);
+    const uint64_t ram = all->experts().all_bytes() - 1;
+    return MakeEngine(std::move(source), threads, {.expert_ram_bytes = ram, .prefetch_lanes = lanes})->prefetch();
+  };
+  EXPECT_EQ(prefetch(two, 1, 0), kDefaultPrefetch);
+  EXPECT_EQ(prefetch(two, 3, 0), kDefaultPrefetch);
+  EXPECT_EQ(prefetch(two, 4, 0), 0u) << "both threads always have a chunk to load";
+  EXPECT_EQ(prefetch(pool, 3, 0), 0u) << "the one thread is never without work";
+  EXPECT_EQ(prefetch(two, 4, 1), kDefaultPrefetch) << "a lane loads them";
   EXPECT_EQ(Engine::Create(ToyUnits(program, "i8g64"), pool, {.prefetch = kMaxPrefetchDepth + 1}).status().code(),
             ErrorCode::kUsage);
   EXPECT_EQ(Engine::Create(ToyUnits(program, "i8g64"), pool, {.prefetch_lanes = kMaxPrefetchLanes + 1}).status().code(),

@@ -85,7 +85,6 @@ Status ExpertCache::AddEntries() {
   beside_.reserve(entries_.size());
   victims_.reserve(entries_.size());
   pending_.reserve(entries_.size());
-  load_status_.resize(entries_.size());
   return Status::Ok();
 }
 
@@ -256,34 +255,37 @@ std::string ExpertCache::NameOf(const Entry& e) const {
 
 // Loads pending_ on all threads, and waits for those that lanes have. Their bytes are already counted, their places taken.
 Status ExpertCache::LoadPending() {
-  const size_t needed = pending_.size();
-  pool_->ParallelFor(needed + beside_.size(), 1, [this, needed](size_t begin, size_t end) {
-    for (size_t i = begin; i < end; ++i) {
-      const uint32_t index = i < needed ? pending_[i] : beside_[i - needed];
-      Entry& e = entries_[index];
-      if (e.missing) load_status_[i] = LoadExpert(*source_, e.table, e.physical, arena_->data(index), &e.weights);
-    }
-  });
-  for (size_t i = 0; i < beside_.size(); ++i) FinishAhead(beside_[i], load_status_[needed + i]);
+  loads_.Clear();
+  const auto add = [this](uint32_t index) {
+    Entry& e = entries_[index];
+    if (e.missing) loads_.Add(e.table, e.physical, arena_->data(index), &e.weights);
+  };
+  for (const uint32_t index : pending_) add(index);
+  const size_t needed = loads_.size();
+  for (const uint32_t index : beside_) add(index);
+  loads_.Run(*source_, *pool_);
+  for (size_t i = 0; i < beside_.size(); ++i) FinishAhead(beside_[i], loads_.status(needed + i));
   beside_.clear();
   Status failure;
-  for (size_t i = 0; i < pending_.size(); ++i) {
-    Entry& e = entries_[pending_[i]];
-    if (e.loading && !TakeFromLane(pending_[i])) {
-      load_status_[i] = LoadExpert(*source_, e.table, e.physical, arena_->data(pending_[i]), &e.weights);
+  size_t load = 0;
+  for (const uint32_t index : pending_) {
+    Entry& e = entries_[index];
+    Status status = e.missing ? loads_.status(load++) : Status();
+    if (e.loading && !TakeFromLane(index)) {
+      status = LoadExpert(*source_, e.table, e.physical, arena_->data(index), &e.weights);
     }
     if (!e.missing) continue;
     e.missing = false;
-    if (load_status_[i].ok()) {
+    if (status.ok()) {
       ++stats_.loads;
       stats_.bytes_read += e.stored_bytes;
       continue;
     }
-    if (failure.ok() || (IsUnavailable(failure) && !IsUnavailable(load_status_[i]))) {
-      failure = load_status_[i].With(NameOf(e));
-      failed_entry_ = pending_[i];
+    if (failure.ok() || (IsUnavailable(failure) && !IsUnavailable(status))) {
+      failure = status.With(NameOf(e));
+      failed_entry_ = index;
     }
-    Evict(pending_[i]);
+    Evict(index);
   }
   return failure;
 }

@@ -45,8 +45,8 @@ struct ExpertCacheStats {
 // none: the first of each.
 //
 // Counts resident bytes: ResidentBytes of every matrix, each rounded up to kExpertAlignment. They lie in one run of memory
-// no longer than the budget. While an expert is being loaded its stored and plain bytes are held too, for at most one expert
-// a thread of the pool and a lane; they are not part of the budget. Not thread-safe; loads run on the pool and on lanes.
+// no longer than the budget. While an expert is being loaded its stored and plain bytes are held too, for at most two
+// experts a thread of the pool and one a lane; they are not part of the budget. Not thread-safe; loads run on the pool and on lanes.
 class ExpertCache {
  public:
   static constexpr uint64_t kGrowthLookups = 256, kGrowthShare = 8;  // an eighth of the limit
@@ -56,7 +56,10 @@ class ExpertCache {
   static Result<ExpertCache> Create(UnitSource& source, ThreadPool& pool, std::span<const uint32_t> top_k,
                                     const ExpertCacheOptions& options);
 
-  // From now on expected experts are loaded ahead: by the pool's threads that have no expert to load while others of the
+  // Whether threads of the pool can be without work while others load: not when all experts have so many chunks that they go
+  // round. Then only lanes load ahead.
+  bool ThreadsMayWait() const;
+  // From now on expected experts are loaded ahead: by the pool's threads that have no chunk to load while others of the
   // pool do, and by `lanes` threads of their own, which may be 0. Once. kNoMemory.
   Status StartPrefetch(uint32_t lanes);
   // Loads experts of the hot list, hottest first, as long as they fit.
@@ -161,7 +164,7 @@ class ExpertCache {
   std::vector<Entry> entries_;
   std::vector<uint32_t> table_begin_;  // first entry of each table
   std::vector<uint32_t> pending_;      // entries to load, reused between calls
-  std::vector<Status> load_status_;    // one a pending entry
+  ExpertLoads loads_;                  // of pending_ and beside_
   uint32_t failed_entry_ = 0;          // the one that LoadPending's error is about
   size_t failed_ = 0;
   // Scratch of MakeRoom, a heap. Those with a lower `last` leave first.

@@ -10,6 +10,13 @@ namespace moepack::runtime {
 // One load under way and one to go on with: what waits longer in a queue holds memory that others use better.
 constexpr uint32_t kLoadsPerLane = 2;
 
+bool ExpertCache::ThreadsMayWait() const {
+  const auto threads = static_cast<size_t>(pool_->threads());
+  return std::any_of(entries_.begin(), entries_.end(), [&](const Entry& e) {
+    return source_->experts()[e.table].units[e.physical].chunks.size() % threads != 0;
+  });
+}
+
 Status ExpertCache::StartPrefetch(uint32_t lanes) {
   prefetches_ = true;
   if (lanes == 0) return Status::Ok();
@@ -59,21 +66,24 @@ void ExpertCache::StartExpected() {
   }
 }
 
-// Threads of the pool that would wait while others load take expected experts meanwhile, one each.
+// Threads of the pool that would wait while others load the last chunks load expected experts meanwhile, which they can load
+// in that time.
 void ExpertCache::LoadExpectedBeside() {
-  const size_t threads = static_cast<size_t>(pool_->threads());
-  const auto busy = [this] {
-    return beside_.size() + static_cast<size_t>(std::count_if(pending_.begin(), pending_.end(),
-                                                              [this](uint32_t index) { return entries_[index].missing; }));
+  const auto chunks = [this](uint32_t index) {
+    return source_->experts()[entries_[index].table].units[entries_[index].physical].chunks.size();
   };
-  if (busy() == 0) return;
-  for (size_t i = 0; i < expected_.size() && busy() < threads; ++i) {
+  const auto threads = static_cast<size_t>(pool_->threads());
+  size_t busy = 0;
+  for (const uint32_t index : pending_) busy += entries_[index].missing ? chunks(index) : 0;
+  if (busy == 0) return;
+  for (size_t i = 0; i < expected_.size() && busy % threads != 0; ++i) {
     const uint32_t index = expected_[i];
     Entry& e = entries_[index];
-    if (e.resident || e.loading) continue;
+    if (e.resident || e.loading || chunks(index) > threads - busy % threads) continue;
     if (!PlaceExpected(index)) return;
     e.resident = e.missing = true;
     beside_.push_back(index);
+    busy += chunks(index);
   }
 }
 

@@ -27,6 +27,10 @@ class UnitSource {
   // Plain bytes of dense().units[unit] and of experts()[table].units[physical].
   virtual Result<PlainUnit> ReadDense(size_t unit) = 0;
   virtual Result<PlainUnit> ReadExpert(uint32_t table, uint32_t physical) = 0;
+  // The same by several threads: every chunk of experts()[table].units[physical] once, in any order, into `parts`, which
+  // began with that unit; then, when all were read, what they give.
+  virtual Status ReadExpertChunk(uint32_t table, uint32_t physical, size_t chunk, UnitParts* parts) = 0;
+  virtual Result<PlainUnit> JoinExpert(uint32_t table, uint32_t physical, UnitParts* parts) = 0;
 };
 
 class BundleSource : public UnitSource {
@@ -40,8 +44,12 @@ class BundleSource : public UnitSource {
   const std::vector<Unavailable>& unavailable() const override { return bundle_->manifest().unavailable; }
   Result<PlainUnit> ReadDense(size_t unit) override { return Read(dense().units[unit]); }
   Result<PlainUnit> ReadExpert(uint32_t table, uint32_t physical) override { return Read(experts()[table].units[physical]); }
+  Status ReadExpertChunk(uint32_t table, uint32_t physical, size_t chunk, UnitParts* parts) override;
+  Result<PlainUnit> JoinExpert(uint32_t, uint32_t, UnitParts* parts) override { return ChunkDecoder::Join(parts); }
 
  private:
+  std::unique_ptr<ChunkDecoder> TakeDecoder();
+  void GiveBack(std::unique_ptr<ChunkDecoder> decoder);
   Result<PlainUnit> Read(const Unit& unit);
 
   std::unique_ptr<verify::VerifiedBundle> bundle_;

@@ -5,6 +5,7 @@
 
 #include "base/checked.h"
 #include "format/envelope.h"
+#include "format/manifest/expert_parts.h"
 #include "format/manifest/program_wire.h"
 
 namespace moepack {
@@ -24,13 +25,22 @@ DigestBytes AnyDigest() {
   return digest;
 }
 
+// Plain bytes of a unit's chunks.
+std::vector<uint64_t> ChunkSizes(bool expert, uint64_t plain_bytes) {
+  if (expert && plain_bytes <= kMaxChunkPlainBytes) return RawParts(plain_bytes, HalvingsOfExpert(plain_bytes));
+  std::vector<uint64_t> sizes(plain_bytes / kMaxChunkPlainBytes, kMaxChunkPlainBytes);
+  if (plain_bytes % kMaxChunkPlainBytes != 0) sizes.push_back(plain_bytes % kMaxChunkPlainBytes);
+  return sizes;
+}
+
 // Chunks of a unit with sizes that add up, each to the next page, to what the unit takes at most.
-void AddChunks(uint64_t stored_bytes, uint64_t plain_bytes, Unit* unit) {
-  const uint64_t chunks = CeilDiv(plain_bytes, kMaxChunkPlainBytes);
+void AddChunks(bool expert, uint64_t stored_bytes, uint64_t plain_bytes, Unit* unit) {
+  const std::vector<uint64_t> sizes = ChunkSizes(expert, plain_bytes);
+  const uint64_t chunks = sizes.size();
   const uint64_t pages = StoredUnitBytes(stored_bytes, plain_bytes) / kBundleAlignment;
-  for (uint64_t at = 0, i = 0; at < plain_bytes; at += kMaxChunkPlainBytes, ++i) {
+  for (uint64_t i = 0; i < chunks; ++i) {
     ChunkRef chunk;
-    chunk.plain_bytes = chunk.stored_bytes = std::min(kMaxChunkPlainBytes, plain_bytes - at);
+    chunk.plain_bytes = chunk.stored_bytes = sizes[i];
     if (stored_bytes != plain_bytes) {
       chunk.stored_bytes = chunks == 1 ? stored_bytes : (pages / chunks + (i < pages % chunks ? 1 : 0)) * kBundleAlignment;
     }
@@ -71,7 +81,7 @@ Status AddSecondUnits(std::span<const TensorRef> tensors, const ExpertIndex& sec
     for (const TensorRef& ref : tensors.subspan(i, count))
       unit.tensors.push_back({static_cast<uint32_t>(ref.matrix), codec.codec, ref.shape});
     MOEPACK_ASSIGN_OR_RETURN(const ExpertBytes bytes, BytesOfExpert(tensors.subspan(i, count), codecs));
-    AddChunks(bytes.stored, bytes.plain, &unit);
+    AddChunks(true, bytes.stored, bytes.plain, &unit);
     out->experts[first.table].units.push_back(std::move(unit));
   }
   return Status::Ok();
@@ -99,7 +109,7 @@ Result<Tables> MakeTables(const Program& program, std::span<const TensorRef> ten
         return Status(ErrorCode::kLimit, "the model's size exceeds 64 bits");
       unit.tensors.push_back({ref.is_expert() ? static_cast<uint32_t>(ref.matrix) : ref.dense, codecs[i].codec, ref.shape});
     }
-    AddChunks(stored, plain, &unit);
+    AddChunks(first.is_expert(), stored, plain, &unit);
     (first.is_expert() ? out.experts[first.table].units : out.dense.units).push_back(std::move(unit));
   }
   if (extras.second) MOEPACK_RETURN_IF_ERROR(AddSecondUnits(tensors, seconds, *extras.second, &out));

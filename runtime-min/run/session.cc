@@ -168,7 +168,8 @@ void AddSessionOptions(cli::Command* command) {
       "80 "
       "nearness 10 half-life 64 pinned 25\"")(
       "prefetch", po::value<uint32_t>(),
-      "layers ahead to predict experts for and load them, 0 to 4; 0: off (default: 2, 0 when all experts fit)")(
+      "layers ahead to predict experts for and load them, 0 to 4; 0: off (default: 2; 0 when all experts fit, or no thread "
+      "would ever wait)")(
       "prefetch-lanes", po::value<uint32_t>(),
       "threads that load them, beside --threads (default 0: those that wait for others to load)")(
       "on-miss", po::value<std::string>(),

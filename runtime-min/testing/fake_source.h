@@ -87,12 +87,33 @@ class FakeSource final : public runtime::UnitSource {
   const std::vector<Unavailable>& unavailable() const override { return policy; }
   Result<PlainUnit> ReadDense(size_t unit) override { return VerifiedPeer::Plain(dense_plain_[unit]); }
   Result<PlainUnit> ReadExpert(uint32_t table, uint32_t physical) override {
+    const size_t last = experts_[table].units[physical].chunks.size() - 1;
+    MOEPACK_RETURN_IF_ERROR(ReadExpertChunk(table, physical, last, nullptr));
+    return VerifiedPeer::Plain(expert_plain_[table][physical]);
+  }
+  // What happens to an expert happens to its last chunk.
+  Status ReadExpertChunk(uint32_t table, uint32_t physical, size_t chunk, runtime::UnitParts*) override {
+    if (chunk + 1 < experts_[table].units[physical].chunks.size()) return Status::Ok();
     if (before_read) before_read(table, physical);
     if (broken.count({table, physical}) != 0) return Status(ErrorCode::kDigest, "chunk at offset 4096 does not match");
     if (const auto found = missing.find({table, physical}); found != missing.end() && found->second-- > 0) {
       return Status(ErrorCode::kAccess, "chunk at offset 8192 cannot be read");
     }
+    return Status::Ok();
+  }
+  Result<PlainUnit> JoinExpert(uint32_t table, uint32_t physical, runtime::UnitParts*) override {
     return VerifiedPeer::Plain(expert_plain_[table][physical]);
+  }
+
+  // Every expert comes in so many chunks, at most one a byte.
+  void CutExperts(size_t chunks) {
+    for (ExpertTable& table : experts_) {
+      for (Unit& unit : table.units) {
+        const ChunkRef whole = unit.chunks[0];
+        unit.chunks.assign(chunks, {.stored_bytes = 1, .plain_bytes = 1});
+        unit.chunks[0].stored_bytes = unit.chunks[0].plain_bytes = whole.plain_bytes - (chunks - 1);
+      }
+    }
   }
 
   // Adds a unit of expert `expert` in another codec and names it as the last variant.
@@ -148,7 +169,8 @@ class FakeSource final : public runtime::UnitSource {
     const Bytes bytes = ToPlain(RoundToCodec(codec, shape, values)).value();
     plain->insert(plain->end(), bytes.begin(), bytes.end());
     unit->tensors.push_back({id, codec, shape});
-    unit->chunks.push_back({.stored_bytes = bytes.size(), .plain_bytes = bytes.size()});
+    unit->chunks.resize(1);
+    unit->chunks[0].stored_bytes = unit->chunks[0].plain_bytes = plain->size();
   }
 
   Program program_;

@@ -1,10 +1,11 @@
 // What cache policies are worth on routing traces, beside Belady's MIN: one JSON object.
 //
 //   moepack-cache-sim CALIBRATION.mprof EVALUATION.mprof   policies chosen on the first, compared on the second
-//   moepack-cache-sim synthetic                            traces of OLMoE's shape with a local routing consistency of about
-//   50 %
+//   moepack-cache-sim synthetic [SHARE...]                 traces of OLMoE's shape with a local routing consistency of about
+//   50 %; with shares of all experts in memory: the chosen policy at those alone
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <random>
 #include <string>
 
@@ -16,7 +17,7 @@
 namespace moepack {
 namespace {
 
-constexpr double kShares[] = {0.125, 0.25, 0.5};
+const std::vector<double> kShares = {0.125, 0.25, 0.5};
 
 struct Named {
   const char* name;
@@ -84,9 +85,9 @@ Synthetic MakeConsistent(uint64_t tokens, uint64_t seed) {
   return MakeSynthetic((low + high) / 2, tokens, seed);
 }
 
-nlohmann::json Compare(CacheTrace trace, const std::vector<Named>& policies) {
+nlohmann::json Compare(CacheTrace trace, const std::vector<Named>& policies, const std::vector<double>& shares) {
   nlohmann::json rows = nlohmann::json::array();
-  for (const double share : kShares) {
+  for (const double share : shares) {
     const uint64_t budget = static_cast<uint64_t>(share * static_cast<double>(trace.all_bytes()));
     const CacheOutcome belady = SimulateBelady(trace, budget);
     for (const Named& named : policies) {
@@ -102,6 +103,18 @@ nlohmann::json Compare(CacheTrace trace, const std::vector<Named>& policies) {
   return rows;
 }
 
+// What the policy would reach at a quarter of the experts if the choices of so many further tokens were known.
+nlohmann::json Foresight(const CacheTrace& trace, const CachePolicy& policy) {
+  const uint64_t budget = trace.all_bytes() / 4;
+  const double without = SimulateCache(trace, policy, budget).hit_rate(), belady = SimulateBelady(trace, budget).hit_rate();
+  nlohmann::json rows = {{{"known", "nothing"}, {"hit_rate", without}, {"of_belady", without / belady}}};
+  for (const uint64_t tokens : {0, 1, 2, 4, 8, 16, 32}) {
+    const double hits = SimulateForesight(trace, policy, budget, tokens).hit_rate();
+    rows.push_back({{"known", tokens}, {"hit_rate", hits}, {"of_belady", hits / belady}});
+  }
+  return rows;
+}
+
 void Report(const Profile& chosen_on, const Profile& compared_on, double srp) {
   ThreadPool pool(0);
   nlohmann::json json = {{"srp", srp}, {"tokens", compared_on.tables[0].trace.size() / compared_on.tables[0].k}};
@@ -112,18 +125,28 @@ void Report(const Profile& chosen_on, const Profile& compared_on, double srp) {
                                          {"LFU, uses age", {CachePolicyKind::kLfu, 64}},
                                          {"HOBBIT", {CachePolicyKind::kHobbit, 0, 60, 10, 30}},
                                          {"chosen", chosen}};
-    json[unequal ? "unequal" : "equal"] = Compare(FromProfile(compared_on, unequal), policies);
+    json[unequal ? "unequal" : "equal"] = Compare(FromProfile(compared_on, unequal), policies, kShares);
+    if (!unequal) json["foresight"] = Foresight(FromProfile(compared_on, false), chosen);
   }
   cli::PrintJson(json);
 }
 
 Status Run(int argc, char** argv) {
-  if (argc == 2 && std::string(argv[1]) == "synthetic") {
+  if (argc >= 2 && std::string(argv[1]) == "synthetic") {
     const Synthetic chosen_on = MakeConsistent(2048, 11), compared_on = MakeConsistent(4096, 12);
-    Report(chosen_on.profile, compared_on.profile, compared_on.srp);
+    if (argc == 2) {
+      Report(chosen_on.profile, compared_on.profile, compared_on.srp);
+      return Status::Ok();
+    }
+    ThreadPool pool(0);
+    std::vector<double> shares;
+    for (int i = 2; i < argc; ++i) shares.push_back(std::atof(argv[i]));
+    const CachePolicy chosen = ChooseCachePolicy(FromProfile(chosen_on.profile, false), pool);
+    cli::PrintJson({{"srp", compared_on.srp},
+                    {"equal", Compare(FromProfile(compared_on.profile, false), {{"chosen", chosen}}, shares)}});
     return Status::Ok();
   }
-  if (argc != 3) return Status(ErrorCode::kUsage, "expected CALIBRATION.mprof EVALUATION.mprof, or synthetic");
+  if (argc != 3) return Status(ErrorCode::kUsage, "expected CALIBRATION.mprof EVALUATION.mprof, or synthetic [SHARE...]");
   MOEPACK_ASSIGN_OR_RETURN(const Profile calibration, ReadProfile(PosixEnv(), argv[1]));
   MOEPACK_ASSIGN_OR_RETURN(const Profile evaluation, ReadProfile(PosixEnv(), argv[2]));
   double srp = 0;

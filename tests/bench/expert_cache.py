@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Cache policies beside Belady's MIN, tokens a second against expert RAM, and prefetching; fills four sections of
+"""Cache policies beside Belady's MIN, tokens a second against expert RAM, and prefetching; fills five sections of
 docs/results/runtime.md and draws docs/results/runtime-expert-ram.svg. Needs a release build and matplotlib:
 
     python3 tests/bench/expert_cache.py --work DIR [--rounds 5] [--only policies|ram|prefetch]
@@ -18,17 +18,24 @@ MOEPACK, SIMULATOR, EXPERTS = BUILD / "bin/moepack", BUILD / "bench/moepack-cach
 OUT, PICTURE = ROOT / "docs/results/runtime.md", ROOT / "docs/results/runtime-expert-ram.svg"
 SHARES = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
 CODEC, PROMPT, DECODE = "i4g64", 32, 480
-RUNS = (("lru", 0), (None, 0), (None, 2))  # policy (None: the bundle's) and layers that are prefetched for
-# Of prefetching: layers ahead and lanes; tokens of held-out text, one at a time.
-SETTINGS, TOKENS, THREADS = ((0, 0), (1, 0), (2, 0), (2, 1)), 1024, 2
+POLICIES = ("lru", None)  # None: the bundle's
+# Of prefetching: layers ahead and lanes; tokens of held-out text, one at a time. Without lanes nothing is loaded ahead: an expert is two
+# chunks, and there are two threads.
+SETTINGS, TOKENS, THREADS = ((0, 0), (2, 1)), 1024, 2
 
 
-def prepare(work, wren):
+def profiles_of(work, wren):
+    """Profiles of calibration text and of held-out text."""
     work.mkdir(parents=True, exist_ok=True)
     profiles = work / "calibration.mprof", work / "evaluation.mprof"
     if not all(p.exists() for p in profiles):
         run(MOEPACK, "calibrate", wren.model, "--data", *(f"{d}={wren.calib(d)}" for d in wren.domains), "--tokens", 32768, "-o", profiles[0])
         run(MOEPACK, "calibrate", wren.model, "--data", wren.mixed_eval, "--tokens", 16384, "-o", profiles[1])
+    return profiles
+
+
+def prepare(work, wren):
+    profiles = profiles_of(work, wren)
     bundle = work / "wren.moeb"
     if not bundle.exists():
         run(MOEPACK, "pack", "keygen", "-o", work / "key.pem", "--trust", work / "trust.json")
@@ -52,26 +59,25 @@ def policy_rows(name, report):
     return rows
 
 
-def measure(bundle, work, wren, policy, prefetch, share, all_bytes):
-    options = ("--prefetch", prefetch, *(() if policy is None else ("--cache-policy", policy)))
+def measure(bundle, work, wren, policy, share, all_bytes):
+    options = () if policy is None else ("--cache-policy", policy)
     return json.loads(run(MOEPACK, "run", "bench", bundle, "--trust", work / "trust.json", "--threads", 2, "--data", wren.mixed_eval,
                           "--prompt-tokens", PROMPT, "-n", DECODE, "--repeats", 2, "--expert-ram", int(share * all_bytes), *options, "--json",
                           messages=False))
 
 
 def speeds(bundle, work, wren, rounds):
-    """(policy or None for the bundle's, layers ahead, share) -> medians over the rounds."""
+    """(policy or None for the bundle's, share) -> medians over the rounds."""
     all_bytes = json.loads(run(MOEPACK, "inspect", bundle, "--trust", work / "trust.json", "--json", messages=False))["expert_bytes_resident"]
     samples = {}
     for _ in range(rounds):
         for share in SHARES:
-            for policy, prefetch in RUNS if share < 1 else RUNS[:2]:
-                samples.setdefault((policy, prefetch, share), []).append(measure(bundle, work, wren, policy, prefetch, share, all_bytes))
+            for policy in POLICIES:
+                samples.setdefault((policy, share), []).append(measure(bundle, work, wren, policy, share, all_bytes))
     medians = {}
     for key, runs in samples.items():
         middle = {name: statistics.median(r[name] for r in runs) for name in
-                  ("decode_tokens_per_s", "hit_rate", "expert_hits", "experts_prefetched", "expert_misses", "expert_bytes_read",
-                   "peak_rss_bytes", "expert_budget_bytes", "expert_bytes")}
+                  ("decode_tokens_per_s", "hit_rate", "expert_bytes_read", "peak_rss_bytes", "expert_budget_bytes", "expert_bytes")}
         medians[key] = {**middle, "policy": runs[0]["cache_policy"]}
     return medians
 
@@ -82,8 +88,8 @@ def plot(medians):
     matplotlib.rcParams.update({"svg.hashsalt": "moepack", "svg.fonttype": "none"})  # the same numbers give the same file
     import matplotlib.pyplot as plt
     figure, axis = plt.subplots(figsize=(6.5, 4))
-    for (policy, prefetch), label, mark in zip(RUNS, ("LRU", "the bundle's policy", "and prefetching"), ("o--", "s-", "^-")):
-        found = [medians[policy, prefetch, s] for s in SHARES if (policy, prefetch, s) in medians]
+    for policy, label, mark in zip(POLICIES, ("LRU", "the bundle's policy"), ("o--", "s-")):
+        found = [medians[policy, s] for s in SHARES]
         points = [(m["expert_budget_bytes"] / 1e6, m["decode_tokens_per_s"]) for m in found]
         axis.plot(*zip(*points), mark, label=label, markersize=4)
     axis.set(xlabel="expert RAM, MB", ylabel="decoded tokens/s", title=f"wren, {CODEC}, 2 threads")
@@ -97,13 +103,10 @@ def plot(medians):
 def speed_rows(medians):
     tokens = 2 * (PROMPT + DECODE)
     for share in SHARES:
-        for policy, prefetch in RUNS:
-            m = medians.get((policy, prefetch, share))
-            if m is None:
-                continue
-            ahead = m["experts_prefetched"] / (m["expert_hits"] + m["experts_prefetched"] + m["expert_misses"])
+        for policy in POLICIES:
+            m = medians[policy, share]
             yield (f"{100 * share:g} %", f"{m['expert_budget_bytes'] / 1e6:.2f}", f"{m['expert_bytes'] / 1e6:.2f}", m["policy"],
-                   prefetch or "off", f"{100 * m['hit_rate']:.1f} %", f"{100 * ahead:.1f} %", f"{m['expert_bytes_read'] / tokens / 1e3:.0f}", f"{m['decode_tokens_per_s']:.0f}",
+                   f"{100 * m['hit_rate']:.1f} %", f"{m['expert_bytes_read'] / tokens / 1e3:.0f}", f"{m['decode_tokens_per_s']:.0f}",
                    f"{m['peak_rss_bytes'] / 1e6:.1f}")
 
 
@@ -140,17 +143,26 @@ def prefetch_rows(bundle, work, traces, rounds):
     return found, times
 
 
+def foresight_rows(name, report):
+    """One row: the hits with what is known of further tokens, beside Belady's."""
+    hits = [f"{100 * r['hit_rate']:.1f} % ({r['of_belady']:.2f})" for r in report["foresight"]]
+    return [(name, *hits)]
+
+
 def policies_section(profiles):
-    rows = policy_rows("wren", json.loads(run(SIMULATOR, *profiles, messages=False)))
-    rows += policy_rows("synthetic", json.loads(run(SIMULATOR, "synthetic", messages=False)))
-    return {"cache policies": table(("traces", "SRP", "expert sizes", "experts in RAM", "policy", "demand hits", "Belady's", "of Belady's"), rows)}
+    reports = {"wren": json.loads(run(SIMULATOR, *profiles, messages=False)),
+               "synthetic": json.loads(run(SIMULATOR, "synthetic", messages=False))}
+    rows = [row for name, report in reports.items() for row in policy_rows(name, report)]
+    known = [row for name, report in reports.items() for row in foresight_rows(name, report)]
+    ahead = ("this token", "and 1 more", *(f"and {r['known']} more" for r in reports["wren"]["foresight"][3:]))
+    return {"foresight": table(("traces", "nothing known", *ahead), known), "cache policies": table(("traces", "SRP", "expert sizes", "experts in RAM", "policy", "demand hits", "Belady's", "of Belady's"), rows)}
 
 
 def ram_section(bundle, work, wren, rounds):
     medians = speeds(bundle, work, wren, rounds)
     plot(medians)
-    return {"expert ram": table(("experts in RAM", "budget MB", "resident MB", "policy", "layers ahead", "demand hits", "in time",
-                                 "kB read a token", "decode tokens/s", "peak resident MB"), speed_rows(medians))}
+    return {"expert ram": table(("experts in RAM", "budget MB", "resident MB", "policy", "demand hits", "kB read a token",
+                                 "decode tokens/s", "peak resident MB"), speed_rows(medians))}
 
 
 def prefetch_section(bundle, work, traces, rounds):

@@ -33,6 +33,11 @@ class UncheckedSource final : public runtime::UnitSource {
   const DigestBytes& manifest_digest() const override { return bundle_->manifest_digest(); }
   Result<PlainUnit> ReadDense(size_t unit) override { return Read(dense().units[unit]); }
   Result<PlainUnit> ReadExpert(uint32_t table, uint32_t physical) override { return Read(experts()[table].units[physical]); }
+  // Whole, by whoever joins it: there are more experts than threads.
+  Status ReadExpertChunk(uint32_t, uint32_t, size_t, runtime::UnitParts*) override { return Status::Ok(); }
+  Result<PlainUnit> JoinExpert(uint32_t table, uint32_t physical, runtime::UnitParts*) override {
+    return ReadExpert(table, physical);
+  }
 
  private:
   Result<PlainUnit> Read(const Unit& unit) const {

@@ -32,6 +32,12 @@ class RouterSource final : public runtime::UnitSource {
   const DigestBytes& manifest_digest() const override { return source_.manifest_digest(); }
   Result<PlainUnit> ReadDense(size_t unit) override { return source_.ReadDense(unit); }
   Result<PlainUnit> ReadExpert(uint32_t table, uint32_t physical) override { return source_.ReadExpert(table, physical); }
+  Status ReadExpertChunk(uint32_t table, uint32_t physical, size_t chunk, runtime::UnitParts* parts) override {
+    return source_.ReadExpertChunk(table, physical, chunk, parts);
+  }
+  Result<PlainUnit> JoinExpert(uint32_t table, uint32_t physical, runtime::UnitParts* parts) override {
+    return source_.JoinExpert(table, physical, parts);
+  }
 
  private:
   Program program_;

@@ -11,7 +11,7 @@ namespace {
 
 struct Avx2 {
   static constexpr size_t kLanes = 8, kTileTokens = 2;
-  static constexpr bool kCentresSums = false;
+  static constexpr bool kCentresSums = true;
   using Code = int16_t;
   // Even and odd columns of the two halves of a block.
   struct Codes {
@@ -31,11 +31,6 @@ struct Avx2 {
       const __m256i pairs = _mm256_or_si256(v, _mm256_slli_epi32(v, 12));
       return _mm256_and_si256(_mm256_or_si256(pairs, _mm256_slli_epi32(pairs, 6)), _mm256_set1_epi8(0x03));
     }
-    if constexpr (kPlaneBits == 1) {
-      uint32_t bits;
-      __builtin_memcpy(&bits, p, sizeof(bits));
-      return _mm256_and_si256(BitsToBytes(bits), _mm256_set1_epi8(1));
-    }
   }
 
   // Byte c is 0xff where bit c is set.
@@ -46,13 +41,52 @@ struct Avx2 {
     return _mm256_cmpeq_epi8(_mm256_and_si256(spread, bit_of), bit_of);
   }
 
+  // Half a block of codes, not centred, as bytes in column order.
+  template <int kBits>
+  static __m256i LoadUnsigned(const uint8_t* p0, const uint8_t* p1) {
+    const __m256i high = LoadPlane<HighBits(kBits)>(p0);
+    if constexpr (LowBits(kBits) == 0) {
+      return high;
+    } else if constexpr (LowBits(kBits) == 1) {
+      uint32_t low;
+      __builtin_memcpy(&low, p1, sizeof(low));
+      return _mm256_sub_epi8(_mm256_slli_epi16(high, 1), BitsToBytes(low));  // 0xff is -1
+    } else {
+      return _mm256_or_si256(_mm256_slli_epi16(high, LowBits(kBits)), LoadPlane<LowBits(kBits)>(p1));
+    }
+  }
   template <int kBits>
   static __m256i LoadBytes(const uint8_t* p0, const uint8_t* p1) {
-    __m256i v = LoadPlane<HighBits(kBits)>(p0);
-    if constexpr (LowBits(kBits) != 0) {
-      v = _mm256_or_si256(_mm256_slli_epi16(v, LowBits(kBits)), LoadPlane<LowBits(kBits)>(p1));
+    return _mm256_sub_epi8(LoadUnsigned<kBits>(p0, p1), _mm256_set1_epi8(static_cast<char>(1 << (kBits - 1))));
+  }
+
+  // Half a block, not centred: nibbles and pairs of bits fall apart into even and odd columns without a detour through
+  // bytes.
+  template <int kBits>
+  static void LoadRawHalf(const uint8_t* p0, const uint8_t* p1, __m256i* even, __m256i* odd) {
+    if constexpr (kBits == 4) {
+      const __m256i v = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p0)));
+      *even = _mm256_and_si256(v, _mm256_set1_epi16(15));
+      *odd = _mm256_srli_epi16(v, 4);
+    } else if constexpr (kBits == 2) {
+      const __m256i v = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p0)));
+      const __m256i pairs = _mm256_or_si256(v, _mm256_slli_epi32(v, 12));
+      *even = _mm256_and_si256(pairs, _mm256_set1_epi16(3));
+      *odd = _mm256_and_si256(_mm256_srli_epi16(pairs, 2), _mm256_set1_epi16(3));
+    } else {
+      const __m256i bytes = LoadUnsigned<kBits>(p0, p1);
+      *even = _mm256_and_si256(bytes, _mm256_set1_epi16(255));
+      *odd = _mm256_srli_epi16(bytes, 8);
     }
-    return _mm256_sub_epi8(v, _mm256_set1_epi8(static_cast<char>(1 << (kBits - 1))));
+  }
+  template <int kBits>
+  static Codes LoadRaw(const uint8_t* p0, const uint8_t* p1) {
+    Codes codes;
+    for (size_t half = 0; half < 2; ++half) {
+      LoadRawHalf<kBits>(p0 + half * 4 * HighBits(kBits), p1 + half * 4 * LowBits(kBits), &codes.even[half],
+                         &codes.odd[half]);
+    }
+    return codes;
   }
 
   static Codes Widen(__m256i first, __m256i second) {
@@ -65,15 +99,23 @@ struct Avx2 {
     return Widen(LoadBytes<kBits>(p0, p1), LoadBytes<kBits>(p0 + 4 * HighBits(kBits), p1 + 4 * LowBits(kBits)));
   }
 
-  // Values of the windows in the lower ten bits of 16-bit lanes.
+  // Values, not centred, of the windows in the lower ten bits of 16-bit lanes.
   static __m256i TrellisValues(__m256i windows) {
     const __m256i product =
         _mm256_mullo_epi16(_mm256_and_si256(windows, _mm256_set1_epi16(kTrellisWindows - 1)),
                            _mm256_set1_epi16(static_cast<int16_t>(kTrellisFactor)));
-    const __m256i mean = _mm256_avg_epu16(_mm256_maddubs_epi16(product, _mm256_set1_epi8(1)), _mm256_setzero_si256());
-    return _mm256_sub_epi16(mean, _mm256_set1_epi16(kTrellisCentre));
+    return _mm256_avg_epu16(_mm256_maddubs_epi16(product, _mm256_set1_epi8(1)), _mm256_setzero_si256());
   }
   static Codes LoadTrellis(const uint8_t* p, bool first) {
+    const __m256i centre = _mm256_set1_epi16(kTrellisCentre);
+    Codes codes = LoadRawTrellis(p, first);
+    for (size_t half = 0; half < 2; ++half) {
+      codes.even[half] = _mm256_sub_epi16(codes.even[half], centre);
+      codes.odd[half] = _mm256_sub_epi16(codes.odd[half], centre);
+    }
+    return codes;
+  }
+  static Codes LoadRawTrellis(const uint8_t* p, bool first) {
     constexpr int kOddLanes = 0xaa;
     const __m128i now = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     const __m128i last = first ? _mm_slli_si128(now, 1) : _mm_loadu_si128(reinterpret_cast<const __m128i*>(p - 1));
@@ -158,25 +200,53 @@ struct Avx2 {
     }
   }
 
+  // Dots of half a block, from what makes up for codes above their centre by kCentre.
+  template <int kCentre>
+  static __m256i DotHalf(const Codes& codes, size_t half, const int16_t* in, const int32_t* centres) {
+    const __m256i* xs = Vectors(in) + half;
+    const __m256i even = _mm256_madd_epi16(codes.even[half], _mm256_loadu_si256(xs));
+    const __m256i odd = _mm256_madd_epi16(codes.odd[half], _mm256_loadu_si256(xs + 2));
+    if constexpr (kCentre == 0) return _mm256_add_epi32(even, odd);
+    const __m256i sums = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(centres) + half);
+    const __m256i begin = _mm256_slli_epi32(sums, __builtin_ctz(kCentre == 0 ? 1 : kCentre));
+    return _mm256_add_epi32(_mm256_add_epi32(begin, even), odd);
+  }
+
   template <int R, int T, class Source>
   static void DotCodes(const Source& source, GroupIndex group, const float (*scales)[kPanelScales], const ActivationView& x,
                        const Span& span, float* acc) {
+    if (group.up == 0) {
+      DotBlocks<R, T, true>(source, group, scales, x, span, acc);
+    } else {
+      DotBlocks<R, T, false>(source, group, scales, x, span, acc);
+    }
+  }
+
+  // kWhole: a block lies in one group.
+  template <int R, int T, bool kWhole, class Source>
+  static void DotBlocks(const Source& source, GroupIndex group, const float (*scales)[kPanelScales], const ActivationView& x,
+                        const Span& span, float* acc) {
     // Lane j of a half covers its columns 4j .. 4j+3: lanes 4 to 7 have a group of their own when groups have 16 columns.
     const __m256i lane_groups = group.up == 2 ? _mm256_set_epi32(1, 1, 1, 1, 0, 0, 0, 0) : _mm256_setzero_si256();
     __m256 sum[R][T];
     LoadSums<R, T>(acc, span.first, sum);
     const int16_t* in[T];
-    for (int t = 0; t < T; ++t) in[t] = x.wide + RowOf(x, span.token + static_cast<size_t>(t)) * x.padded_cols + span.col;
+    const int32_t* centres[T];
+    for (int t = 0; t < T; ++t) {
+      const size_t row = RowOf(x, span.token + static_cast<size_t>(t));
+      in[t] = x.wide + row * x.padded_cols + span.col;
+      centres[t] = x.centres + (row * x.padded_cols + span.col) / 4;
+    }
     for (size_t b = 0; b < span.count; ++b) {
       source.Prefetch(b);
       for (int r = 0; r < R; ++r) {
         const Codes codes = source.Load(r, b);
+        const float* first = scales[r] + group(b);
         for (size_t half = 0; half < 2; ++half) {
-          const __m256 scale = HalfScales(scales[r] + group(b), group.up, half, lane_groups);
+          const __m256 scale = kWhole ? _mm256_set1_ps(*first) : HalfScales(first, group.up, half, lane_groups);
           for (int t = 0; t < T; ++t) {
-            const __m256i* xs = Vectors(in[t] + b * kBlock) + half;
-            const __m256i dot = _mm256_add_epi32(_mm256_madd_epi16(codes.even[half], _mm256_loadu_si256(xs)),
-                                                 _mm256_madd_epi16(codes.odd[half], _mm256_loadu_si256(xs + 2)));
+            const __m256i dot =
+                DotHalf<Source::kCentre>(codes, half, in[t] + b * kBlock, centres[t] + b * (kBlock / 4));
             sum[r][t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), scale, sum[r][t]);
           }
         }

@@ -49,8 +49,9 @@ class Executor {
   // Allocates nothing once scratch has grown to the largest tile. rows: what goes in where the program takes floats, a row a
   // token; empty otherwise.
   Status Run(std::span<const TileToken> tokens, uint32_t logit_rows, std::span<const float> rows = {});
-  // [logit_rows, vocab] of the last run, row-major.
+  // [logit_rows, vocab] of the last run, row-major; none after an error.
   std::span<const float> logits() const { return logits_; }
+  void ForgetLogits() { logits_ = {}; }
   const StandInStats& stand_ins() const { return moe_->stats(); }
   void ResetStats() { moe_->ResetStats(); }
 

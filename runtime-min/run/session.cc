@@ -303,7 +303,8 @@ nlohmann::json ExpertsJson(const Session& session) {
   const nlohmann::json all = MetricsJson(metrics);  // items() refers to it
   nlohmann::json out;
   for (const auto& [key, value] : all.items()) {
-    if (key == "hit_rate" || key == "expert_hits" || key == "experts_prefetched" || key == "expert_misses" || key == "expert_bytes_read" ||
+    if (key == "hit_rate" || key == "expert_hits" || key == "experts_prefetched" || key == "expert_misses" ||
+        key == "expert_bytes_read" ||
         key.starts_with("experts_lowered") || key.starts_with("experts_skipped") || key.starts_with("experts_bridged")) {
       out[key] = value;
     }

@@ -71,6 +71,7 @@ TEST(Plan, ManyNodesAliveAtOnce) {
   static constexpr uint32_t kNodes = 60000;
   Program program;
   program.values.push_back({"tokens", ValueKind::kTokens, 0});
+  program.inputs = {0};
   const auto add = [&](NodeKind kind, std::vector<ValueId> inputs, uint64_t width) {
     program.values.push_back({"", ValueKind::kFloat, width});
     Node node;

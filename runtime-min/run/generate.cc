@@ -149,7 +149,7 @@ Status Generate(int argc, char** argv) {
        {"moepack run generate wren.moeb --trust trust.json --prompt 'In the beginning' -n 64",
         "moepack run generate wren.moeb --trust trust.json --prompt 'def ' --temperature 0.8 --top-p 0.95 --seed 7 "
         "--expert-ram 4MiB --json",
-        "moepack run generate olmoe.moeb --trust trust.json --chat --system 'Be brief.' --prompt 'What is a wren?'",
+        "moepack run generate chat.moeb --trust trust.json --chat --system 'Be brief.' --prompt 'What is a wren?'",
         "moepack run generate wren.moeb --trust trust.json --prompt 'In the beginning' -n 64 --save-state story.seq",
         "moepack run generate wren.moeb --trust trust.json --load-state story.seq --prompt ' And then' -n 64"}});
   AddSessionOptions(&command);

@@ -107,7 +107,7 @@ class Tabular(Case):
         view = run("inspect", bundle, "--trust", TRUST, "--json").json()
         self.assertIn("train", json.dumps(view["provenance"]))
         self.assertFalse(view["has_tokenizer"])
-        self.assertEqual((view["expert_tables"], view["max_positions"], view["golden"]), (1, 1, None))
+        self.assertEqual((len(view["expert_tables"]), view["max_positions"], view["golden"]), (1, 1, None))
         run("inspect", model)
 
     def test_text_and_rows_are_not_mixed_up(self):

@@ -1,6 +1,7 @@
 #include "runtime-min/route_predictor.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "runtime-min/parallel.h"
 #include "runtime-min/prepare.h"
@@ -73,7 +74,8 @@ void RoutePredictor::Logits(const Router& router, const float* values, size_t wi
   for (size_t i = 0; bias != nullptr && i < rows * experts; ++i) logits_.data()[i] += bias[i % experts];
 }
 
-// Experts of all rows, those with the largest sum of gates first.
+// Experts of all rows, those with the largest sum of gates first. Gates that are no numbers (a restored sequence may hold
+// anything) say nothing, or the order would be none.
 void RoutePredictor::Foretell(const Router& router, const float* values, size_t width, size_t rows) {
   Logits(router, values, width, rows);
   const MoeNode& moe = router.moe->moe;
@@ -87,7 +89,7 @@ void RoutePredictor::Foretell(const Router& router, const float* values, size_t 
     Route(moe.routing, tables, std::span(scores_).first(2 * experts), std::span(ids_).first(k), std::span(gates_).first(k));
     for (size_t i = 0; i < k; ++i) {
       if (std::find(experts_.begin(), experts_.end(), ids_[i]) == experts_.end()) experts_.push_back(ids_[i]);
-      sums_[ids_[i]] += gates_[i];
+      if (std::isfinite(gates_[i])) sums_[ids_[i]] += gates_[i];
     }
   }
   std::sort(experts_.begin(), experts_.end(),

@@ -63,11 +63,21 @@ void KeepBestGroups(const RoutingRecord& routing, std::span<const uint32_t> orig
   }
 }
 
+// The largest of `scores`, the first of equals, but for those in `taken`. Where scores are no numbers it is some other.
+uint32_t LargestBut(std::span<const uint32_t> taken, std::span<const float> scores) {
+  uint32_t best = kNone;
+  for (uint32_t e = 0; e < scores.size(); ++e) {
+    if (best != kNone && !(scores[e] > scores[best])) continue;
+    if (std::find(taken.begin(), taken.end(), e) == taken.end()) best = e;
+  }
+  return best;
+}
+
 void RouteBySparseMixer(const RoutingRecord& routing, std::span<float> left, std::span<uint32_t> ids,
                         std::span<float> weights) {
   for (size_t slot = 0; slot < ids.size(); ++slot) {
-    TopK(left, ids.subspan(slot, 1), weights.subspan(slot, 1));
-    const float largest = weights[slot];
+    ids[slot] = LargestBut(ids.first(slot), left);
+    const float largest = left[ids[slot]];
     float sum = 0;
     for (const float logit : left) {
       const bool near = (largest - logit) / std::max(std::abs(logit), largest) <= 2 * routing.mixer_eps;

@@ -15,7 +15,7 @@ struct RoutingTables {
 };
 
 // scores: [2 * experts], the first half holds the logits; overwritten. ids, weights: [routing.k], largest selection score
-// first, ties to the lower index.
+// first, ties to the lower index. Every expert is chosen at most once, also where logits are no numbers.
 void Route(const RoutingRecord& routing, const RoutingTables& tables, std::span<float> scores, std::span<uint32_t> ids,
            std::span<float> weights);
 

@@ -6,6 +6,7 @@
 The committed corpus was made by it; inputs that fuzzing found worth keeping stand beside these seeds."""
 import hashlib
 import json
+import math
 import pathlib
 import random
 import shutil
@@ -94,12 +95,14 @@ def put_tokenizer(rng):
 
 
 def put_sequences():
-    """Saved sequences of sequence_fuzz.cc's program: a convolution over 3 positions of 4 channels, an attention with one head of 4."""
+    """Saved sequences of sequence_fuzz.cc's program: a convolution over 3 positions of 4 channels, an attention with one head of 4,
+    without the MoE layers, which have no state."""
     rng = random.Random(5)
     for name, bits8, positions, following in (("empty", 0, 0, []), ("one-block", 0, 5, [1]), ("two-blocks", 0, 33, []), ("full", 1, 96, [2, 7]),
-                                              ("eight-bits", 1, 40, [3])):
+                                              ("eight-bits", 1, 40, [3]), ("no-numbers", 0, 5, [1])):
         block = 2 * 32 * (4 + 4) if bits8 else 2 * 32 * 4 * 4
-        state = b"".join(struct.pack("<f", rng.uniform(-1, 1)) for _ in range((-(-positions // 32) * block + min(positions, 2) * 16) // 4))
+        count = (-(-positions // 32) * block + min(positions, 2) * 16) // 4
+        state = b"".join(struct.pack("<f", math.nan if name == "no-numbers" else rng.uniform(-1, 1)) for _ in range(count))
         head = b"MOESEQS\n" + struct.pack("<II32xIIIIQ", 1, bits8, positions, 0, len(following), 0, len(state))
         saved = head + struct.pack(f"<{len(following)}I", *following) + state
         put("sequence", name, bytes([bits8]) + saved + hashlib.sha256(saved).digest())

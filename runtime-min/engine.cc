@@ -61,6 +61,10 @@ Status CheckOptions(const Program& program, EngineOptions* options) {
     return Status(ErrorCode::kUsage,
                   StrFormat("%u prefetch lanes: expected at most %u", options->prefetch_lanes, kMaxPrefetchLanes));
   }
+  if (options->prefetch_lanes > 0 && options->prefetch == 0u) {
+    return Status(ErrorCode::kUsage, StrFormat("%u prefetch lanes: there is nothing to load for them with prefetch off",
+                                               options->prefetch_lanes));
+  }
   return CheckSequences(options);
 }
 
@@ -105,6 +109,7 @@ Result<ExpertCacheOptions> CacheOptionsOf(const UnitSource& source, const Engine
   out.preload_must_succeed = !options.bridge_unavailable || source.unavailable().empty();
   MOEPACK_RETURN_IF_ERROR(CheckCachePolicy(out.policy));
   if (options.expert_ram_bytes != kAutoExperts) return out;
+  out.raise_limit = true;
   MOEPACK_ASSIGN_OR_RETURN(out.limit_bytes, AutomaticExpertBytes(source.dense()));
   return out;
 }
@@ -190,21 +195,15 @@ Status Engine::CheckOpen(SequenceId id) const {
   return Status(ErrorCode::kUsage, StrFormat("sequence %u is not open", id));
 }
 
-// Of one sequence of a batch.
-Status Engine::CheckTokens(const SequenceTokens& part) const {
-  MOEPACK_RETURN_IF_ERROR(CheckOpen(part.sequence));
-  if (part.tokens.empty() || part.tokens.size() > options_.tile_tokens) {
-    return Status(ErrorCode::kUsage,
-                  StrFormat("%zu tokens in one run: expected 1 to %u", part.tokens.size(), options_.tile_tokens));
+// Whether the sequence could take the tokens, in however many runs.
+Status Engine::CheckTokens(SequenceId id, std::span<const int32_t> tokens) const {
+  MOEPACK_RETURN_IF_ERROR(CheckOpen(id));
+  if (tokens.size() > options_.context - position(id)) {
+    return Status(ErrorCode::kLimit, StrFormat("%zu tokens after %u: the context holds %u; shorten the prompt, or open with "
+                                               "a longer context",
+                                               tokens.size(), position(id), options_.context));
   }
-  if (part.logit_rows > part.tokens.size()) {
-    return Status(ErrorCode::kUsage, StrFormat("logits of %u tokens of %zu", part.logit_rows, part.tokens.size()));
-  }
-  if (part.tokens.size() > options_.context - position(part.sequence)) {
-    return Status(ErrorCode::kLimit,
-                  StrFormat("the context of %u tokens is full; raise --ctx or shorten the prompt", options_.context));
-  }
-  for (int32_t token : part.tokens) {
+  for (int32_t token : tokens) {
     if (token < 0 || static_cast<uint64_t>(token) >= token_limit_) {
       return Status(ErrorCode::kBadInput, StrFormat("token %d: the model has tokens 0 to %llu", token,
                                                     static_cast<unsigned long long>(token_limit_ - 1)));
@@ -213,11 +212,23 @@ Status Engine::CheckTokens(const SequenceTokens& part) const {
   return Status::Ok();
 }
 
+// One sequence of a batch.
+Status Engine::CheckPart(const SequenceTokens& part) const {
+  if (part.tokens.empty() || part.tokens.size() > options_.tile_tokens) {
+    return Status(ErrorCode::kUsage,
+                  StrFormat("%zu tokens in one run: expected 1 to %u", part.tokens.size(), options_.tile_tokens));
+  }
+  if (part.logit_rows > part.tokens.size()) {
+    return Status(ErrorCode::kUsage, StrFormat("logits of %u tokens of %zu", part.logit_rows, part.tokens.size()));
+  }
+  return CheckTokens(part.sequence, part.tokens);
+}
+
 Status Engine::CheckBatch(std::span<const SequenceTokens> batch) {
   uint64_t tokens = 0, logit_rows = 0;
   std::fill(in_batch_.begin(), in_batch_.end(), false);
   for (const SequenceTokens& part : batch) {
-    MOEPACK_RETURN_IF_ERROR(CheckTokens(part));
+    MOEPACK_RETURN_IF_ERROR(CheckPart(part));
     if (in_batch_[part.sequence]) {
       return Status(ErrorCode::kUsage, StrFormat("sequence %u stands twice in one run", part.sequence));
     }
@@ -258,6 +269,7 @@ Status Engine::ExtendAndRun(std::span<const SequenceTokens> batch) {
 }
 
 Status Engine::RunBatch(std::span<const SequenceTokens> batch) {
+  executor_->ForgetLogits();
   MOEPACK_RETURN_IF_ERROR(CheckBatch(batch));
   LayOut(batch);
   const Status status = ExtendAndRun(batch);
@@ -274,6 +286,9 @@ Status Engine::Run(std::span<const int32_t> tokens, uint32_t logit_rows, Sequenc
 }
 
 Status Engine::Prefill(std::span<const int32_t> tokens, SequenceId id) {
+  executor_->ForgetLogits();
+  if (tokens.empty()) return Status(ErrorCode::kUsage, "expected at least one token");
+  MOEPACK_RETURN_IF_ERROR(CheckTokens(id, tokens));
   while (!tokens.empty()) {
     const size_t count = std::min<size_t>(tokens.size(), options_.tile_tokens);
     MOEPACK_RETURN_IF_ERROR(Run(tokens.first(count), count == tokens.size() ? 1 : 0, id));

@@ -47,7 +47,7 @@ struct EngineOptions {
   // the budget cannot hold all experts, 0 where it can.
   std::optional<uint32_t> prefetch;
   // Threads beside the pool that load them, 0..kMaxPrefetchLanes. 0: those of the pool do while others of it load what is
-  // needed.
+  // needed. kUsage for some where prefetch is 0; where it is not given and all experts fit, they are not started.
   uint32_t prefetch_lanes = 0;
   // Longest sequence in tokens; 0: what the program allows without the frequencies of long sequences (RotaryNode).
   uint32_t context = 0;
@@ -97,9 +97,10 @@ class Engine {
   // for all of them. logits() has the rows of the first, then of the second... Errors as of Run, and kLimit when the memory
   // of all sequences is full; after an error every sequence is as before.
   Status RunBatch(std::span<const SequenceTokens> batch);
-  // At least one token, in tiles, and the logits of the last one. After an error whole tiles may have been appended.
+  // At least one token, in tiles, and the logits of the last one. kBadInput and kLimit of the context as Run, before
+  // anything is computed; after another error whole tiles may have been appended.
   Status Prefill(std::span<const int32_t> tokens, SequenceId id = kFirstSequence);
-  // [logit_rows, vocab_size()] of the last Run. Valid until the next call.
+  // [logit_rows, vocab_size()] of the last Run; none when that failed. Valid until the next call.
   std::span<const float> logits() const;
 
   // A new sequence without tokens. kLimit when as many are open as were planned for.
@@ -115,13 +116,14 @@ class Engine {
   Status ResetSequence(SequenceId id);
 
   // Saves a sequence as pieces of a stream (runtime-min/saved_sequence.h), with tokens that come next and are not in its
-  // state, such as the one sampled last. Errors of `sink`; kUsage.
+  // state, such as the one sampled last. Errors of `sink`; kUsage; kBadInput for a token that the model does not have.
   Status SaveSequence(SequenceId id, std::span<const int32_t> next, const std::function<Status(ByteSpan)>& sink) const;
   // Fills an empty sequence with a saved one and returns its next tokens. Tokens that are appended then get the logits that
   // they would have got, bit for bit, on the same kernels. The file may be hostile; errors as of ReadSequence, after which
-  // the sequence is empty.
+  // the sequence is as before.
   Result<std::vector<int32_t>> RestoreSequence(SequenceId id, const RandomAccessFile& file);
 
+  Status CheckOpen(SequenceId id) const;
   // Tokens of an open sequence; 0 of one that is not.
   uint32_t position(SequenceId id = kFirstSequence) const;
   uint32_t sequences() const { return options_.sequences; }
@@ -144,9 +146,9 @@ class Engine {
   Engine(std::unique_ptr<UnitSource> source, const EngineOptions& options);
   Status CreateState();
   SavedSequenceModel ModelOfState() const;
-  Status CheckOpen(SequenceId id) const;
+  Status CheckTokens(SequenceId id, std::span<const int32_t> tokens) const;
+  Status CheckPart(const SequenceTokens& part) const;
   Status CheckBatch(std::span<const SequenceTokens> batch);
-  Status CheckTokens(const SequenceTokens& part) const;
   void LayOut(std::span<const SequenceTokens> batch);
   Status ExtendAndRun(std::span<const SequenceTokens> batch);
 

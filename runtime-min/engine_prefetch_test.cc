@@ -41,6 +41,7 @@ TEST(EnginePrefetch, TokensAreTheSameForAnyPrefetchCacheAndThreads) {
       for (const uint64_t ram : {minimum, all / 2, all}) {
         for (const uint32_t prefetch : {0u, 1u, 2u}) {
           for (const auto& [tile, lanes] : {std::pair{1u, 0u}, {1u, 1u}, {3u, 0u}, {3u, 2u}, {64u, 1u}}) {
+            if (prefetch == 0 && lanes > 0) continue;
             const auto engine =
                 MakeEngine(Units(program, merged), *pool,
                            {.expert_ram_bytes = ram, .prefetch = prefetch, .prefetch_lanes = lanes, .tile_tokens = tile});
@@ -121,6 +122,10 @@ TEST(EnginePrefetch, IsOnByItselfWhereExpertsDoNotAllFit) {
             ErrorCode::kUsage);
   EXPECT_EQ(Engine::Create(ToyUnits(program, "i8g64"), pool, {.prefetch_lanes = kMaxPrefetchLanes + 1}).status().code(),
             ErrorCode::kUsage);
+  EXPECT_EQ(Engine::Create(ToyUnits(program, "i8g64"), pool, {.prefetch = 0, .prefetch_lanes = 1}).status().code(),
+            ErrorCode::kUsage)
+      << "they would have nothing to do";
+  EXPECT_TRUE(Engine::Create(ToyUnits(program, "i8g64"), pool, {.prefetch_lanes = 1}).ok());
 }
 
 TEST(EnginePrefetch, ADamagedExpertFailsTheSameTokenAsWithoutPrefetch) {

@@ -162,6 +162,41 @@ TEST(Engine, ADamagedExpertFailsTheRunByNameAndLeavesTheSequence) {
   EXPECT_EQ(AllLogits(*engine, ToyTokens(20), 20), AllLogits(*intact, ToyTokens(20), 20));
 }
 
+TEST(Engine, AFailedRunLeavesNoLogits) {
+  const Program program = testing::ToyLanguageModel();
+  ThreadPool pool(1);
+  auto source = ToyUnits(program, "i8g64");
+  FakeSource* units = source.get();
+  const auto engine = MakeEngine(std::move(source), pool, {.sequences = 2});
+  ASSERT_TRUE(engine->Run(ToyTokens(1)).ok());
+  EXPECT_EQ(engine->logits().size(), kToyVocabulary);
+  EXPECT_EQ(engine->Run(std::vector<int32_t>{-1}).code(), ErrorCode::kBadInput);
+  EXPECT_TRUE(engine->logits().empty()) << "before it began";
+  ASSERT_TRUE(engine->Run(ToyTokens(1)).ok());
+  EXPECT_EQ(engine->Prefill(std::vector<int32_t>{-1}).code(), ErrorCode::kBadInput);
+  EXPECT_TRUE(engine->logits().empty());
+  ASSERT_TRUE(engine->Run(ToyTokens(1)).ok());
+  for (uint32_t e = 0; e < 7; ++e) units->broken.insert({1, e});
+  EXPECT_EQ(engine->Run(ToyTokens(20)).code(), ErrorCode::kDigest);
+  EXPECT_TRUE(engine->logits().empty()) << "midway";
+}
+
+TEST(Engine, APromptThatCannotBeIsRefusedBeforeItBegins) {
+  const Program program = testing::ToyLanguageModel();
+  ThreadPool pool(1);
+  const auto engine = MakeEngine(ToyUnits(program, "f32"), pool, {.context = 10, .tile_tokens = 4});
+  std::vector<int32_t> unknown = ToyTokens(10);
+  unknown.back() = kToyVocabulary;
+  EXPECT_EQ(engine->Prefill(ToyTokens(11)).code(), ErrorCode::kLimit);
+  EXPECT_EQ(engine->Prefill(unknown).code(), ErrorCode::kBadInput);
+  EXPECT_EQ(engine->Prefill({}).code(), ErrorCode::kUsage);
+  EXPECT_EQ(engine->Prefill(ToyTokens(1), 3).code(), ErrorCode::kUsage);
+  EXPECT_EQ(engine->position(), 0u);
+  ASSERT_TRUE(engine->Prefill(ToyTokens(10)).ok());
+  EXPECT_EQ(engine->Prefill(ToyTokens(1)).code(), ErrorCode::kLimit);
+  EXPECT_EQ(engine->position(), 10u);
+}
+
 TEST(Engine, RefusesWhatTheModelDoesNotHave) {
   const Program program = testing::ToyLanguageModel();
   ThreadPool pool(1);

@@ -59,6 +59,7 @@ Status Executor::CreateRotaryTables() {
 
 Status Executor::Run(std::span<const TileToken> tokens, uint32_t logit_rows) {
   tokens_ = tokens;
+  ForgetLogits();
   prepared_ = kNone;
   LinkRows();
   for (RotaryTable& table : rotary_) {

@@ -48,8 +48,9 @@ class Executor {
   // the state or in the tile. The caller advances the state. Computes logits of the last `logit_rows` tokens, none when 0.
   // Allocates nothing once scratch has grown to the largest tile.
   Status Run(std::span<const TileToken> tokens, uint32_t logit_rows);
-  // [logit_rows, vocab] of the last run, row-major.
+  // [logit_rows, vocab] of the last run, row-major; none after an error.
   std::span<const float> logits() const { return logits_; }
+  void ForgetLogits() { logits_ = {}; }
   const StandInStats& stand_ins() const { return moe_->stats(); }
   void ResetStats() { moe_->ResetStats(); }
 

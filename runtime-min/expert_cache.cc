@@ -24,6 +24,7 @@ Result<ExpertCache> ExpertCache::Create(UnitSource& source, ThreadPool& pool, st
 }
 
 Status ExpertCache::SetBudget() {
+  if (options_.raise_limit) options_.limit_bytes = std::max(options_.limit_bytes, minimum_bytes_);
   if (options_.limit_bytes < minimum_bytes_) {
     return Status(
         ErrorCode::kUsage,

@@ -21,6 +21,7 @@ namespace moepack::runtime {
 
 struct ExpertCacheOptions {
   uint64_t limit_bytes = UINT64_MAX;  // the budget never exceeds it
+  bool raise_limit = false;           // to what one token needs, where it is less
   uint64_t start_bytes = UINT64_MAX;  // the budget at first; raised to what one token needs, lowered to the limit
   // The budget grows by kGrowthShare of the limit when fewer than this share of kGrowthLookups lookups found their expert.
   double grow_below = 0.9;

@@ -50,6 +50,14 @@ TEST_F(ExpertCacheTest, MinimumIsTheWidestExpertsOfOneToken) {
   EXPECT_EQ(MakeCache(kAllExperts).minimum_bytes(), minimum);
 }
 
+TEST_F(ExpertCacheTest, ALimitIsRefusedOrRaisedToTheMinimum) {
+  const uint64_t minimum = MakeCache(kAllExperts).minimum_bytes();
+  const uint32_t top_k[] = {3, 3};
+  EXPECT_EQ(ExpertCache::Create(*source_, pool_, top_k, {.limit_bytes = minimum - 1}).status().code(), ErrorCode::kUsage);
+  EXPECT_EQ(MakeCache({.limit_bytes = 0, .raise_limit = true}).limit_bytes(), minimum);
+  EXPECT_EQ(MakeCache({.limit_bytes = minimum + 1, .raise_limit = true}).limit_bytes(), minimum + 1);
+}
+
 TEST_F(ExpertCacheTest, LeastRecentlyUsedMakeRoom) {
   const uint64_t one = source_->ExpertBytes(0, 0);
   ExpertCache cache = MakeCache(3 * one);

@@ -129,15 +129,19 @@ Status CheckSizes(const Head& head, uint64_t expected_state_bytes, uint64_t file
                                                  static_cast<unsigned long long>(expected.valid() ? expected.value() : 0)));
 }
 
+Status CheckNextToken(int64_t token, uint64_t token_limit) {
+  if (token >= 0 && static_cast<uint64_t>(token) < token_limit) return Status::Ok();
+  return Status(ErrorCode::kBadInput,
+                StrFormat("next token %lld: the model has tokens 0 to %llu", static_cast<long long>(token),
+                          static_cast<unsigned long long>(token_limit - 1)));
+}
+
 Result<std::vector<int32_t>> ParseNextTokens(ByteSpan bytes, uint64_t token_limit) {
   ByteReader reader(bytes);
   std::vector<int32_t> tokens;
   while (reader.remaining() > 0) {
     const uint32_t token = reader.U32();
-    if (token >= token_limit) {
-      return Status(ErrorCode::kBadInput, StrFormat("next token %u: the model has tokens 0 to %llu", token,
-                                                    static_cast<unsigned long long>(token_limit - 1)));
-    }
+    MOEPACK_RETURN_IF_ERROR(CheckNextToken(token, token_limit));
     tokens.push_back(static_cast<int32_t>(token));
   }
   return tokens;
@@ -171,6 +175,7 @@ Status WriteSequence(const SequenceState& state, SequenceId id, const SavedSeque
     return Status(ErrorCode::kUsage,
                   StrFormat("%zu next tokens beside a saved sequence: at most %u", next.size(), kMaxNextTokens));
   }
+  for (const int32_t token : next) MOEPACK_RETURN_IF_ERROR(CheckNextToken(token, model.token_limit));
   Sha256Stream digest;
   const ByteSink both = [&](ByteSpan piece) {
     digest.Update(piece);

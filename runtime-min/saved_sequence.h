@@ -35,14 +35,15 @@ struct SavedSequenceModel {
 // Takes the next piece of a stream. Its error ends the writing.
 using ByteSink = std::function<Status(ByteSpan)>;
 
-// Sequence `id` (open) with `next` (at most kMaxNextTokens: kUsage), tokens that come next and are not in its state.
+// Sequence `id` (open) with `next` (at most kMaxNextTokens: kUsage; of the model: kBadInput), tokens that come next and are
+// not in its state. `sink` gets nothing that cannot be restored.
 Status WriteSequence(const SequenceState& state, SequenceId id, const SavedSequenceModel& model,
                      std::span<const int32_t> next, const ByteSink& sink);
 
 // Fills sequence `id` (open; kUsage unless it is empty) and returns the next tokens. Every message names the file. kBadInput
 // when it is not a saved sequence, or of another bundle; kVersion; kUsage when it was saved with other options, which the
 // message names; kLimit when it is longer than the context or memory is full; kTruncated for a file that is shorter or
-// longer than it says; kDigest when it is damaged. After an error the sequence is empty.
+// longer than it says; kDigest when it is damaged. After an error the sequence is as before.
 Result<std::vector<int32_t>> ReadSequence(SequenceState& state, SequenceId id, const SavedSequenceModel& model,
                                           const RandomAccessFile& file);
 

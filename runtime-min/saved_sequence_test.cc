@@ -173,6 +173,13 @@ TEST(SavedSequence, ErrorsOfTheStreamEndTheWriting) {
     EXPECT_EQ(status.code(), ErrorCode::kNoSpace);
     EXPECT_EQ(pieces, fails + 1);
   }
+  for (const int32_t token : {-1, static_cast<int32_t>(testing::kToyVocabulary), INT32_MAX}) {
+    int pieces = 0;
+    const std::vector<int32_t> next = {3, token};
+    const auto count = [&](ByteSpan) { return ++pieces, Status::Ok(); };
+    EXPECT_EQ(engine->SaveSequence(kFirstSequence, next, count).code(), ErrorCode::kBadInput) << token;
+    EXPECT_EQ(pieces, 0) << "what could not be restored";
+  }
   const std::vector<int32_t> many(kMaxNextTokens + 1);
   EXPECT_EQ(engine->SaveSequence(kFirstSequence, many, [](ByteSpan) { return Status::Ok(); }).code(), ErrorCode::kUsage);
   EXPECT_EQ(engine->SaveSequence(3, {}, [](ByteSpan) { return Status::Ok(); }).code(), ErrorCode::kUsage);

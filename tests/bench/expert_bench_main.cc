@@ -105,7 +105,7 @@ Result<std::unique_ptr<runtime::Engine>> MakeEngine(char** argv, double share, c
   const double all = static_cast<double>(probe->experts().all_bytes());
   options.expert_ram_bytes = static_cast<uint64_t>(share * all);
   if (share < 1) options.prefetch = static_cast<uint32_t>(std::atoi(argv[6]));
-  options.prefetch_lanes = static_cast<uint32_t>(std::atoi(lanes));
+  if (*options.prefetch > 0) options.prefetch_lanes = static_cast<uint32_t>(std::atoi(lanes));
   return open(options);
 }
 

@@ -88,7 +88,8 @@ Result<StopReason> Generate(Engine& engine, const Tokenizer* tokenizer, Sampler&
     token = sampler.Sample(engine.logits());
     recorder.AddStep(MonotonicMs() - before);
   }
-  if (const std::string rest = loop.characters.Rest(); !rest.empty()) (void)sink(kRestOfText, rest);
+  const std::string rest = loop.characters.Rest();
+  if (!rest.empty() && stopped != StopReason::kCaller) (void)sink(kRestOfText, rest);
   return *stopped;
 }
 

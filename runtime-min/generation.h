@@ -30,8 +30,8 @@ class WholeCharacters {
 enum class StopReason : uint8_t { kLength, kEndOfText, kContext, kCaller };
 const char* StopReasonName(StopReason reason);  // "length", "end_of_text", "context", "caller"; static storage
 
-// A token as it is chosen, with the whole characters that end with it (a zero byte follows them); kRestOfText once at the end where bytes of a
-// character were left that never became whole. false ends the generation.
+// A token as it is chosen, with the whole characters that end with it (a zero byte follows them); kRestOfText once at the
+// end where bytes of a character were left that never became whole. false ends the generation, and no call follows.
 inline constexpr int32_t kRestOfText = -1;
 using TokenSink = std::function<bool(int32_t token, std::string_view text)>;
 

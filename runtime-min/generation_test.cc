@@ -118,6 +118,26 @@ TEST_F(Generation, StopsForEachReason) {
   EXPECT_EQ(stopped_, StopReason::kContext);
 }
 
+TEST_F(Generation, ASinkThatHadEnoughIsNotCalledAgain) {
+  MakeEngine();
+  const int32_t first = Run(nullptr, 1)[0];
+  TokenizerData data;
+  for (int byte = 0; byte < 256; ++byte) data.tokens.push_back(std::string(1, static_cast<char>(byte)));
+  std::swap(data.tokens[static_cast<size_t>(first)], data.tokens[0xc3]);  // the token begins a character
+  const auto tokenizer = std::move(*Tokenizer::Parse(SerializeTokenizer(data)));
+  for (const bool goes_on : {true, false}) {
+    engine_->Reset();
+    std::vector<int32_t> calls;
+    const auto sink = [&](int32_t token, std::string_view) {
+      calls.push_back(token);
+      return goes_on;
+    };
+    Sampler sampler({});
+    ASSERT_TRUE(Generate(*engine_, tokenizer.get(), sampler, {kPrompt, 1}, sink, recorder_).ok());
+    EXPECT_EQ(calls, goes_on ? std::vector<int32_t>({first, kRestOfText}) : std::vector<int32_t>{first});
+  }
+}
+
 TEST_F(Generation, RecordsWhatItDid) {
   MakeEngine();
   (void)Run(nullptr, 8);

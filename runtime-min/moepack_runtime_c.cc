@@ -5,6 +5,7 @@
 #include "runtime-min/generation.h"
 #include "runtime-min/metric_list.h"
 #include "runtime-min/moepack_runtime_c_handle.h"
+#include "runtime-min/saved_sequence.h"
 
 namespace {
 
@@ -16,6 +17,8 @@ using moepack::runtime::Call;
 using moepack::runtime::Knows;
 using moepack::runtime::Usage;
 namespace runtime = moepack::runtime;
+
+static_assert(MOEPACK_MOST_NEXT_TOKENS == runtime::kMaxNextTokens);
 
 // Copies what fits whole; a zero byte follows where there is room.
 Status CopyText(std::string_view text, char* out, size_t capacity, size_t* bytes) {
@@ -35,12 +38,6 @@ Status RequireTokenizer(const moepack_runtime& r) {
 
 Status RequireTokens(const int32_t* tokens, size_t count) {
   return tokens != nullptr && count > 0 ? Status::Ok() : Usage("expected at least one token");
-}
-
-// A sequence that never was opened has no sampler.
-Status RequireSequence(const moepack_runtime& r, uint32_t sequence) {
-  if (sequence < r.samplers.size()) return Status::Ok();
-  return Usage(StrFormat("sequence %u: at most %zu can be open", sequence, r.samplers.size()));
 }
 
 Result<std::span<const float>> Row(const moepack_runtime& r, uint32_t row) {
@@ -123,6 +120,7 @@ Status SaveSequence(moepack_runtime& r, uint32_t sequence, std::span<const int32
 }
 
 Status RestoreSequence(moepack_runtime& r, uint32_t sequence, const char* path, std::span<int32_t> next, size_t* count) {
+  *count = 0;
   MOEPACK_ASSIGN_OR_RETURN(const auto file, moepack::PosixEnv().OpenRead(path));
   MOEPACK_ASSIGN_OR_RETURN(const std::vector<int32_t> saved, r.engine->RestoreSequence(sequence, *file));
   *count = saved.size();
@@ -199,7 +197,7 @@ int moepack_runtime_logits(moepack_runtime* runtime, uint32_t row, const float**
 
 int moepack_runtime_set_sampling(moepack_runtime* runtime, uint32_t sequence, const moepack_runtime_sampling* sampling) {
   return Call(runtime, [&](moepack_runtime& r) -> Status {
-    MOEPACK_RETURN_IF_ERROR(RequireSequence(r, sequence));
+    MOEPACK_RETURN_IF_ERROR(r.engine->CheckOpen(sequence));
     MOEPACK_ASSIGN_OR_RETURN(const runtime::SamplerOptions options, SamplingOf(sampling));
     r.samplers[sequence] = runtime::Sampler(options);
     return Status::Ok();
@@ -208,7 +206,7 @@ int moepack_runtime_set_sampling(moepack_runtime* runtime, uint32_t sequence, co
 
 int moepack_runtime_sample(moepack_runtime* runtime, uint32_t sequence, uint32_t row, int32_t* token) {
   return Call(runtime, [&](moepack_runtime& r) -> Status {
-    MOEPACK_RETURN_IF_ERROR(RequireSequence(r, sequence));
+    MOEPACK_RETURN_IF_ERROR(r.engine->CheckOpen(sequence));
     if (token == nullptr) return Usage("token must be set");
     MOEPACK_ASSIGN_OR_RETURN(const std::span<const float> logits, Row(r, row));
     *token = r.samplers[sequence].Sample(logits);
@@ -220,7 +218,7 @@ int moepack_runtime_generate(moepack_runtime* runtime, uint32_t sequence, const 
                              uint64_t max_tokens, moepack_runtime_on_token on_token, void* user, int* stopped) {
   return Call(runtime, [&](moepack_runtime& r) -> Status {
     MOEPACK_RETURN_IF_ERROR(RequireTokens(prompt, count));
-    MOEPACK_RETURN_IF_ERROR(RequireSequence(r, sequence));
+    MOEPACK_RETURN_IF_ERROR(r.engine->CheckOpen(sequence));
     if (on_token == nullptr) return Usage("on_token must be set");
     const auto sink = [&](int32_t token, std::string_view text) {
       return on_token(user, token, text.data() != nullptr ? text.data() : "", text.size()) == 0;
@@ -235,7 +233,7 @@ int moepack_runtime_generate(moepack_runtime* runtime, uint32_t sequence, const 
 
 int moepack_runtime_position(moepack_runtime* runtime, uint32_t sequence, uint32_t* tokens) {
   return Call(runtime, [&](moepack_runtime& r) -> Status {
-    MOEPACK_RETURN_IF_ERROR(RequireSequence(r, sequence));
+    MOEPACK_RETURN_IF_ERROR(r.engine->CheckOpen(sequence));
     if (tokens == nullptr) return Usage("tokens must be set");
     *tokens = r.engine->position(sequence);
     return Status::Ok();

@@ -11,7 +11,7 @@
  *   size_t count = 0;
  *   if (code == MOEPACK_OK) code = moepack_runtime_tokenize(runtime, "In the", 6, 1, prompt, 64, &count);
  *   if (code == MOEPACK_OK) code = moepack_runtime_generate(runtime, 0, prompt, count, 32, on_token, NULL, NULL);
- *   if (code != MOEPACK_OK) puts(moepack_runtime_last_error(runtime));
+ *   if (code != MOEPACK_OK) puts(runtime != NULL ? moepack_runtime_last_error(runtime) : message);
  *   moepack_runtime_close(runtime);
  *
  * Return values: MOEPACK_OK, or an error code of docs/errors.md (code / 100 is the exit status of the programs: 2 usage, 3
@@ -26,11 +26,13 @@
  *
  * Memory: buffers that the system does not give are NoMemory (701). So is a small allocation that fails where the calling
  * thread is the only one (threads 1, MOEPACK_NO_PREFETCH): the runtime then answers 701 to everything and can only be
- * closed, and what it held is not given back. With more threads such a failure ends the process, for others may be at work
+ * closed, and what it held is not given back. The same goes for any other exception of the C++ library, with Internal (100).
+ * With more threads such a failure ends the process, for others may be at work
  * in what would be unwound.
  *
  * Threads: one thread at a time for each moepack_runtime; a call while another one runs, also out of a callback, is refused
- * with Usage. Different runtimes may be used on different threads at the same time; each has worker threads of its own.
+ * with Usage and leaves the sentence of the last error as it is. moepack_runtime_last_error and moepack_runtime_close are not
+ * refused and must not run beside another call. Different runtimes may be used on different threads at the same time; each has worker threads of its own.
  * The functions without a runtime may be called at any time.
  *
  * ABI: functions and structs keep their meaning while moepack_runtime_abi_version() stays the same; the library's soname
@@ -51,8 +53,9 @@ extern "C" {
 #define MOEPACK_OK 0
 #define MOEPACK_PUBLIC_KEY_BYTES 32
 
-/* What the device believes. Exactly one of product, path and file is set; all memory is the caller's and read during
- * moepack_runtime_open only. */
+/* What the device believes. Exactly one of product, path and file is set, and of the fields that belong to another one none
+ * (Usage): nothing is left out of what the caller trusts. All memory is the caller's and read during moepack_runtime_open
+ * only. */
 typedef struct moepack_runtime_trust {
   uint32_t struct_bytes;       /* sizeof(moepack_runtime_trust) */
   uint32_t threshold;          /* with product: distinct release keys that must have signed, 1..release_key_count */
@@ -62,7 +65,7 @@ typedef struct moepack_runtime_trust {
   uint32_t reserved;   /* 0 */
   const char* path;    /* trust file (T.json) or trust anchor */
   const uint8_t* file; /* contents of one */
-  uint64_t file_bytes;
+  uint64_t file_bytes; /* with file */
   /* The rollback state of the device, beside what path or file say; the higher counts. A bundle of a lower epoch, or of a
    * lower counter at the same epoch, is refused with Rollback (500). */
   uint64_t key_epoch;
@@ -161,14 +164,15 @@ int moepack_runtime_detokenize(moepack_runtime* runtime, const int32_t* tokens, 
 int moepack_runtime_is_end_of_text(moepack_runtime* runtime, int32_t token, int* ends);
 
 /* Appends tokens to a sequence, any number that its context has room for, and computes the logits of the last one. BadInput
- * (300) for a token that the model does not have, Limit (310) when the context is full, Digest (401) for a damaged expert.
- * After an error of more than tile_tokens tokens a part of them may have been appended; otherwise none was. */
+ * (300) for a token that the model does not have and Limit (310) when the context is too short, both before anything is
+ * computed; Limit also when the memory of all sequences is full; Digest (401) for a damaged expert. After another error of
+ * more than tile_tokens tokens a part of them may have been appended; otherwise none was. */
 int moepack_runtime_evaluate(moepack_runtime* runtime, uint32_t sequence, const int32_t* tokens, size_t count);
 /* The same for several sequences at once, each named at most once, together at most tile_tokens tokens: weights are read
  * once for all of them. Logits have a row for each entry, in their order. After an error every sequence is as before. */
 int moepack_runtime_evaluate_batch(moepack_runtime* runtime, const moepack_runtime_batch* batch, size_t batch_count);
 /* *logits: `vocabulary` floats, of row `row` of the last evaluation (0 but for batches). Owned by the runtime, valid until
- * the next evaluation or generation. Usage when nothing was evaluated yet. */
+ * the next evaluation or generation. Usage when nothing was evaluated yet or the last evaluation failed. */
 int moepack_runtime_logits(moepack_runtime* runtime, uint32_t row, const float** logits);
 
 /* How tokens of a sequence are chosen from now on; starts the random numbers of its seed. NULL: the most likely token, which
@@ -179,7 +183,7 @@ int moepack_runtime_sample(moepack_runtime* runtime, uint32_t sequence, uint32_t
 
 /* A token as it is chosen, with the whole UTF-8 characters that end with it (text_bytes bytes, also ended by a zero byte,
  * valid during the call). token is -1 in one more call at the end when bytes of a character were left that never became
- * whole. Not 0 ends the generation. Must not call functions of the same runtime, nor throw. */
+ * whole. Not 0 ends the generation, and no call follows. Must not call functions of the same runtime, nor throw. */
 typedef int (*moepack_runtime_on_token)(void* user, int32_t token, const char* text, size_t text_bytes);
 
 /* Why a generation ended. */
@@ -189,8 +193,9 @@ typedef int (*moepack_runtime_on_token)(void* user, int32_t token, const char* t
 #define MOEPACK_STOPPED_CALLER 3      /* on_token */
 
 /* Appends the prompt (at least one token) to a sequence and chooses up to max_tokens tokens (at least one) as its sampling
- * says, on_token getting each as it comes. The last one has not been appended: begin the next prompt with it to go on. After
- * an error the tokens that on_token got are appended, but for the last one. stopped may be NULL. */
+ * says, on_token getting each as it comes. The last one has not been appended: begin the next prompt with it to go on. Errors
+ * of the prompt as of moepack_runtime_evaluate: on_token has got nothing then. After a later one the prompt and the tokens
+ * that on_token got are appended, but for the last one. stopped may be NULL. */
 int moepack_runtime_generate(moepack_runtime* runtime, uint32_t sequence, const int32_t* prompt, size_t count,
                              uint64_t max_tokens, moepack_runtime_on_token on_token, void* user, int* stopped);
 
@@ -207,15 +212,18 @@ int moepack_runtime_fork_sequence(moepack_runtime* runtime, uint32_t from, uint3
 int moepack_runtime_release_sequence(moepack_runtime* runtime, uint32_t sequence);
 
 /* Writes a sequence to a file (complete or not at all), with up to MOEPACK_MOST_NEXT_TOKENS tokens that come next and are
- * not appended yet, such as the last one of a generation. The file shows whether it was damaged, not who wrote it. */
+ * not appended yet, such as the last one of a generation: BadInput (300) for one that the model does not have, Usage for more
+ * of them. The file shows whether it was damaged, not who wrote it. */
 #define MOEPACK_MOST_NEXT_TOKENS 64
 int moepack_runtime_save_sequence(moepack_runtime* runtime, uint32_t sequence, const int32_t* next, size_t count,
                                   const char* path);
 /* Fills a sequence without tokens with one that was saved with the same bundle and kv_bits: tokens that are appended then
  * get the logits that they would have got, bit for bit, with the same instruction set. `next` gets the tokens that come
- * next, *count of them; Limit (310) when they are more than `capacity`. The file may be hostile: BadInput (300) when it is
- * of another bundle or no such file, Usage of other options, Truncated (402), Digest (401). After an error the sequence has
- * no tokens. */
+ * next, *count of them. Limit (310) when they are more than `capacity`, with their number in *count, or when the sequence is
+ * longer than the context or the memory of all sequences, with 0 there. The file may be hostile: BadInput (300) when it is of
+ * another bundle or no saved sequence, Version (311) of a version that the library does not read, Usage of other options or
+ * into a sequence that has tokens, Truncated (402), Digest (401); NotFound (313) without a file. After an error the sequence
+ * is as before. */
 int moepack_runtime_restore_sequence(moepack_runtime* runtime, uint32_t sequence, const char* path, int32_t* next,
                                      size_t capacity, size_t* count);
 

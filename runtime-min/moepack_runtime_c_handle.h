@@ -27,8 +27,9 @@ struct moepack_runtime {
   moepack::DigestBytes manifest_digest{};
   std::string error;
   std::atomic_flag busy;
-  bool alone = false;   // no threads but the caller's
-  bool broken = false;  // an exception left it half changed: not even its destructor may look at it
+  bool alone = false;  // no threads but the caller's
+  // Not kOk: an exception of this code left it half changed, and not even its destructor may look at it.
+  moepack::ErrorCode broken = moepack::ErrorCode::kOk;
 };
 
 namespace moepack::runtime {
@@ -52,16 +53,15 @@ inline ErrorCode CodeOfException(bool alone) {
 template <typename Body>
 int Call(moepack_runtime* handle, const Body& body) {
   if (handle == nullptr || handle->busy.test_and_set(std::memory_order_acquire)) return static_cast<int>(ErrorCode::kUsage);
-  ErrorCode code = ErrorCode::kNoMemory;
+  ErrorCode code = handle->broken;
   try {
-    if (!handle->broken) {
+    if (code == ErrorCode::kOk) {
       Status status = body(*handle);
       code = status.code();
       handle->error = status.message();
     }
   } catch (...) {
-    code = CodeOfException(handle->alone);
-    handle->broken = true;
+    code = handle->broken = CodeOfException(handle->alone);
   }
   handle->busy.clear(std::memory_order_release);
   return static_cast<int>(code);

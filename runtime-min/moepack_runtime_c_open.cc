@@ -17,8 +17,7 @@ using moepack::runtime::Usage;
 namespace runtime = moepack::runtime;
 
 constexpr uint32_t kMaxThreads = 1024;
-constexpr const char* kOutOfMemory = "out of memory";
-constexpr const char* kBroken = "out of memory; the runtime can only be closed";
+constexpr const char* kBroken = "an exception left the runtime half changed; it can only be closed";
 
 Result<moepack::verify::TrustPolicy> ReadGivenTrust(const moepack_runtime_trust& trust) {
   if (trust.path != nullptr) return moepack::verify::ReadTrust(moepack::PosixEnv(), trust.path);
@@ -40,6 +39,10 @@ Result<moepack::verify::TrustPolicy> TrustOf(const moepack_runtime_trust* trust)
   }
   if ((trust->product != nullptr) + (trust->path != nullptr) + (trust->file != nullptr) != 1) {
     return Usage("moepack_runtime_trust: set exactly one of product, path and file");
+  }
+  const bool has_keys = trust->threshold != 0 || trust->release_keys != nullptr || trust->release_key_count != 0;
+  if ((has_keys && trust->product == nullptr) || (trust->file_bytes != 0 && trust->file == nullptr)) {
+    return Usage("moepack_runtime_trust: threshold and release keys go with product, file_bytes with file");
   }
   MOEPACK_ASSIGN_OR_RETURN(moepack::verify::TrustPolicy policy, ReadGivenTrust(*trust));
   if (std::tie(trust->key_epoch, trust->minimum_security_counter) >
@@ -150,18 +153,18 @@ int moepack_runtime_open(const char* bundle_path, const moepack_runtime_trust* t
     return static_cast<int>(opened.status().code());
   } catch (...) {
     const ErrorCode code = runtime::CodeOfException(IsAlone(options));
-    CopyMessage(kOutOfMemory, message, message_bytes);
+    CopyMessage(code == ErrorCode::kNoMemory ? "out of memory" : "an exception of the C++ library", message, message_bytes);
     return static_cast<int>(code);
   }
 }
 
 void moepack_runtime_close(moepack_runtime* runtime) {
-  if (runtime != nullptr && !runtime->broken) delete runtime;
+  if (runtime != nullptr && runtime->broken == ErrorCode::kOk) delete runtime;
 }
 
 const char* moepack_runtime_last_error(const moepack_runtime* runtime) {
   if (runtime == nullptr) return "runtime must be set";
-  return runtime->broken ? kBroken : runtime->error.c_str();
+  return runtime->broken == ErrorCode::kOk ? runtime->error.c_str() : kBroken;
 }
 
 int moepack_runtime_get_info(moepack_runtime* runtime, moepack_runtime_info* info) {

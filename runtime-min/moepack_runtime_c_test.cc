@@ -245,6 +245,12 @@ TEST_F(RuntimeC, SequencesAreTheirOwn) {
   ASSERT_EQ(moepack_runtime_release_sequence(runtime_, fork), MOEPACK_OK);
   EXPECT_EQ(moepack_runtime_evaluate(runtime_, fork, one.data(), one.size()), kUsage);
   EXPECT_EQ(moepack_runtime_release_sequence(runtime_, 0), kUsage);
+  int32_t token = 0;
+  EXPECT_EQ(moepack_runtime_position(runtime_, fork, &position), kUsage) << "it is not open any more";
+  EXPECT_EQ(moepack_runtime_set_sampling(runtime_, fork, nullptr), kUsage);
+  ASSERT_EQ(moepack_runtime_evaluate(runtime_, 0, one.data(), one.size()), MOEPACK_OK);
+  EXPECT_EQ(moepack_runtime_sample(runtime_, 0, 0, &token), MOEPACK_OK);
+  EXPECT_EQ(moepack_runtime_sample(runtime_, fork, 0, &token), kUsage);
 }
 
 TEST_F(RuntimeC, ASavedSequenceGoesOn) {
@@ -262,6 +268,12 @@ TEST_F(RuntimeC, ASavedSequenceGoesOn) {
     size_t count = 0;
     EXPECT_EQ(moepack_runtime_restore_sequence(runtime_, 0, saved.c_str(), nullptr, 0, &count), kLimit);
     EXPECT_EQ(count, 1u);
+    options_.context = 9;
+    ASSERT_EQ(Open(), MOEPACK_OK) << message_;
+    EXPECT_EQ(moepack_runtime_restore_sequence(runtime_, 0, saved.c_str(), &next, 1, &count), kLimit);
+    EXPECT_EQ(count, 0u) << "not for want of capacity: it is longer than the context";
+    options_.context = 0;
+    ASSERT_EQ(Open(), MOEPACK_OK) << message_;
     ASSERT_EQ(moepack_runtime_restore_sequence(runtime_, 0, saved.c_str(), &next, 1, &count), MOEPACK_OK)
         << moepack_runtime_last_error(runtime_);
     EXPECT_EQ(next, tokens.back());
@@ -275,6 +287,14 @@ TEST_F(RuntimeC, ASavedSequenceGoesOn) {
     EXPECT_EQ(moepack_runtime_restore_sequence(runtime_, 0, "no such file", &next, 1, &count), 313);
   }
   (void)PosixEnv().Remove(saved);
+}
+
+TEST_F(RuntimeC, WhatCouldNotBeRestoredIsNotSaved) {
+  ASSERT_EQ(Open(), MOEPACK_OK) << message_;
+  const std::string saved = path_ + ".seq";
+  const int32_t unknown = kVocabulary;
+  EXPECT_EQ(moepack_runtime_save_sequence(runtime_, 0, &unknown, 1, saved.c_str()), kBadInput);
+  EXPECT_EQ(PosixEnv().OpenRead(saved).status().code(), ErrorCode::kNotFound);
 }
 
 TEST_F(RuntimeC, ABatchOfOneTokenEachIsDecoding) {
@@ -407,6 +427,20 @@ TEST_F(RuntimeC, TrustComesAsStructFileOrPath) {
   EXPECT_EQ(Open(), kUsage);
   EXPECT_NE(std::strstr(message_, "exactly one"), nullptr) << message_;
   file.path = nullptr;
+  for (const moepack_runtime_trust& trust : {file, path}) {
+    trust_ = trust;
+    trust_.threshold = 1;
+    EXPECT_EQ(Open(), kUsage) << "a threshold that would not count";
+    trust_ = trust;
+    trust_.release_keys = key_.data();
+    EXPECT_EQ(Open(), kUsage) << "keys that would not count";
+    trust_ = trust;
+    trust_.release_key_count = 1;
+    EXPECT_EQ(Open(), kUsage);
+  }
+  trust_ = path;
+  trust_.file_bytes = 1;
+  EXPECT_EQ(Open(), kUsage);
   file.file_bytes -= 5;
   trust_ = file;
   EXPECT_EQ(Open(), static_cast<int>(ErrorCode::kTrustRecord));
@@ -430,6 +464,15 @@ TEST_F(RuntimeC, RefusesBundlesWithCodeAndMessage) {
   uint32_t position = 99;
   ASSERT_EQ(moepack_runtime_position(runtime_, 0, &position), MOEPACK_OK);
   EXPECT_EQ(position, 0u);
+  const float* logits = nullptr;
+  size_t failed = 0;
+  for (const int32_t token : all) {
+    const bool evaluated = moepack_runtime_evaluate(runtime_, 0, &token, 1) == MOEPACK_OK;
+    EXPECT_EQ(moepack_runtime_logits(runtime_, 0, &logits), evaluated ? MOEPACK_OK : kUsage);
+    failed += !evaluated;
+  }
+  EXPECT_GT(failed, 0u);
+  EXPECT_LT(failed, all.size());
   (void)PosixEnv().Remove(path_);
   EXPECT_EQ(Open(), static_cast<int>(ErrorCode::kNotFound));
   char small[6];
@@ -477,6 +520,22 @@ TEST_F(RuntimeC, MemoryThatEndsIsAnError) {
   }
   EXPECT_GT(failed_opens, 100u);
   EXPECT_GT(failed_runs, 0u);
+}
+
+TEST_F(RuntimeC, OtherExceptionsAreNotCalledWantOfMemory) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "what is unwound without exceptions is not freed";
+#endif
+  options_.threads = 1;
+  options_.prefetch = MOEPACK_NO_PREFETCH;
+  ASSERT_EQ(Open(), MOEPACK_OK) << message_;
+  const int32_t prompt = 5;
+  const auto throws = [](void*, int32_t, const char*, size_t) -> int { throw 1; };  // for want of another that does
+  const int internal = static_cast<int>(ErrorCode::kInternal);
+  EXPECT_EQ(moepack_runtime_generate(runtime_, 0, &prompt, 1, 5, throws, nullptr, nullptr), internal);
+  EXPECT_EQ(moepack_runtime_reset(runtime_, 0), internal);
+  EXPECT_NE(std::strstr(moepack_runtime_last_error(runtime_), "only be closed"), nullptr);
+  EXPECT_EQ(std::strstr(moepack_runtime_last_error(runtime_), "memory"), nullptr);
 }
 
 TEST_F(RuntimeC, MisuseIsAnErrorNotACrash) {

@@ -36,6 +36,37 @@ TEST(ExpertArena, MovesTheFewestBytesThatMakeAGap) {
   EXPECT_TRUE(arena.Place(7, 4 * kUnit, 20 * kUnit)->empty()) << "the lowest gap is large enough";
 }
 
+TEST(ExpertArena, FixedBlocksStayWhereTheyAre) {
+  ExpertArena arena;
+  ASSERT_TRUE(arena.Reserve(16 * kUnit, 8).ok());
+  // 0: 3 units, 1: 2, 2: 3, 3: 2, 4: 3, 5: 3.
+  const uint64_t sizes[] = {3, 2, 3, 2, 3, 3};
+  for (uint32_t o = 0; o < 6; ++o) {
+    ASSERT_TRUE(arena.Place(o, sizes[o] * kUnit, 16 * kUnit)->empty());
+    Fill(arena, o, sizes[o] * kUnit);
+  }
+  arena.Fix(3, true);
+  for (const uint32_t gone : {0u, 2u, 4u}) arena.Remove(gone);  // gaps of 3 units, 3 before the fixed block, 3 behind it
+  uint8_t* const fixed = arena.data(3);
+  const auto moved = *arena.Place(6, 6 * kUnit, 16 * kUnit);
+  EXPECT_EQ(std::vector<uint32_t>(moved.begin(), moved.end()), std::vector<uint32_t>{1}) << "the only one between gaps";
+  Fill(arena, 6, 6 * kUnit);
+  arena.Remove(6);
+  const auto expect_as_before = [&] {
+    EXPECT_EQ(arena.data(3), fixed);
+    for (const uint32_t kept : {1u, 3u, 5u}) ExpectFilled(arena, kept, sizes[kept] * kUnit);
+  };
+  expect_as_before();
+  const uint8_t* const before = arena.data(1);
+  EXPECT_FALSE(arena.Place(7, 7 * kUnit, 16 * kUnit).has_value()) << "9 units are free, 6 and 3 on the two sides";
+  EXPECT_EQ(arena.data(1), before) << "and nothing moved for it";
+  expect_as_before();
+  arena.Fix(3, false);
+  ASSERT_TRUE(arena.Place(7, 7 * kUnit, 16 * kUnit).has_value());
+  Fill(arena, 7, 7 * kUnit);
+  for (const uint32_t kept : {1u, 3u, 5u}) ExpectFilled(arena, kept, sizes[kept] * kUnit);
+}
+
 // Experts of unequal sizes that push each other out for long stay below the budget, to the last byte of it.
 TEST(ExpertArena, ChurnOfMixedSizesStaysWithinTheBudget) {
   constexpr uint64_t kBudget = (1 << 20) + 17;

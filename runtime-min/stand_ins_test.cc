@@ -162,6 +162,9 @@ TEST_F(StandInsTest, ATwinStandsIn) {
   EXPECT_NE(logits, Intact());
   EXPECT_GT(engine->stand_ins().bridged_twin, 0u);
   EXPECT_EQ(engine->stand_ins().bridged_twin, engine->stand_ins().bridged());
+  auto merged = Units();
+  merged->Merge(0, 0, 3);
+  EXPECT_EQ(Logits(*MakeEngine(std::move(merged))), logits) << "the twin's weights and no others";
 }
 
 TEST_F(StandInsTest, TheOthersTakeOverTheWeightOfAMissingExpert) {

@@ -2,10 +2,10 @@
 
 #include <charconv>
 #include <cstdio>
-#include <memory>
 
 #include "base/env.h"
 #include "runtime-min/metrics.h"
+#include "runtime-min/stdio_file.h"
 
 namespace moepack::runtime {
 namespace {
@@ -14,14 +14,15 @@ constexpr double kJoulesPerMicrojoule = 1e-6;
 constexpr double kJoulesPerMicrowattHour = 3600e-6;
 constexpr double kJoulesPerMicrowattMs = 1e-9;
 
-struct CloseFile {
-  void operator()(std::FILE* f) const { std::fclose(f); }
-};
+// Above what a processor or its memory takes: a counter goes round in no less time than its range takes at this power.
+constexpr double kMostMicrojoulesPerMs = 1e6;
+constexpr double kSampleIntervalMs = 10'000;
+constexpr const char* kDischarging = "Discharging";
 
 // The first line of an attribute of sysfs, whose files say they are a page long whatever they hold; none when it cannot be
 // read.
 std::optional<std::string> ReadAttribute(const std::string& path) {
-  const std::unique_ptr<std::FILE, CloseFile> file(std::fopen(path.c_str(), "re"));
+  const StdioFile file(std::fopen(path.c_str(), "re"));
   char line[128];
   if (file == nullptr || std::fgets(line, sizeof(line), file.get()) == nullptr) return std::nullopt;
   std::string text = line;
@@ -61,7 +62,7 @@ bool EnergyMeter::FindRapl(const std::string& powercap) {
     if (zone.rfind("intel-rapl:", 0) != 0 || !CountsOnItsOwn(ReadAttribute(directory + "/name").value_or(""))) continue;
     const std::string path = directory + "/energy_uj";
     const std::optional<uint64_t> now = ReadNumber(path), range = ReadNumber(directory + "/max_energy_range_uj");
-    if (now && range && *now <= *range) counters_.push_back({path, *now, *range});
+    if (now && range && *now <= *range) counters_.push_back({path, "", *now, *range});
   }
   if (!counters_.empty()) source_ = Source::kRapl;
   return source_ != Source::kNone;
@@ -70,9 +71,9 @@ bool EnergyMeter::FindRapl(const std::string& powercap) {
 bool EnergyMeter::FindBattery(const std::string& supplies, const char* file, Source source) {
   for (const std::string& supply : Names(supplies)) {
     const std::string directory = JoinPath(supplies, supply);
-    if (ReadAttribute(directory + "/type") != "Battery" || ReadAttribute(directory + "/status") != "Discharging") continue;
-    const std::string path = JoinPath(directory, file);
-    if (const std::optional<uint64_t> now = ReadNumber(path)) counters_.push_back({path, *now, 0});
+    const std::string status = directory + "/status", path = JoinPath(directory, file);
+    if (ReadAttribute(directory + "/type") != "Battery" || ReadAttribute(status) != kDischarging) continue;
+    if (const std::optional<uint64_t> now = ReadNumber(path)) counters_.push_back({path, status, *now, 0});
   }
   if (!counters_.empty()) source_ = source;
   return source_ != Source::kNone;
@@ -94,12 +95,21 @@ void EnergyMeter::Add(const Counter& counter, uint64_t now, double elapsed_ms) {
   }
 }
 
+bool EnergyMeter::StillTells(const Counter& counter, uint64_t now, double elapsed_ms) const {
+  if (source_ != Source::kRapl) return ReadAttribute(counter.status) == kDischarging;
+  return now <= counter.range && elapsed_ms * kMostMicrojoulesPerMs <= static_cast<double>(counter.range);
+}
+
+void EnergyMeter::SampleInTime(double now_ms) {
+  if (now_ms - last_ms_ > kSampleIntervalMs) Sample(now_ms);
+}
+
 void EnergyMeter::Sample(double now_ms) {
   const double elapsed_ms = now_ms - last_ms_;
   last_ms_ = now_ms;
   for (Counter& counter : counters_) {
     const std::optional<uint64_t> now = ReadNumber(counter.path);
-    if (!now || (source_ == Source::kRapl && *now > counter.range)) {
+    if (!now || !StillTells(counter, *now, elapsed_ms)) {
       source_ = Source::kNone;
       counters_.clear();
       return;

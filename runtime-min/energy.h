@@ -17,9 +17,12 @@ class EnergyMeter {
   // (class/powercap/intel-rapl:*); batteries' energy_now; batteries' power_now, summed over the time between samples.
   explicit EnergyMeter(const std::string& sysfs = "/sys");
 
-  // Adds what was taken since the last sample. `now_ms`: MonotonicMs(). Counters of RAPL wrap around, on servers within
-  // minutes: sample at least once a minute. A source that cannot be read any more ends the measurement.
+  // Adds what was taken since the last sample. `now_ms`: MonotonicMs(). The measurement ends where the source does not tell
+  // any more: it cannot be read, a battery is no longer discharging, or a counter of RAPL may have wrapped around unseen.
+  // That takes more than a minute, on most machines several.
   void Sample(double now_ms);
+  // The same, unless the last sample is only a few seconds old.
+  void SampleInTime(double now_ms);
 
   // Up to the last sample; none without a source.
   std::optional<double> joules() const;
@@ -30,11 +33,13 @@ class EnergyMeter {
   enum class Source : uint8_t { kNone, kRapl, kBatteryEnergy, kBatteryPower };
   struct Counter {
     std::string path;
+    std::string status;  // of a battery: the attribute that says whether it is discharging
     uint64_t last = 0;
     uint64_t range = 0;  // of RAPL: it goes from this to 0
   };
   bool FindRapl(const std::string& powercap);
   bool FindBattery(const std::string& supplies, const char* file, Source source);
+  bool StillTells(const Counter& counter, uint64_t now, double elapsed_ms) const;
   void Add(const Counter& counter, uint64_t now, double elapsed_ms);
 
   Source source_ = Source::kNone;

@@ -65,11 +65,34 @@ TEST_F(Energy, SumsRaplPackagesAndDramOnce) {
 }
 
 TEST_F(Energy, RaplWrapsAround) {
-  Zone("intel-rapl:0", "package-0", 9'000'000, 10'000'000);
+  Zone("intel-rapl:0", "package-0", 65'712'000'000, 65'713'000'000);
   EnergyMeter meter(root_);
   Set("powercap/intel-rapl:0/energy_uj", "500000");
   meter.Sample(MonotonicMs());
   EXPECT_DOUBLE_EQ(*meter.joules(), 1.5);
+}
+
+// How often it went round nobody knows.
+TEST_F(Energy, RaplThatMayHaveWrappedUnseenEndsTheMeasurement) {
+  Zone("intel-rapl:0", "package-0", 5'000'000, 262'143'328'850);
+  Zone("intel-rapl:0:1", "dram", 5'000'000, 65'712'999'613);
+  EnergyMeter meter(root_);
+  const double start = MonotonicMs();
+  meter.Sample(start + 60'000);
+  EXPECT_TRUE(meter.joules().has_value()) << "a minute is fine";
+  meter.Sample(start + 60'000 + 66'000);
+  EXPECT_FALSE(meter.joules().has_value()) << "DRAM's counter is the shorter one";
+}
+
+TEST_F(Energy, SamplesInTimeAreNotTooMany) {
+  Zone("intel-rapl:0", "package-0", 0, 262'143'328'850);
+  EnergyMeter meter(root_);
+  const double start = MonotonicMs();
+  Set("powercap/intel-rapl:0/energy_uj", "3000000");
+  meter.SampleInTime(start + 1000);
+  EXPECT_EQ(meter.joules(), 0);
+  meter.SampleInTime(start + 11'000);
+  EXPECT_DOUBLE_EQ(*meter.joules(), 3);
 }
 
 TEST_F(Energy, ACounterThatGoesAwayEndsTheMeasurement) {
@@ -106,6 +129,21 @@ TEST_F(Energy, PowerIsSummedOverTime) {
   EXPECT_EQ(meter.source(), "battery_power");
   meter.Sample(start + 2000);
   EXPECT_NEAR(*meter.joules() - before, 10, 1e-9);
+}
+
+TEST_F(Energy, ABatteryThatIsPluggedInEndsTheMeasurement) {
+  for (const char* file : {"energy_now", "power_now"}) {
+    Battery("BAT0", "Discharging", file, 5'000'000);
+    EnergyMeter meter(root_);
+    const double start = MonotonicMs();
+    meter.Sample(start + 1000);
+    EXPECT_TRUE(meter.joules().has_value());
+    Set("power_supply/BAT0/status", "Charging");
+    meter.Sample(start + 2000);
+    EXPECT_FALSE(meter.joules().has_value()) << file << ": what goes into it is no use of ours";
+    EXPECT_FALSE(meter.source().has_value());
+    TearDown();
+  }
 }
 
 TEST_F(Energy, AChargingBatteryTellsNothing) {

@@ -4,9 +4,9 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
-#include <memory>
 
 #include "runtime-min/engine.h"
+#include "runtime-min/stdio_file.h"
 
 namespace moepack::runtime {
 
@@ -20,13 +20,9 @@ std::optional<double> Percentile(std::span<const double> samples, double percent
 
 namespace {
 
-struct CloseFile {
-  void operator()(std::FILE* f) const { std::fclose(f); }
-};
-
 // The first number that `format` reads in a line of a file; none without the file or the line.
 std::optional<uint64_t> NumberIn(const char* path, const char* format) {
-  const std::unique_ptr<std::FILE, CloseFile> file(std::fopen(path, "r"));
+  const StdioFile file(std::fopen(path, "r"));
   if (file == nullptr) return std::nullopt;
   char line[256];
   unsigned long long number = 0;

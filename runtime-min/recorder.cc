@@ -1,21 +1,11 @@
 #include "runtime-min/recorder.h"
 
 namespace moepack::runtime {
-namespace {
-
-// Counters of RAPL wrap around within minutes at most loads.
-constexpr double kEnergyIntervalMs = 10'000;
-
-}  // namespace
-
-void Recorder::SampleEnergy(double now_ms) {
-  energy_.Sample(now_ms);
-  energy_ms_ = now_ms;
-}
 
 void Recorder::AddPrefill(uint64_t tokens, double ms) {
   prefilled_tokens_ += tokens;
   prefill_ms_ += ms;
+  energy_.SampleInTime(MonotonicMs());
 }
 
 void Recorder::AddStep(double ms, uint64_t tokens) {
@@ -27,7 +17,7 @@ void Recorder::AddStep(double ms, uint64_t tokens) {
   ++steps_;
   decoded_tokens_ += tokens;
   decode_ms_ += ms;
-  if (const double now = MonotonicMs(); now - energy_ms_ > kEnergyIntervalMs) SampleEnergy(now);
+  energy_.SampleInTime(MonotonicMs());
 }
 
 void Recorder::Fill(const Engine& engine, RunMetrics* metrics) {
@@ -38,7 +28,7 @@ void Recorder::Fill(const Engine& engine, RunMetrics* metrics) {
   metrics->ttft_ms = ttft_ms_;
   metrics->prefilled_tokens = prefilled_tokens_;
   if (prefill_ms_ > 0) metrics->prefill_tokens_per_s = static_cast<double>(prefilled_tokens_) * 1000.0 / prefill_ms_;
-  SampleEnergy(MonotonicMs());
+  energy_.Sample(MonotonicMs());
   metrics->energy_joules = energy_.joules();
   metrics->energy_source = energy_.source();
   FillFromEngine(engine, metrics);

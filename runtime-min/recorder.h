@@ -26,10 +26,7 @@ class Recorder {
   void Fill(const Engine& engine, RunMetrics* metrics);
 
  private:
-  void SampleEnergy(double now_ms);
-
   EnergyMeter energy_;
-  double energy_ms_ = MonotonicMs();  // of the last sample
   std::optional<double> ttft_ms_;
   uint64_t prefilled_tokens_ = 0, decoded_tokens_ = 0, steps_ = 0;
   double prefill_ms_ = 0, decode_ms_ = 0;

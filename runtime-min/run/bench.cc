@@ -37,7 +37,8 @@ struct Durations {
 };
 
 // Prefill of each sequence with a prompt of its own and greedy decoding of all together, once; appends the duration of each.
-Status RunOnce(Session& session, std::span<const int32_t> prompts, const BenchSize& size, Durations* durations) {
+Status RunOnce(Session& session, std::span<const int32_t> prompts, const BenchSize& size, Durations* durations,
+               runtime::EnergyMeter* energy) {
   runtime::Engine& engine = *session.engine;
   std::vector<int32_t> tokens(size.sequences);
   std::vector<runtime::SequenceTokens> batch;
@@ -49,6 +50,7 @@ Status RunOnce(Session& session, std::span<const int32_t> prompts, const BenchSi
     tokens[id] = runtime::Argmax(engine.logits());
     durations->first_ms.push_back(runtime::MonotonicMs() - start);
     batch.push_back({id, {&tokens[id], 1}});
+    energy->SampleInTime(runtime::MonotonicMs());
   }
   const uint64_t vocabulary = engine.vocab_size();
   for (uint32_t i = 0; i < size.decode_tokens; ++i) {
@@ -58,6 +60,7 @@ Status RunOnce(Session& session, std::span<const int32_t> prompts, const BenchSi
       tokens[s] = runtime::Argmax(engine.logits().subspan(s * vocabulary, vocabulary));
     }
     durations->step_ms.push_back(runtime::MonotonicMs() - before);
+    energy->SampleInTime(runtime::MonotonicMs());
   }
   return Status::Ok();
 }
@@ -66,12 +69,12 @@ Status RunOnce(Session& session, std::span<const int32_t> prompts, const BenchSi
 Result<runtime::RunMetrics> Measure(Session& session, const std::vector<int32_t>& prompts, const BenchSize& size) {
   Durations durations;
   runtime::EnergyMeter energy;
-  MOEPACK_RETURN_IF_ERROR(RunOnce(session, prompts, size, &durations));
-  if (size.repeats > 1) durations = {};
-  for (uint32_t i = 1; i < size.repeats; ++i) {
-    energy.Sample(runtime::MonotonicMs());
-    MOEPACK_RETURN_IF_ERROR(RunOnce(session, prompts, size, &durations));
+  MOEPACK_RETURN_IF_ERROR(RunOnce(session, prompts, size, &durations, &energy));
+  if (size.repeats > 1) {
+    durations = {};
+    energy = runtime::EnergyMeter();
   }
+  for (uint32_t i = 1; i < size.repeats; ++i) MOEPACK_RETURN_IF_ERROR(RunOnce(session, prompts, size, &durations, &energy));
   energy.Sample(runtime::MonotonicMs());
   runtime::RunMetrics metrics;
   metrics.ttft_ms = runtime::Percentile(durations.first_ms, 50);

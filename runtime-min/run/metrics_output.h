@@ -8,6 +8,7 @@
 
 #include "base/cli/cli.h"
 #include "runtime-min/metrics.h"
+#include "runtime-min/stdio_file.h"
 
 namespace moepack::run {
 
@@ -26,12 +27,9 @@ class MetricsOutput {
   Status Finish(const runtime::RunMetrics& metrics);
 
  private:
-  struct Close {
-    void operator()(std::FILE* f) const { std::fclose(f); }
-  };
   Status Write(const runtime::RunMetrics& metrics, bool last);
 
-  std::unique_ptr<std::FILE, Close> file_;
+  runtime::StdioFile file_;
   std::FILE* lines_ = nullptr;  // file_, stdout or none
   std::string lines_name_, prometheus_;
   double every_ms_ = 0, start_ms_ = 0, written_ms_ = 0;

@@ -16,7 +16,7 @@ using MetricValue = std::variant<std::monostate, bool, uint64_t, double, std::st
 
 enum class MetricType : uint8_t {
   kGauge,
-  kCounter,  // only grows while the process lives
+  kCounter,  // only grows until metrics are reset
   kSummary,  // one sample of a summary: a quantile, the sum or the count
   kLabel,    // text: a label of kInfoFamily
 };

@@ -62,6 +62,13 @@ TEST(MetricList, PrometheusTakesBaseUnits) {
   EXPECT_NE(text.find("\nmoepack_expert_hits_total 18446744073709551615\n"), std::string::npos) << text;
 }
 
+TEST(MetricList, WhatFallsAgainIsNoCounter) {
+  RunMetrics metrics;
+  metrics.prefetches_wasted = 3;  // experts that may still be used
+  const std::string text = MetricsPrometheusText(metrics);
+  EXPECT_NE(text.find("# TYPE moepack_prefetches_wasted gauge\nmoepack_prefetches_wasted 3\n"), std::string::npos) << text;
+}
+
 TEST(MetricList, TextIsEscapedAndNumbersAreNumbers) {
   RunMetrics metrics;
   metrics.cache_policy = "a\"b\\c\nd\x01";

@@ -16,14 +16,14 @@ struct RunMetrics {
   std::optional<double> ttft_ms;                 // prompt given to first token chosen
   std::optional<uint64_t> prefilled_tokens;      // of prompts
   std::optional<double> prefill_tokens_per_s;    // prompt tokens / time of prefill
-  std::optional<double> decode_tokens_per_s;     // decode steps / their time
+  std::optional<double> decode_tokens_per_s;     // tokens of all sequences / time of the steps
   std::optional<double> p50_ms, p95_ms, p99_ms;  // of one decode step
   std::optional<double> decode_ms;               // of all of them
   std::optional<uint64_t> decoded_tokens;        // how many
   std::optional<double> hit_rate;                // experts that the router chose: expert_hits / (all of them), 0..1
   std::optional<uint64_t> expert_loads;          // experts read and verified, preloads included
   std::optional<uint64_t> expert_bytes_read;     // stored bytes of those
-  // The expert cache since it was made.
+  // The expert cache since its statistics were reset.
   std::optional<std::string> cache_policy;  // DescribeCachePolicy
   // Experts by what the router found: resident; resident since they were loaded ahead, and used for the first time; not
   // resident. Of those: being loaded ahead; named by the prediction.

@@ -95,15 +95,16 @@ nlohmann::json ReportJson(const DivergenceReport& r, bool on_calibration_text) {
           {"verified", true}};
 }
 
-// What stood in for experts, which the numbers include.
-nlohmann::json StandInsJson(const Session& session) {
+// Where experts came from and what stood in for them, which the numbers include.
+nlohmann::json ExpertsJson(const Session& session) {
   runtime::RunMetrics metrics;
   FillFromEngine(*session.engine, &metrics);
   const nlohmann::json all = MetricsJson(metrics);  // items() refers to it
   nlohmann::json out;
   for (const auto& [key, value] : all.items()) {
-    if (key == "hit_rate" || key == "expert_hits" || key == "expert_misses" || key == "expert_bytes_read" ||
-        key.starts_with("experts_lowered") || key.starts_with("experts_skipped") || key.starts_with("experts_bridged")) {
+    if (key == "hit_rate" || key == "expert_hits" || key == "experts_prefetched" || key == "expert_misses" ||
+        key == "expert_bytes_read" || key.starts_with("experts_lowered") || key.starts_with("experts_skipped") ||
+        key.starts_with("experts_bridged")) {
       out[key] = value;
     }
   }
@@ -113,7 +114,7 @@ nlohmann::json StandInsJson(const Session& session) {
 void PrintReport(const cli::Command& command, const Session& session, const DivergenceReport& r, bool on_calibration_text) {
   if (command.json()) {
     nlohmann::json report = ReportJson(r, on_calibration_text);
-    report.update(StandInsJson(session));
+    report.update(ExpertsJson(session));
     return cli::PrintJson(report);
   }
   std::printf(

@@ -22,7 +22,7 @@ Status Logits(int argc, char** argv);
 Status Bench(int argc, char** argv);
 Status Eval(int argc, char** argv);
 
-// BUNDLE and the options that every verb takes: --trust, --device, --expert-ram, --tile, --isa.
+// BUNDLE and the options that every verb takes: where the bundle comes from, memory, prefetching, kernels.
 void AddSessionOptions(cli::Command* command);
 
 // A verified bundle ready to run.

@@ -94,7 +94,7 @@ Result<uint64_t> DenseBytes(const DenseTable& table) {
 Result<uint64_t> AutomaticExpertBytes(const DenseTable& dense) {
   const std::optional<uint64_t> available = AvailableMemoryBytes();
   if (!available) {
-    return Status(ErrorCode::kUsage, "the system does not tell how much memory is free; give --expert-ram a size");
+    return Status(ErrorCode::kUsage, "the system does not tell how much memory is free: give expert RAM a size");
   }
   MOEPACK_ASSIGN_OR_RETURN(const uint64_t dense_bytes, DenseBytes(dense));
   return *available > dense_bytes ? (*available - dense_bytes) / 4 * 3 : 0;

@@ -28,10 +28,8 @@ Status ExpertCache::SetBudget() {
   if (options_.limit_bytes < minimum_bytes_) {
     return Status(
         ErrorCode::kUsage,
-        StrFormat("an expert budget of %llu bytes is too small: the experts of one token need %llu bytes; give "
-                  "--expert-ram at least %llu",
-                  static_cast<unsigned long long>(options_.limit_bytes), static_cast<unsigned long long>(minimum_bytes_),
-                  static_cast<unsigned long long>(minimum_bytes_)));
+        StrFormat("expert RAM of %llu bytes is too little: the experts of one token need %llu bytes, the least to give",
+                  static_cast<unsigned long long>(options_.limit_bytes), static_cast<unsigned long long>(minimum_bytes_)));
   }
   options_.limit_bytes = std::min(options_.limit_bytes, all_bytes_);
   budget_bytes_ = std::clamp(options_.start_bytes, minimum_bytes_, options_.limit_bytes);

@@ -91,7 +91,7 @@ Result<std::unique_ptr<LoadLanes>> LoadLanes::Start(UnitSource& source, uint32_t
     const int error = ::pthread_create(&lane, nullptr, enter, state);
     if (error != 0) {
       return Status(ErrorCode::kNoMemory, StrFormat("cannot start thread %u of %u that load experts ahead: %s; give fewer "
-                                                    "--prefetch-lanes, or --prefetch 0",
+                                                    "prefetch lanes, or do without",
                                                     i + 1, lanes, std::strerror(error)));
     }
     state->lanes.push_back(lane);

@@ -24,16 +24,16 @@
  * before it reaches a kernel. Nothing here writes to standard output, opens a socket, exits or throws. A null pointer where
  * something is needed is Usage (200).
  *
- * Memory: buffers that the system does not give are NoMemory (701). So is a small allocation that fails where the calling
- * thread is the only one (threads 1, MOEPACK_NO_PREFETCH): the runtime then answers 701 to everything and can only be
- * closed, and what it held is not given back. The same goes for any other exception of the C++ library, with Internal (100).
- * With more threads such a failure ends the process, for others may be at work
- * in what would be unwound.
+ * Memory: buffers that the system does not give are NoMemory (701). So is a small allocation that fails where the
+ * calling thread is the only one (threads 1, MOEPACK_NO_PREFETCH): the runtime then answers 701 to everything and can
+ * only be closed, and what it held is not given back. The same goes for any other exception of the C++ library, with
+ * Internal (100). With more threads such a failure ends the process, for others may be at work in what would be unwound.
  *
- * Threads: one thread at a time for each moepack_runtime; a call while another one runs, also out of a callback, is refused
- * with Usage and leaves the sentence of the last error as it is. moepack_runtime_last_error and moepack_runtime_close are not
- * refused and must not run beside another call. Different runtimes may be used on different threads at the same time; each has worker threads of its own.
- * The functions without a runtime may be called at any time.
+ * Threads: one thread at a time for each moepack_runtime; a call while another one runs, also out of a callback, is
+ * refused with Usage and leaves the sentence of the last error as it is. moepack_runtime_last_error and
+ * moepack_runtime_close are not refused and must not run beside another call. Different runtimes may be used on
+ * different threads at the same time; each has worker threads of its own. The functions without a runtime may be called
+ * at any time.
  *
  * ABI: functions and structs keep their meaning while moepack_runtime_abi_version() stays the same; the library's soname
  * ends in it. struct_bytes lets a later version add fields at the end, for which 0 means what was before; a library accepts
@@ -192,10 +192,10 @@ typedef int (*moepack_runtime_on_token)(void* user, int32_t token, const char* t
 #define MOEPACK_STOPPED_CONTEXT 2     /* no room for another token */
 #define MOEPACK_STOPPED_CALLER 3      /* on_token */
 
-/* Appends the prompt (at least one token) to a sequence and chooses up to max_tokens tokens (at least one) as its sampling
- * says, on_token getting each as it comes. The last one has not been appended: begin the next prompt with it to go on. Errors
- * of the prompt as of moepack_runtime_evaluate: on_token has got nothing then. After a later one the prompt and the tokens
- * that on_token got are appended, but for the last one. stopped may be NULL. */
+/* Appends the prompt (at least one token) to a sequence and chooses up to max_tokens tokens (at least one) as its
+ * sampling says, on_token getting each as it comes. The last one has not been appended: begin the next prompt with it to
+ * go on. Errors of the prompt as of moepack_runtime_evaluate: on_token has got nothing then. After a later one the
+ * prompt and the tokens that on_token got are appended, but for the last one. stopped may be NULL. */
 int moepack_runtime_generate(moepack_runtime* runtime, uint32_t sequence, const int32_t* prompt, size_t count,
                              uint64_t max_tokens, moepack_runtime_on_token on_token, void* user, int* stopped);
 
@@ -211,19 +211,19 @@ int moepack_runtime_fork_sequence(moepack_runtime* runtime, uint32_t from, uint3
 /* Any but 0. Its number may come again. */
 int moepack_runtime_release_sequence(moepack_runtime* runtime, uint32_t sequence);
 
-/* Writes a sequence to a file (complete or not at all), with up to MOEPACK_MOST_NEXT_TOKENS tokens that come next and are
- * not appended yet, such as the last one of a generation: BadInput (300) for one that the model does not have, Usage for more
- * of them. The file shows whether it was damaged, not who wrote it. */
+/* Writes a sequence to a file (complete or not at all), with up to MOEPACK_MOST_NEXT_TOKENS tokens that come next and
+ * are not appended yet, such as the last one of a generation: BadInput (300) for one that the model does not have, Usage
+ * for more of them. The file shows whether it was damaged, not who wrote it. */
 #define MOEPACK_MOST_NEXT_TOKENS 64
 int moepack_runtime_save_sequence(moepack_runtime* runtime, uint32_t sequence, const int32_t* next, size_t count,
                                   const char* path);
-/* Fills a sequence without tokens with one that was saved with the same bundle and kv_bits: tokens that are appended then
- * get the logits that they would have got, bit for bit, with the same instruction set. `next` gets the tokens that come
- * next, *count of them. Limit (310) when they are more than `capacity`, with their number in *count, or when the sequence is
- * longer than the context or the memory of all sequences, with 0 there. The file may be hostile: BadInput (300) when it is of
- * another bundle or no saved sequence, Version (311) of a version that the library does not read, Usage of other options or
- * into a sequence that has tokens, Truncated (402), Digest (401); NotFound (313) without a file. After an error the sequence
- * is as before. */
+/* Fills a sequence without tokens with one that was saved with the same bundle and kv_bits: tokens that are appended
+ * then get the logits that they would have got, bit for bit, with the same instruction set. `next` gets the tokens that
+ * come next, *count of them. Limit (310) when they are more than `capacity`, with their number in *count, or when the
+ * sequence is longer than the context or the memory of all sequences, with 0 there. The file may be hostile: BadInput
+ * (300) when it is of another bundle or no saved sequence, Version (311) of a version that the library does not read,
+ * Usage of other options or into a sequence that has tokens, Truncated (402), Digest (401); NotFound (313) without a
+ * file. After an error the sequence is as before. */
 int moepack_runtime_restore_sequence(moepack_runtime* runtime, uint32_t sequence, const char* path, int32_t* next,
                                      size_t capacity, size_t* count);
 

@@ -30,10 +30,10 @@ uint64_t Random::Next() {
 
 Status ValidateSamplerOptions(const SamplerOptions& options) {
   if (!std::isfinite(options.temperature) || options.temperature < 0) {
-    return Status(ErrorCode::kUsage, "--temperature: expected a number of at least 0");
+    return Status(ErrorCode::kUsage, "temperature: expected a number of at least 0");
   }
   if (!(options.top_p > 0 && options.top_p <= 1))
-    return Status(ErrorCode::kUsage, "--top-p: expected a number above 0, at most 1");
+    return Status(ErrorCode::kUsage, "top p: expected a number above 0, at most 1");
   return Status::Ok();
 }
 

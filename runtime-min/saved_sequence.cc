@@ -66,7 +66,7 @@ Result<Head> ParseHead(ByteSpan bytes) {
   ByteReader reader(bytes);
   const ByteSpan magic = reader.Take(kMagic.size());
   if (!reader.ok() || !std::equal(magic.begin(), magic.end(), kMagic.begin())) {
-    return Status(ErrorCode::kBadInput, "not a saved sequence (moepack run generate --save-state)");
+    return Status(ErrorCode::kBadInput, "not a saved sequence");
   }
   const uint32_t version = reader.U32();
   if (reader.ok() && version != kVersion) {
@@ -97,16 +97,16 @@ Status CheckHead(const Head& head, const SavedSequenceModel& model) {
     return Status(ErrorCode::kBadInput, StrFormat("offset 12: precision %u of keys and values, expected 0 or 1", head.kv));
   }
   if (head.kv != static_cast<uint32_t>(model.kv)) {
-    return Status(ErrorCode::kUsage, StrFormat("saved with keys and values of %u bits, not %u: give --kv %u",
-                                               BitsOf(static_cast<KvFormat>(head.kv)), BitsOf(model.kv),
-                                               BitsOf(static_cast<KvFormat>(head.kv))));
+    return Status(ErrorCode::kUsage, StrFormat("saved with keys and values of %u bits, not %u",
+                                               BitsOf(static_cast<KvFormat>(head.kv)), BitsOf(model.kv)));
   }
   if (head.positions > model.context) {
-    return Status(ErrorCode::kLimit, StrFormat("the saved sequence has %u tokens, the context holds %u: raise --ctx",
-                                               head.positions, model.context));
+    return Status(ErrorCode::kLimit,
+                  StrFormat("the saved sequence has %u tokens, the context holds %u", head.positions, model.context));
   }
   if (head.long_rotaries != model.long_rotaries) {
-    return Status(ErrorCode::kUsage, "saved with a context that turns by other frequencies (LongRoPE): give the same --ctx");
+    return Status(ErrorCode::kUsage,
+                  "saved with a context that turns by other frequencies (LongRoPE): it needs one as long");
   }
   if (head.next_tokens > kMaxNextTokens) {
     return Status(ErrorCode::kLimit, StrFormat("offset 56: %u next tokens, at most %u", head.next_tokens, kMaxNextTokens));

@@ -119,8 +119,8 @@ class HostileState : public ::testing::Test {
 
 TEST_F(HostileState, OfAnotherModelOrOtherOptionsIsRefused) {
   ExpectRefused(saved_, ErrorCode::kBadInput, "its own bundle", {}, 8);
-  ExpectRefused(saved_, ErrorCode::kUsage, "--kv 32", {.kv = KvFormat::kI8});
-  ExpectRefused(saved_, ErrorCode::kLimit, "raise --ctx", {.context = kSaved - 1});
+  ExpectRefused(saved_, ErrorCode::kUsage, "of 32 bits, not 8", {.kv = KvFormat::kI8});
+  ExpectRefused(saved_, ErrorCode::kLimit, "the context holds 69", {.context = kSaved - 1});
   Bytes empty;
   {
     const auto engine = MakeEngine(program_, pool_, {});

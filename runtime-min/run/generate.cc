@@ -25,7 +25,10 @@ struct Generation {
 Result<std::vector<int32_t>> LoadState(const cli::Command& command, Session& session) {
   const std::string path = command.Get<std::string>("load-state");
   MOEPACK_ASSIGN_OR_RETURN(const auto file, PosixEnv().OpenRead(path));
-  return session.engine->RestoreSequence(runtime::kFirstSequence, *file);
+  Result<std::vector<int32_t>> next = session.engine->RestoreSequence(runtime::kFirstSequence, *file);
+  const ErrorCode code = next.status().code();
+  if (code != ErrorCode::kUsage && code != ErrorCode::kLimit) return next;
+  return Status(code, next.status().message() + "; give the --kv that it was saved with, and a --ctx as long");
 }
 
 // The last token was chosen and not run, unless it ended the text.

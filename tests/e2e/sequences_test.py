@@ -42,7 +42,9 @@ class Sequences(Case):
             self.assertIn("damaged.seq", outcome.err)
             self.assertEqual(outcome.out, "")
         self.assertIn("its own bundle", self.generate("--load-state", state, codec="i8g64", expect=3).err)
-        self.assertIn("--kv 32", self.generate("--load-state", state, "--kv", 8, expect=2).err)
+        other_bits = self.generate("--load-state", state, "--kv", 8, expect=2).err
+        self.assertIn("of 32 bits, not 8", other_bits)
+        self.assertIn("--kv", other_bits)
         self.assertIn("--ctx", self.generate("--load-state", state, "--ctx", 9, expect=3).err)
         self.assertIn("--kv 16", self.generate("--prompt", PROMPT, "--kv", 16, expect=2).err)
         self.generate("--prompt", PROMPT, "-n", 4, "--save-state", self.dir / "no/such/folder", expect=7)

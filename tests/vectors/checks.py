@@ -31,7 +31,7 @@ UNREACHABLE = {
     "unknown operation": "R-205 comes first", "unknown element type": "R-205 comes first",
     "matrix shape": "R-410 comes first", "matrix size overflows": "R-501 comes first",
     "has %llu plain bytes, expected": "R-415 comes first", "quantized matrix": "a writer's check",
-    "DecodePlain": "a caller's fault",
+    "DecodePlain": "a caller's fault", "a unit is joined": "a caller's fault",
     "chunk sizes overflow": "R-416 comes first", "layout.cc: expert table %u says": "verified_bundle.cc has looked",
     "larger than 2^64": "R-418 comes first", "not a message": "R-2xx come first",
     "not in canonical form": "R-2xx come first",

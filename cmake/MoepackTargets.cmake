@@ -25,7 +25,7 @@ set(MOEPACK_MAY_LINK_packager verify format provenance)
 set(MOEPACK_DEVICE_LIBRARIES base digest format tokenizer manifest verify kernels runtime runtime_c device)
 
 # Of the static programs, which are held to a size: what runs once a command and not once a token.
-set(MOEPACK_SMALL_LIBRARIES cli manifest provenance verify trust_json device)
+set(MOEPACK_SMALL_LIBRARIES base cli tokenizer manifest provenance verify trust_json device)
 
 # moepack_optimize_size(TARGET): of two levels of optimization on a command line the last one counts.
 function(moepack_optimize_size target)

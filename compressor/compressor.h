@@ -34,7 +34,7 @@ struct CompressRequest {
 struct CompressReport {
   Plan plan;
   uint64_t original_parameters = 0;
-  uint64_t second_experts = 0, second_bytes = 0;  // with a second precision, and what that takes in the bundle at most
+  uint64_t second_experts = 0, second_bytes = 0;  // with a second precision, and its bytes before pages are filled
   CachePolicy cache;          // which expert a device gives up first
   std::optional<double> kld;  // mean on held-back calibration tokens, when the model was run
   // The same of each domain of the profile, nothing for one without held-back text.

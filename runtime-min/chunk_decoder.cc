@@ -7,6 +7,7 @@
 
 #include "base/checked.h"
 #include "format/codec/rans.h"
+#include "runtime-min/stand_ins.h"
 
 namespace moepack::runtime {
 namespace {
@@ -43,12 +44,17 @@ void ChunkDecoder::FreeContext::operator()(ZSTD_DCtx_s* context) const { ZSTD_fr
 Result<PlainUnit> ChunkDecoder::Decode(const verify::VerifiedBundle& bundle, const Unit& unit) {
   MOEPACK_ASSIGN_OR_RETURN(const uint64_t plain_bytes, PlainBytesOf(unit));
   Bytes plain;
-  plain.reserve(plain_bytes);  // pages are touched only as chunks before them turn out right
+  plain.reserve(plain_bytes);  // pages are touched only as chunks before them turn out not to be wrong
+  Status failure;
   for (const ChunkRef& chunk : unit.chunks) {
     const size_t at = plain.size();
     plain.resize(at + chunk.plain_bytes);
-    MOEPACK_RETURN_IF_ERROR(DecodeChunk(bundle, chunk, std::span(plain).subspan(at)));
+    const Status status = DecodeChunk(bundle, chunk, std::span(plain).subspan(at));
+    // Wrong bytes anywhere come before bytes that could not be read, as where threads share a unit's chunks.
+    if (!status.ok() && !IsUnavailable(status)) return status;
+    if (!status.ok() && failure.ok()) failure = status;
   }
+  MOEPACK_RETURN_IF_ERROR(failure);
   return PlainUnit(std::move(plain));
 }
 

@@ -301,6 +301,7 @@ Status Engine::Run(std::span<const int32_t> tokens, uint32_t logit_rows, Sequenc
 }
 
 Status Engine::RunRows(std::span<const float> rows) {
+  executor_->ForgetLogits();
   if (input_width() == 0) return Status(ErrorCode::kUsage, "the model takes tokens, not rows of numbers");
   const uint64_t count = rows.size() / input_width();
   if (count < 1 || count > options_.tile_tokens || rows.size() % input_width() != 0) {

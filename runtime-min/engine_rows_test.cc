@@ -72,7 +72,10 @@ TEST(EngineRows, TokensAndRowsAreNotMixedUp) {
   const int32_t token = 1;
   EXPECT_THAT(engine->Run({&token, 1}).message(), HasSubstr("the model takes rows of 7 numbers, not tokens"));
   for (const size_t values : {0u, 6u, 8u, 35u}) {
+    ASSERT_TRUE(engine->RunRows(std::vector<float>(7)).ok());
+    EXPECT_FALSE(engine->logits().empty());
     EXPECT_EQ(engine->RunRows(std::vector<float>(values)).code(), ErrorCode::kUsage) << values;
+    EXPECT_TRUE(engine->logits().empty()) << "those of the rows before";
   }
   const auto text = Engine::Create(ToyUnits(moepack::testing::ToyLanguageModel(), "f32"), pool, {});
   ASSERT_TRUE(text.ok());

@@ -52,8 +52,9 @@ Result<std::shared_ptr<const OnnxBlocks>> BindBlocks(const OnnxTensor& codes, co
     return Bad(ErrorCode::kUnsupported, codes, StrFormat("has %lld bits, must be 2, 4 or 8", static_cast<long long>(bits)));
   }
   const bool power = shape.block >= 16 && (shape.block & (shape.block - 1)) == 0;
-  if (shape.block != 0 && !power) {
-    return Bad(ErrorCode::kUnsupported, codes, "must have blocks of a power of two, 16 or more");
+  // The bound keeps what follows far below 2^64.
+  if (shape.block != 0 && (!power || shape.block > static_cast<int64_t>(kMaxCols))) {
+    return Bad(ErrorCode::kUnsupported, codes, "must have blocks of a power of two from 16 to 2^20");
   }
   if (shape.rows == 0 || shape.cols == 0 || shape.rows > kMaxBlockRows || shape.cols > kMaxCols) {
     return Bad(ErrorCode::kShape, codes, "has no rows or columns, or too many");

@@ -283,6 +283,8 @@ TEST_F(OnnxGenaiTest, RefusesByName) {
   const auto query = [](TinyOnnx& t) -> onnx::NodeProto& { return t.Giving("l0.q"); };
   with(unsupported, "must be 2, 4 or 8", QuantizeQuery, [&](TinyOnnx& t) { TinyOnnx::SetInt(&query(t), "bits", 3); });
   with(unsupported, "power of two", QuantizeQuery, [&](TinyOnnx& t) { TinyOnnx::SetInt(&query(t), "block_size", 17); });
+  with(unsupported, "power of two", QuantizeQuery,
+       [&](TinyOnnx& t) { TinyOnnx::SetInt(&query(t), "block_size", int64_t{1} << 62); });
   with(bad, "must be positive", QuantizeQuery, [&](TinyOnnx& t) { TinyOnnx::SetInt(&query(t), "block_size", 0); });
   with(bad, "must be positive", QuantizeQuery, [&](TinyOnnx& t) { TinyOnnx::SetInt(&query(t), "K", -16); });
   with(shape, "bytes of codes", QuantizeQuery, [&](TinyOnnx& t) { TinyOnnx::SetInt(&query(t), "N", 17); });

@@ -217,6 +217,8 @@ Result<bool> OnnxMixtures::ImportTranspose(OnnxNode& node) {
   for (size_t i = 0; i < perm.size(); ++i) {
     if (perm.size() != part->axes.size() || sorted[i] != static_cast<int64_t>(i)) return node.Bad("perm is no permutation");
     axes.push_back(part->axes[static_cast<size_t>(perm[i])]);
+    const bool of_matrix = part->kind == Kind::kPicked && i + 2 >= perm.size();
+    if (of_matrix && perm[i] != static_cast<int64_t>(i)) return node.Unsupported("of the experts' matrices");
   }
   part->axes = std::move(axes);
   return Define(node, std::move(*part));

@@ -60,6 +60,9 @@ Result<bool> OnnxMixtures::ImportMatMul(OnnxNode& node) {
       sides[i] = Operand(node.input(i));
       parts = parts || Find(node.input(i)) != nullptr;
     } else if (constant->shape.size() == 3 && IsFloat(*constant)) {
+      if (constant->elements == 0 || constant->shape[0] > kMaxExperts)
+        return node.Error(ErrorCode::kShape, StrFormat("matrices of %llu experts: expected 1 to %u, none of them empty",
+                                                       static_cast<unsigned long long>(constant->shape[0]), kMaxExperts));
       sides[i] = AllMatrices(constant);
       parts = true;
     }

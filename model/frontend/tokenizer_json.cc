@@ -66,10 +66,12 @@ class Compiler {
   std::string ReadChat(const Json& tokenizer, const Json& config, ByteSpan jinja) {
     ChatOfFiles files = ReadChatOfFiles(jinja, config, added_tokens_);
     if (!files.chat.has_value()) return files.note;
+    if (const std::string why = KeepOutOfText(*files.chat); !why.empty()) return why;
     data_.chat = std::move(files.chat);
     data_.chat->space_at_start_only = PrependsFirstOnly(Member(tokenizer, "pre_tokenizer"));
     const auto& after_answer = data_.chat->pieces[static_cast<size_t>(ChatPlace::kAssistantToUser)];
-    if (!after_answer.empty() && after_answer[0].is_token()) data_.end_of_text.push_back(after_answer[0].token);
+    if (!after_answer.empty() && after_answer[0].is_token() && IsSpecial(after_answer[0].token))
+      data_.end_of_text.push_back(after_answer[0].token);
     return files.note;
   }
 
@@ -83,6 +85,29 @@ class Compiler {
   }
 
  private:
+  bool IsSpecial(uint32_t id) const { return std::find(data_.special.begin(), data_.special.end(), id) != data_.special.end(); }
+
+  // No message may write what the template writes between messages. Why that cannot be, or nothing.
+  std::string KeepOutOfText(const ChatTemplate& chat) {
+    std::unordered_map<std::string, uint32_t> tokens;
+    for (const std::vector<ChatPiece>& pieces : chat.pieces) {
+      for (const ChatPiece& piece : pieces) {
+        if (piece.is_token()) tokens.emplace(data_.tokens[piece.token], piece.token);
+      }
+    }
+    for (const auto& [left, right] : data_.merges) {
+      const auto found = tokens.find(data_.tokens[left] + data_.tokens[right]);
+      if (found != tokens.end())
+        return "chat template refused: its token \"" + found->first + "\" is one that text becomes by merges";
+    }
+    // Those that text could become as a whole.
+    for (const auto& [text, id] : tokens) {
+      if (text.size() == 1) return "chat template refused: its token \"" + text + "\" is a byte of any text";
+      if (!IsSpecial(id)) data_.special.push_back(id);
+    }
+    return "";
+  }
+
   static void SortUnique(std::vector<uint32_t>* ids) {
     std::sort(ids->begin(), ids->end());
     ids->erase(std::unique(ids->begin(), ids->end()), ids->end());

@@ -38,6 +38,12 @@ class Answers {
     if (base_) MOEPACK_RETURN_IF_ERROR(base_->Next(count, &base));
     for (uint64_t r = 0; r < count; ++r) {
       const std::span<const float> row = logits.subspan(r * classes, classes);
+      if (!std::all_of(row.begin(), row.end(), [](float logit) { return std::isfinite(logit); })) {
+        return Status(ErrorCode::kNotFinite, StrFormat("row %llu: the model answers with a logit that is no number; its values "
+                                                       "are too far from those of the calibration",
+                                                       static_cast<unsigned long long>(rows_)));
+      }
+      ++rows_;
       AddRow(row);
       if (!base_) continue;
       const auto full = std::span<const float>(base).subspan(r * classes, classes);
@@ -82,6 +88,7 @@ class Answers {
   }
 
   bool as_json_;
+  uint64_t rows_ = 0;
   std::string text_;
   nlohmann::json predictions_ = nlohmann::json::array();
   std::unique_ptr<AtomicFile> file_;

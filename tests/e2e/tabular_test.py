@@ -155,6 +155,17 @@ class Tabular(Case):
             self.assert_refused("calibrate", model, "--inputs", path, "-o", self.dir / "q.mprof", status=3,
                                 says=[says, path.name])
 
+    def test_answers_that_are_no_numbers(self):
+        model = self.model("unrolled")
+        bundle, _ = self.packed(model, self.calibrated(model), "f32", "--codec", "f32")
+        far = self.inputs[:3].copy()
+        far[2] = 3e38
+        np.save(self.dir / "far.npy", far)
+        out = self.dir / "far.f32"
+        self.assert_refused("run", "classify", bundle, "--trust", TRUST, "--inputs", self.dir / "far.npy", "-o", out, status=3,
+                            says="row 2: the model answers with a logit that is no number")
+        self.assertFalse(out.exists())
+
     def test_stripped_experts(self):
         path = self.dir / "stripped.onnx"
         tabular_model.write_model(path, "unrolled", leave_out=1)

@@ -141,7 +141,6 @@ class StandIns(DeviceCase):
         self.assertEqual(whole["experts_lowered"] + whole["experts_skipped"], 0)
         small = run(*evaluate, "--expert-ram", "2MiB").json()
         self.assertEqual(small["kld_mean"], whole["kld_mean"])
-        self.assertGreater(small["experts_prefetched"], 0)
         self.assertAlmostEqual(small["hit_rate"], small["expert_hits"] / (small["expert_hits"] + small["experts_prefetched"] + small["expert_misses"]))
         lossy = run(*evaluate, "--expert-ram", "2MiB", "--on-miss", "skip", "--miss-thresholds", "0.5,0.7").json()
         self.assertGreater(lossy["experts_lowered"] * lossy["experts_skipped"], 0)

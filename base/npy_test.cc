@@ -40,7 +40,7 @@ class NpyTest : public testing::Test {
     return file.status();
   }
   void TearDown() override { std::filesystem::remove(path_); }
-  std::string path_ = testing::TempDir() + "table.npy";
+  std::string path_ = testing::TempDir() + testing::UnitTest::GetInstance()->current_test_info()->name() + ".npy";
 };
 
 TEST_F(NpyTest, ReadsEveryVersionAndBothTypes) {

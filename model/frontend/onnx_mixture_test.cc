@@ -121,7 +121,7 @@ class OnnxMixtureTest : public testing::Test {
     EXPECT_THAT(model.status().message(), HasSubstr(says));
   }
   void TearDown() override { std::filesystem::remove(path_); }
-  std::string path_ = testing::TempDir() + "classifier.onnx";
+  std::string path_ = testing::TempDir() + testing::UnitTest::GetInstance()->current_test_info()->name() + ".onnx";
 };
 
 const Node& MoeOf(const Model& model) {

@@ -313,7 +313,7 @@ class Renderer {
     if (callee.is(ValueKind::kMethod)) return operations_.Method(e.line, callee.text, *callee.self, arguments);
     if (!callee.is(ValueKind::kFunction)) {
       const Expression& target = *e.operands[0];
-      return At(e.line, "function '" + target.text + "' is not implemented");
+      return At(e.line, "function '" + target.text + "' is not supported");
     }
     if (callee.text == "namespace" || callee.text == "dict") {
       if (!arguments.values.empty()) return At(e.line, callee.text + " of a value");

@@ -21,7 +21,7 @@ struct RenderContext {
   std::set<std::string> needles;
 };
 
-// kUnsupported with "line N: " for what is not implemented, for raise_exception and strftime_now, and for templates that run
+// kUnsupported with "line N: " for what is not supported, for raise_exception and strftime_now, and for templates that run
 // too long or write too much.
 Result<std::string> Render(const Body& body, RenderContext* context);
 

@@ -203,7 +203,7 @@ Result<Value> Operations::Filter(uint32_t line, const std::string& name, const V
   if (name == "items" && value.is(ValueKind::kMap)) return Method(line, name, value, arguments);
   const bool text_filter = name == "string" || name == "trim" || name == "upper" || name == "lower" || name == "title" ||
                            name == "capitalize" || name == "replace";
-  if (!text_filter) return At(line, "filter '" + name + "' is not implemented");
+  if (!text_filter) return At(line, "filter '" + name + "' is not supported");
   MOEPACK_ASSIGN_OR_RETURN(const std::string text, Text(line, value));
   if (name == "string") return Value::Of(std::string_view(text));
   return StringMethod(line, name == "trim" ? "strip" : name, Value::Of(std::string_view(text)), arguments.values);
@@ -231,7 +231,7 @@ Result<bool> Operations::Test(uint32_t line, const std::string& name, const Valu
     return result.Truth();
   }
   if ((name == "odd" || name == "even") && value.is(ValueKind::kInteger)) return (value.number % 2 != 0) == (name == "odd");
-  return At(line, "test '" + name + "' is not implemented");
+  return At(line, "test '" + name + "' is not supported");
 }
 
 bool Operations::IsMethod(const Value& self, const std::string& name) {

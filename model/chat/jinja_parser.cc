@@ -105,7 +105,7 @@ class Parser {
     Statement out;
     out.line = Now().line;
     MOEPACK_ASSIGN_OR_RETURN(const std::string word, Name());
-    Status status = At(out.line, "{% " + word + " %} is not implemented");
+    Status status = At(out.line, "{% " + word + " %} is not supported");
     if (word == "if") status = ParseIf(&out);
     if (word == "for") status = ParseFor(&out);
     if (word == "set") status = ParseSet(&out);

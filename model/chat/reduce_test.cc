@@ -284,16 +284,16 @@ TEST(ReduceChatTest, RefusesWithLineAndReason) {
   EXPECT_TRUE(Has(in_loop("{% for c in m.content %}{{ c }}{% endfor %}"), "(a loop over one)"));
   EXPECT_TRUE(Has(in_loop("{% if m.content|length > 5 %}{{ m.content }}{% endif %}"), "(the length of one)"));
   EXPECT_TRUE(Has(in_loop("{{ m.content | upper }}"), "(upper of one)"));
-  EXPECT_TRUE(Has(in_loop("{{ m.content | tojson }}"), "filter 'tojson' is not implemented"));
+  EXPECT_TRUE(Has(in_loop("{{ m.content | tojson }}"), "filter 'tojson' is not supported"));
   EXPECT_TRUE(Has(in_loop("{{ m.content }}{{ m.content }}"), "is not there once"));
   EXPECT_TRUE(Has(in_loop("{{ m.role }}"), "is not there once"));
   EXPECT_TRUE(Has(in_loop("{{ m.content.strip('\\n') }}"), "neither kept nor taken away whole"));
   EXPECT_TRUE(Has(in_loop("{{ loop.index }}{{ m.content }}"),
                   "is not the sum of its parts for a conversation of 5 messages with plain contents"));
   EXPECT_TRUE(Has(in_loop("{{ m.content }}{% if loop.length > 3 %}!{% endif %}"), "is not the sum of its parts"));
-  EXPECT_TRUE(Has(in_loop("{% include 'x' %}"), "line 3: {% include %} is not implemented"));
-  EXPECT_TRUE(Has(in_loop("{{ m.content | wordwrap }}"), "line 3: filter 'wordwrap' is not implemented"));
-  EXPECT_TRUE(Has(in_loop("{{ f(m.content) }}"), "line 3: function 'f' is not implemented"));
+  EXPECT_TRUE(Has(in_loop("{% include 'x' %}"), "line 3: {% include %} is not supported"));
+  EXPECT_TRUE(Has(in_loop("{{ m.content | wordwrap }}"), "line 3: filter 'wordwrap' is not supported"));
+  EXPECT_TRUE(Has(in_loop("{{ f(m.content) }}"), "line 3: function 'f' is not supported"));
   EXPECT_TRUE(Has(Refusal("{% for m in messages %}{{ m.content }}"), "expected {% endfor %}"));
   EXPECT_TRUE(Has(Refusal("{{ 'x }}"), "line 1: a string that does not end"));
   EXPECT_TRUE(Has(Refusal("{% for m in messages %}{{ raise_exception('never') }}{% endfor %}"), "raise_exception: never"));

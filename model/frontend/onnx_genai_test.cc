@@ -14,26 +14,14 @@ namespace {
 
 using ::testing::HasSubstr;
 
-class OnnxGenaiTest : public testing::Test {
+class OnnxGenaiTest : public OnnxFixture {
  protected:
-  Result<Model> Open(const TinyOnnx& tiny) {
+  OnnxGenaiTest() : OnnxFixture("node ") {}
+  Result<Model> Open(const TinyOnnx& tiny) override {
     const Bytes bytes = tiny.Serialize();
     std::ofstream(folder_.At("model.onnx"), std::ios::binary) << AsText(bytes);
     return OpenModel(PosixEnv(), folder_.At("model.onnx"));
   }
-  Model MustOpen(const TinyOnnx& tiny) {
-    auto model = Open(tiny);
-    EXPECT_TRUE(model.ok()) << model.status().message();
-    return model.ok() ? std::move(model).value() : Model();
-  }
-  void ExpectRefused(const TinyOnnx& tiny, ErrorCode code, const std::string& part) {
-    const auto model = Open(tiny);
-    ASSERT_FALSE(model.ok()) << "expected: " << part;
-    EXPECT_EQ(model.status().code(), code) << model.status().message();
-    EXPECT_THAT(model.status().message(), HasSubstr(part));
-    EXPECT_THAT(model.status().message(), HasSubstr("node "));
-  }
-  TempFolder folder_;
 };
 
 const Node& FirstOf(const Program& program, NodeKind kind) {

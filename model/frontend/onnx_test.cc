@@ -18,27 +18,15 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
-class OnnxTest : public testing::Test {
+class OnnxTest : public OnnxFixture {
  protected:
-  Result<Model> Open(const TinyOnnx& tiny) { return OpenBytes(tiny.Serialize()); }
+  OnnxTest() : OnnxFixture("m.onnx") {}
+  Result<Model> Open(const TinyOnnx& tiny) override { return OpenBytes(tiny.Serialize()); }
   // Not through AtomicFile: hundreds of syncs take seconds.
   Result<Model> OpenBytes(ByteSpan bytes) {
     std::ofstream(folder_.At("m.onnx"), std::ios::binary) << AsText(bytes);
     return OpenOnnx(PosixEnv(), folder_.At("m.onnx"), {});
   }
-  Model MustOpen(const TinyOnnx& tiny) {
-    auto model = Open(tiny);
-    EXPECT_TRUE(model.ok()) << model.status().message();
-    return model.ok() ? std::move(model).value() : Model();
-  }
-  void ExpectRefused(const TinyOnnx& tiny, ErrorCode code, const std::string& part) {
-    const auto model = Open(tiny);
-    ASSERT_FALSE(model.ok()) << "expected: " << part;
-    EXPECT_EQ(model.status().code(), code) << model.status().message();
-    EXPECT_THAT(model.status().message(), HasSubstr(part));
-    EXPECT_THAT(model.status().message(), HasSubstr("m.onnx"));
-  }
-  TempFolder folder_;
 };
 
 std::vector<NodeKind> Kinds(const Program& program) {

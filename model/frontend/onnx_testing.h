@@ -2,13 +2,18 @@
 // 8, two layers of three experts of 4 behind a router, tied head.
 #pragma once
 
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
 #include <onnx/onnx_pb.h>
 
 #include <cmath>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/env.h"
+#include "model/model.h"
+#include "model/model_testing.h"
 
 namespace moepack {
 
@@ -243,6 +248,29 @@ class TinyOnnx {
   }
 
   Options options_;
+};
+
+// Opens graphs that a test changed. `names`: what every refusal must name besides its reason.
+class OnnxFixture : public ::testing::Test {
+ protected:
+  explicit OnnxFixture(std::string names) : names_(std::move(names)) {}
+  virtual Result<Model> Open(const TinyOnnx& tiny) = 0;
+  Model MustOpen(const TinyOnnx& tiny) {
+    auto model = Open(tiny);
+    EXPECT_TRUE(model.ok()) << model.status().message();
+    return model.ok() ? std::move(model).value() : Model();
+  }
+  void ExpectRefused(const TinyOnnx& tiny, ErrorCode code, const std::string& part) {
+    const auto model = Open(tiny);
+    ASSERT_FALSE(model.ok()) << "expected: " << part;
+    EXPECT_EQ(model.status().code(), code) << model.status().message();
+    EXPECT_THAT(model.status().message(), ::testing::HasSubstr(part));
+    EXPECT_THAT(model.status().message(), ::testing::HasSubstr(names_));
+  }
+  TempFolder folder_;
+
+ private:
+  const std::string names_;
 };
 
 }  // namespace moepack

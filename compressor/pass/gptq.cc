@@ -55,6 +55,7 @@ class RowEncoder {
         is_int_(codec_.element == Element::kGroupInt),
         is_trellis_(codec_.element == Element::kTrellis),
         search_(codec_.bits, codec_.has_min),
+        trellis_(codec_.bits),
         grids_(rows_ * groups_),
         codes_(rows_ * cols_),
         values_(rows_, cols_) {}
@@ -161,26 +162,28 @@ class RowEncoder {
   // The window of the column before `column`.
   uint32_t WindowBefore(size_t r, size_t column) const {
     uint32_t window = 0;
-    for (size_t c = column - std::min<size_t>(column, kTrellisCodes); c < column; ++c)
-      window = NextTrellisWindow(window, codes_[r * cols_ + c]);
+    for (size_t c = column - std::min<size_t>(column, TrellisSpan(codec_.bits)); c < column; ++c)
+      window = NextTrellisWindow(codec_.bits, window, codes_[r * cols_ + c]);
     return window;
   }
 
   void SetValues(size_t r, size_t begin, size_t end) {
     uint32_t window = WindowBefore(r, begin);
     for (size_t c = begin; c < end; ++c) {
-      window = NextTrellisWindow(window, codes_[r * cols_ + c]);
-      values_(r, c) = grids_[r * groups_ + c / width_].scale * static_cast<float>(TrellisValue(window));
+      window = NextTrellisWindow(codec_.bits, window, codes_[r * cols_ + c]);
+      values_(r, c) = grids_[r * groups_ + c / width_].scale * static_cast<float>(TrellisValue(codec_.bits, window));
     }
   }
 
-  // The best path through kCommitted columns given all other weights of the row, kept when the loss really falls. The codes
-  // behind stay, so the path also decides the values of the next four columns.
+  // The best path through kCommitted columns given all other weights of the row, kept when the loss really falls. What lies
+  // behind stays, so the path also decides the values of the next columns whose windows it is in.
   bool MovePath(size_t r, size_t begin, float* gradient) {
-    const size_t stay = std::min<size_t>(kTrellisCodes - 1, cols_ - std::min(begin + kCommitted, cols_));
+    const size_t reach = TrellisSpan(codec_.bits) - 1;
+    const size_t stay = std::min(reach, cols_ - std::min(begin + kCommitted, cols_));
     const size_t size = std::min(kCommitted, cols_ - begin) + stay, end = begin + size;
-    float targets[kCommitted + kTrellisCodes], weights[kCommitted + kTrellisCodes], old[kCommitted + kTrellisCodes];
-    uint8_t codes[kCommitted + kTrellisCodes], old_codes[kCommitted + kTrellisCodes];
+    constexpr size_t kMost = kCommitted + TrellisSpan(2);
+    float targets[kMost], weights[kMost], old[kMost];
+    uint8_t codes[kMost], old_codes[kMost];
     for (size_t i = 0; i < size; ++i) {
       const size_t c = begin + i;
       const float scale = grids_[r * groups_ + c / width_].scale, h = factor_.hessian(c, c);
@@ -189,10 +192,9 @@ class RowEncoder {
       targets[i] = scale > 0 ? (old[i] + gradient[c] / h) / scale : 0.0f;
       weights[i] = h * scale * scale;
     }
-    std::optional<uint8_t> last;
-    if (stay == kTrellisCodes - 1) {
-      last = 0;
-      for (size_t i = size - stay; i < size; ++i) last = static_cast<uint8_t>(*last >> 2 | old_codes[i] << 6);
+    std::optional<uint32_t> last;
+    if (stay == reach) {
+      last = WindowBefore(r, end);
     } else if (stay > 0) {
       return false;  // a few columns at the end of a row, whose last codes are not a whole state
     }
@@ -261,9 +263,9 @@ class RowEncoder {
     uint32_t window = WindowBefore(r, from);
     for (size_t i = 0; i < size; ++i) {
       const uint8_t code = codes_[r * cols_ + from + i];
-      window = NextTrellisWindow(window, code);
+      window = NextTrellisWindow(codec_.bits, window, code);
       direction[i] = Masked(r, from + i) ? 0.0f
-                     : is_trellis_       ? static_cast<float>(TrellisValue(window))
+                     : is_trellis_       ? static_cast<float>(TrellisValue(codec_.bits, window))
                                          : GridValue(codec_, unit, code);
     }
     bool changed = StepAlong(r, from, direction, &grid.scale, gradient);

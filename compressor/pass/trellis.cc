@@ -2,62 +2,96 @@
 
 #include <algorithm>
 #include <cmath>
+#include <vector>
 
 namespace moepack {
-namespace {
 
-constexpr float kUnreachable = 1e30f;
-constexpr size_t kStates = 256, kBranches = 4, kLow = kStates / kBranches;
-
-// Values by the oldest code of a window and its four others: [oldest][window >> 2].
-struct ValueTable {
-  alignas(64) float of[kBranches][kStates];
-  double energy = 0;  // mean square
-  ValueTable() {
+// What a window leaves to the next one is a state: all of it but the oldest code. Windows are (state, branch): the branches
+// of a state are the codes that fall out of the windows which lead into it.
+struct TrellisTables {
+  alignas(64) float values[kTrellisWindows];        // [branches, states]
+  uint16_t from[kTrellisWindows];                   // [branches, states] the state that a window was entered from
+  uint16_t state_of[kTrellisWindows];               // of a window
+  uint8_t code[kTrellisWindows / 4];                // [states] the newest code
+  size_t states, branches;
+  double energy = 0;  // mean square of the values
+  explicit TrellisTables(int bits) : states(kTrellisWindows >> bits), branches(size_t{1} << bits) {
+    // A state by the window that goes on from it with code 0; states are numbered as those rise.
+    const auto next = [bits](uint32_t w) { return NextTrellisWindow(bits, w, 0); };
+    std::vector<uint32_t> carried;
+    for (uint32_t w = 0; w < kTrellisWindows; ++w) carried.push_back(next(w));
+    std::sort(carried.begin(), carried.end());
+    carried.erase(std::unique(carried.begin(), carried.end()), carried.end());
+    const auto number = [&carried](uint32_t left) {
+      return static_cast<uint16_t>(std::lower_bound(carried.begin(), carried.end(), left) - carried.begin());
+    };
+    const uint32_t newest = NextTrellisWindow(bits, 0, (1u << bits) - 1);
+    std::vector<size_t> found(states, 0);
     for (uint32_t w = 0; w < kTrellisWindows; ++w) {
-      const float value = TrellisValue(w);
-      of[w & 3][w >> 2] = value;
-      energy += static_cast<double>(value) * static_cast<double>(value) / kTrellisWindows;
+      const uint16_t state = state_of[w] = number(next(w));
+      const size_t at = found[state]++ * states + state;
+      values[at] = TrellisValue(bits, w);
+      energy += static_cast<double>(values[at]) * static_cast<double>(values[at]) / kTrellisWindows;
+      from[at] = number(w & ~newest);
+      for (uint32_t c = 0; c < branches; ++c) {
+        if (NextTrellisWindow(bits, 0, c) == (w & newest)) code[state] = static_cast<uint8_t>(c);
+      }
     }
   }
 };
 
-const ValueTable& Values() {
-  static const ValueTable table;
-  return table;
+namespace {
+
+constexpr float kUnreachable = 1e30f;
+
+const TrellisTables& TablesOf(int bits) {
+  static const TrellisTables two(2), three(3), four(4);
+  return bits == 2 ? two : bits == 3 ? three : four;
 }
 
 using Lanes = float __attribute__((vector_size(32)));
 constexpr size_t kLanes = 8;
 
-// Costs of the best paths one column on. The windows into state s come from the states (s << 2 | oldest) without the two
-// highest bits: arriving[oldest][s % kLow].
-inline __attribute__((always_inline)) void StepLanes(const float (*arriving)[kLow], float target, float weight, float* next) {
-  const ValueTable& values = Values();
+// Costs of the best paths one column on. The state that branch b enters state s from depends on s % (states / branches)
+// alone: arriving[b * max(states / branches, kLanes) + s % ...] is its cost.
+template <int kBits>
+inline __attribute__((always_inline)) void StepLanes(const TrellisTables& tables, const float* arriving, float target,
+                                                     float weight, float* next) {
+  constexpr size_t kStates = kTrellisWindows >> kBits, kBranches = size_t{1} << kBits;
+  constexpr size_t kPeriod = std::max(kStates / kBranches, kLanes);
   for (size_t state = 0; state < kStates; state += kLanes) {
     Lanes best;
-    for (size_t o = 0; o < kBranches; ++o) {
+    for (size_t b = 0; b < kBranches; ++b) {
       Lanes value, cost;
-      __builtin_memcpy(&value, &values.of[o][state], sizeof(value));
-      __builtin_memcpy(&cost, &arriving[o][state % kLow], sizeof(cost));
+      __builtin_memcpy(&value, &tables.values[b * kStates + state], sizeof(value));
+      __builtin_memcpy(&cost, &arriving[b * kPeriod + state % kPeriod], sizeof(cost));
       const Lanes error = target - value;
       cost += weight * (error * error);
-      best = o == 0 ? cost : cost < best ? cost : best;
+      best = b == 0 ? cost : cost < best ? cost : best;
     }
     __builtin_memcpy(next + state, &best, sizeof(best));
   }
 }
 
-using StepFunction = void (*)(const float (*arriving)[kLow], float target, float weight, float* next);
+inline __attribute__((always_inline)) void StepBits(int bits, const TrellisTables& tables, const float* arriving, float target,
+                                                    float weight, float* next) {
+  if (bits == 2) return StepLanes<2>(tables, arriving, target, weight, next);
+  if (bits == 3) return StepLanes<3>(tables, arriving, target, weight, next);
+  StepLanes<4>(tables, arriving, target, weight, next);
+}
 
-void StepAnywhere(const float (*arriving)[kLow], float target, float weight, float* next) {
-  StepLanes(arriving, target, weight, next);
+using StepFunction = void (*)(int bits, const TrellisTables& tables, const float* arriving, float target, float weight,
+                              float* next);
+
+void StepAnywhere(int bits, const TrellisTables& tables, const float* arriving, float target, float weight, float* next) {
+  StepBits(bits, tables, arriving, target, weight, next);
 }
 
 #if defined(__x86_64__)
 // The same operations on wider registers: the same bits.
-__attribute__((target("avx2"))) void StepAvx2(const float (*arriving)[kLow], float target, float weight, float* next) {
-  StepLanes(arriving, target, weight, next);
+__attribute__((target("avx2"))) void StepAvx2(int bits, const TrellisTables& tables, const float* arriving, float target,
+                                              float weight, float* next) {
+  StepBits(bits, tables, arriving, target, weight, next);
 }
 const StepFunction kStep = __builtin_cpu_supports("avx2") ? StepAvx2 : StepAnywhere;
 #else
@@ -66,36 +100,39 @@ const StepFunction kStep = StepAnywhere;
 
 }  // namespace
 
+TrellisSearch::TrellisSearch(int bits) : bits_(bits), tables_(TablesOf(bits)) {}
+
 void TrellisSearch::Find(std::span<const float> targets, std::span<const float> importance, uint32_t window,
-                         std::optional<uint8_t> end, std::span<uint8_t> codes) {
+                         std::optional<uint32_t> end, std::span<uint8_t> codes) {
+  const size_t states = tables_.states, branches = tables_.branches, period = std::max(states / branches, kLanes);
   costs_.resize(std::max(costs_.size(), targets.size() + 1));
   costs_[0].fill(kUnreachable);
-  costs_[0][window >> 2] = 0;
-  alignas(64) float arriving[kBranches][kLow];
+  costs_[0][tables_.state_of[window]] = 0;
+  alignas(64) float arriving[kTrellisWindows / 4];
   for (size_t c = 0; c < targets.size(); ++c) {
-    for (size_t s = 0; s < kLow; ++s) {
-      for (size_t o = 0; o < kBranches; ++o) arriving[o][s] = costs_[c][s << 2 | o];
+    for (size_t b = 0; b < branches; ++b) {
+      for (size_t s = 0; s < period; ++s) arriving[b * period + s] = costs_[c][tables_.from[b * states + s]];
     }
-    kStep(arriving, targets[c], importance[c], costs_[c + 1].data());
+    kStep(bits_, tables_, arriving, targets[c], importance[c], costs_[c + 1].data());
   }
-  const std::array<float, kStates>& last = costs_[targets.size()];
-  size_t state = end ? *end : static_cast<size_t>(std::min_element(last.begin(), last.end()) - last.begin());
-  const ValueTable& values = Values();
+  const std::array<float, kMostStates>& last = costs_[targets.size()];
+  size_t state = end ? tables_.state_of[*end]
+                     : static_cast<size_t>(std::min_element(last.begin(), last.begin() + static_cast<ptrdiff_t>(states)) - last.begin());
   for (size_t c = targets.size(); c-- > 0;) {
-    codes[c] = static_cast<uint8_t>(state / kLow);
+    codes[c] = tables_.code[state];
     size_t best = 0;
     float least = 0;
-    for (size_t o = 0; o < kBranches; ++o) {
-      const float error = targets[c] - values.of[o][state];
-      const float cost = costs_[c][(state % kLow) << 2 | o] + importance[c] * (error * error);
-      if (o == 0 || cost < least) best = o, least = cost;
+    for (size_t b = 0; b < branches; ++b) {
+      const float error = targets[c] - tables_.values[b * states + state];
+      const float cost = costs_[c][tables_.from[b * states + state]] + importance[c] * (error * error);
+      if (b == 0 || cost < least) best = b, least = cost;
     }
-    state = (state % kLow) << 2 | best;
+    state = tables_.from[best * states + state];
   }
 }
 
 float TrellisSearch::FindScale(std::span<const float> weights, std::span<const float> importance, uint32_t window) {
-  static constexpr float kMultiples[] = {0.92f, 1.04f, 1.16f};
+  static constexpr float kMultiples[][3] = {{0.92f, 1.04f, 1.16f}, {0.96f, 1.08f, 1.20f}, {1.04f, 1.16f, 1.28f}};
   double sum = 0, all = 0;
   for (size_t c = 0; c < weights.size(); ++c) {
     sum += static_cast<double>(importance[c]) * static_cast<double>(weights[c]) * static_cast<double>(weights[c]);
@@ -107,12 +144,12 @@ float TrellisSearch::FindScale(std::span<const float> weights, std::span<const f
     all = static_cast<double>(weights.size());
     for (const float w : weights) sum += static_cast<double>(w) * static_cast<double>(w);
   }
-  const auto spread = static_cast<float>(std::sqrt(sum / all / Values().energy));
+  const auto spread = static_cast<float>(std::sqrt(sum / all / tables_.energy));
   targets_.resize(weights.size());
   codes_.resize(weights.size());
   double least = 0;
   float best = 0;
-  for (const float multiple : kMultiples) {
+  for (const float multiple : kMultiples[bits_ - 2]) {
     const float scale = RoundToElement(Element::kF16, spread * multiple);
     if (!(scale > 0)) continue;
     for (size_t c = 0; c < weights.size(); ++c) targets_[c] = weights[c] / scale;
@@ -120,8 +157,8 @@ float TrellisSearch::FindScale(std::span<const float> weights, std::span<const f
     double wv = 0, vv = 0;
     uint32_t at = window;
     for (size_t c = 0; c < weights.size(); ++c) {
-      at = NextTrellisWindow(at, codes_[c]);
-      const double value = TrellisValue(at), weight = static_cast<double>(importance_[c]) * value;
+      at = NextTrellisWindow(bits_, at, codes_[c]);
+      const double value = TrellisValue(bits_, at), weight = static_cast<double>(importance_[c]) * value;
       wv += weight * static_cast<double>(weights[c]);
       vv += weight * value;
     }
@@ -140,7 +177,7 @@ void TrellisRows(const Matrix& weights, std::span<const float> importance, size_
   const size_t cols = out->shape.cols, groups = GroupsPerRow(out->codec, cols), width = GroupWidth(out->codec, cols);
   const std::vector<float> equal(importance.empty() ? cols : 0, 1.0f);
   const std::span<const float> weight = importance.empty() ? std::span<const float>(equal) : importance;
-  TrellisSearch search;
+  TrellisSearch search(out->codec.bits);
   std::vector<float> targets;
   for (size_t r = row_begin; r < row_end; ++r) {
     const float* row = weights.data() + r * cols;
@@ -154,7 +191,7 @@ void TrellisRows(const Matrix& weights, std::span<const float> importance, size_
       targets.resize(end - begin);
       for (size_t c = begin; c < end; ++c) targets[c - begin] = scale > 0 ? row[c] / scale : 0.0f;
       search.Find(targets, part, window, std::nullopt, {codes + begin, end - begin});
-      for (size_t c = begin; c < end; ++c) window = NextTrellisWindow(window, codes[c]);
+      for (size_t c = begin; c < end; ++c) window = NextTrellisWindow(out->codec.bits, window, codes[c]);
     }
   }
 }

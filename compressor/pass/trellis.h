@@ -11,14 +11,19 @@
 
 namespace moepack {
 
+struct TrellisTables;
+
 // Holds scratch memory; one thread an object.
 class TrellisSearch {
  public:
+  // bits: of a code, 2, 3 or 4.
+  explicit TrellisSearch(int bits);
+
   // Chooses codes of consecutive columns that come after `window` (format/codec/codec.h) to minimise
-  // sum_j importance_j (targets_j - value_j)^2. Targets are in units of the scale. `end`: what the last four codes must be
-  // (the newest in bits 6 and 7), or none; needs four columns at least.
+  // sum_j importance_j (targets_j - value_j)^2. Targets are in units of the scale. `end`: a window that codes behind the last
+  // column must find as if it had been theirs, or none; needs TrellisSpan(bits) - 1 columns at least.
   void Find(std::span<const float> targets, std::span<const float> importance, uint32_t window,
-            std::optional<uint8_t> end, std::span<uint8_t> codes);
+            std::optional<uint32_t> end, std::span<uint8_t> codes);
 
   // The scale of a group whose codes come after `window`, exactly representable in f16: the best of a line of multiples of
   // the weights' spread, refined by least squares for its codes. importance: one non-negative number a weight; all zero
@@ -26,8 +31,11 @@ class TrellisSearch {
   float FindScale(std::span<const float> weights, std::span<const float> importance, uint32_t window);
 
  private:
-  static constexpr size_t kStates = 256;
-  std::vector<std::array<float, kStates>> costs_;  // of the best path into each state, before each column and after the last
+  static constexpr size_t kMostStates = kTrellisWindows / 4;
+  const int bits_;
+  const TrellisTables& tables_;
+  // Of the best path into each state, before each column and after the last.
+  std::vector<std::array<float, kMostStates>> costs_;
   std::vector<float> targets_, importance_;
   std::vector<uint8_t> codes_;
 };

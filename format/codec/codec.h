@@ -12,8 +12,8 @@
 // Dense float matrices are row-major little endian. A sparse matrix is its mask (row after row, ceil(cols / 8) bytes, bit
 // c%8 of byte c/8), then the kept values in column order, each row as if it were a dense row of kept_per_row columns,
 // then scales (groups are still counted by column of the full matrix).
-// A trellis has codes of 2 bits laid out as group-wise integers of 2 bits; a weight is scale * TrellisValue of its own code
-// and the four before it.
+// A trellis has codes of 2, 3 or 4 bits laid out as group-wise integers; a weight is scale * TrellisValue of its own code and
+// those just before it.
 #pragma once
 
 #include <cstdint>
@@ -33,7 +33,7 @@ enum class Sparsity : uint8_t { kNone = 0, kBitmask = 1, kNM = 2 };
 struct Codec {
   Element element = Element::kF32;
   Sparsity sparsity = Sparsity::kNone;
-  // kGroupInt: 2, 3, 4, 5, 6 or 8; kTrellis: 2; otherwise 0.
+  // kGroupInt: 2, 3, 4, 5, 6 or 8; kTrellis: 2, 3 or 4; otherwise 0.
   uint8_t bits = 0;
   // kGroupInt: false  w = scale * (q - 2^(bits-1)),  q in [0, 2^bits);   true  w = scale * q + min.
   bool has_min = false;
@@ -53,18 +53,27 @@ struct Codec {
   std::string Name() const;
 };
 
-// Trellis-coded quantization (2406.11235) with values that are computed: what 2 bits stand for depends on the codes of the
-// four columns before, 0 in front of the first. `window`: five codes, the newest in bits 8 and 9, the oldest in bits 0 and 1.
+// Trellis-coded quantization (2406.11235) with values that are computed: what a code stands for depends on a window of ten
+// bits, its own and those of the codes before it, 0 in front of the first column. The newest code is the highest:
+//   2 bits   five codes
+//   4 bits   two codes and the higher half of the one before
+//   3 bits   bits 0-7 hold the two higher bits of four codes, bits 8 and 9 the lowest bit of two: plane by plane, as they lie
 // The mean of both bytes of a product modulo 2^16 is spread like a triangle over [-128, 127], near enough to the Gaussian
 // of weights.
-inline constexpr uint32_t kTrellisCodes = 5, kTrellisWindows = 1u << (2 * kTrellisCodes), kTrellisFactor = 40093;
+inline constexpr uint32_t kTrellisWindows = 1024;
 inline constexpr int kTrellisCentre = 128;  // taken off the mean of the bytes
-inline int8_t TrellisValue(uint32_t window) {
-  const uint32_t product = window * kTrellisFactor & 0xffff;
+constexpr uint32_t TrellisFactor(int bits) { return bits == 2 ? 40093 : bits == 3 ? 43969 : 60481; }
+// Columns whose codes a window holds bits of, the own one among them.
+constexpr uint32_t TrellisSpan(int bits) { return bits == 2 ? 5 : bits == 3 ? 4 : 3; }
+inline int8_t TrellisValue(int bits, uint32_t window) {
+  const uint32_t product = window * TrellisFactor(bits) & 0xffff;
   return static_cast<int8_t>(static_cast<int>(((product >> 8) + (product & 0xff) + 1) >> 1) - kTrellisCentre);
 }
 // The window that follows when a row goes on with `code`.
-inline uint32_t NextTrellisWindow(uint32_t window, uint32_t code) { return window >> 2 | code << 8; }
+constexpr uint32_t NextTrellisWindow(int bits, uint32_t window, uint32_t code) {
+  if (bits != 3) return window >> bits | code << (10 - bits);
+  return (window & 0xff) >> 2 | (code >> 1) << 6 | (window >> 9) << 8 | (code & 1) << 9;
+}
 
 // Inverse of Name(). kRecipe on anything that is not the name of a valid codec.
 Result<Codec> ParseCodec(std::string_view name);

@@ -310,9 +310,9 @@ void DequantizeTrellis(const QuantizedMatrix& m, uint64_t begin, uint64_t end, s
   for (uint64_t r = begin; r < end; ++r) {
     uint32_t window = 0;
     for (uint64_t c = 0; c < cols; ++c) {
-      window = NextTrellisWindow(window, m.codes[r * cols + c]);
+      window = NextTrellisWindow(m.codec.bits, window, m.codes[r * cols + c]);
       out[(r - begin) * cols + c] =
-          F16ToF32(m.scales[r * groups + c / width]) * static_cast<float>(TrellisValue(window));
+          F16ToF32(m.scales[r * groups + c / width]) * static_cast<float>(TrellisValue(m.codec.bits, window));
     }
   }
 }

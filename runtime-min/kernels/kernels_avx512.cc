@@ -88,34 +88,67 @@ struct Avx512 {
     }
   }
 
-  // Values, kTrellisCentre too large, of the windows in the lower ten bits of 16-bit lanes.
-  static __m512i TrellisValues(__m512i windows) {
-    const __m512i product =
-        _mm512_mullo_epi16(_mm512_and_si512(windows, _mm512_set1_epi16(kTrellisWindows - 1)),
-                           _mm512_set1_epi16(static_cast<int16_t>(kTrellisFactor)));
-    return _mm512_avg_epu16(_mm512_maddubs_epi16(product, _mm512_set1_epi8(1)), _mm512_setzero_si512());
+  // Values, kTrellisCentre too large, of products: the means of their bytes.
+  static __m512i TrellisMeans(__m512i products) {
+    return _mm512_avg_epu16(_mm512_maddubs_epi16(products, _mm512_set1_epi8(1)), _mm512_setzero_si512());
   }
-  static Codes LoadTrellis(const uint8_t* p, bool first) {
-    const Codes raw = LoadRawTrellis(p, first);
+  // The products of the windows in the lower kWindowBits of 16-bit lanes.
+  template <int kBits, int kWindowBits>
+  static __m512i TrellisProducts(__m512i windows) {
+    constexpr auto kFactor = static_cast<int16_t>(TrellisFactor(kBits));
+    return _mm512_mullo_epi16(_mm512_and_si512(windows, _mm512_set1_epi16((1 << kWindowBits) - 1)), _mm512_set1_epi16(kFactor));
+  }
+  template <int kBits>
+  static Codes LoadTrellis(const uint8_t* p0, const uint8_t* p1, bool first) {
+    const Codes raw = LoadRawTrellis<kBits>(p0, p1, first);
     const __m512i centre = _mm512_set1_epi16(kTrellisCentre);
     return {_mm512_sub_epi16(raw.even, centre), _mm512_sub_epi16(raw.odd, centre)};
   }
-  static Codes LoadRawTrellis(const uint8_t* p, bool first) {
+  template <int kBits>
+  static Codes LoadRawTrellis(const uint8_t* p0, const uint8_t* p1, bool first) {
+    if constexpr (kBits == 4) {
+      // Each byte with the one before it: the window of its even column, four bits on that of its odd one.
+      constexpr __mmask32 kNothingBefore = ~__mmask32{1};
+      const __m256i now = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p0));
+      const __m256i last = _mm256_maskz_loadu_epi8(first ? kNothingBefore : ~__mmask32{0}, p0 - 1);
+      const __m512i windows = _mm512_or_si512(_mm512_cvtepu8_epi16(last), _mm512_slli_epi16(_mm512_cvtepu8_epi16(now), 8));
+      return {TrellisMeans(TrellisProducts<4, 10>(_mm512_srli_epi16(windows, 2))),
+              TrellisMeans(TrellisProducts<4, 10>(_mm512_srli_epi16(windows, 6)))};
+    }
+    const __m512i windows = TrellisPairs(p0, first);
+    if constexpr (kBits == 2) {
+      return {TrellisMeans(TrellisProducts<2, 10>(_mm512_srlv_epi16(windows, _mm512_set1_epi32(4 << 16)))),
+              TrellisMeans(TrellisProducts<2, 10>(_mm512_srlv_epi16(windows, _mm512_set1_epi32(6 << 16 | 2))))};
+    }
+    const __m512i even = TrellisProducts<3, 8>(_mm512_srlv_epi16(windows, _mm512_set1_epi32(6 << 16 | 2)));
+    const __m512i odd = TrellisProducts<3, 8>(_mm512_srlv_epi16(windows, _mm512_set1_epi32(8 << 16 | 4)));
+    // The lowest bits of a column and of the one before it are bits 9 and 8 of its window.
+    uint64_t low;
+    __builtin_memcpy(&low, p1, sizeof(low));
+    constexpr uint64_t kEven = 0x5555555555555555;
+    const uint64_t even_low = _pext_u64(low, kEven), odd_low = _pext_u64(low, ~kEven);
+    const uint64_t before = first ? 0 : p1[-1] >> 7;
+    return {TrellisMeans(AddLowBits(even, even_low, odd_low << 1 | before)), TrellisMeans(AddLowBits(odd, odd_low, even_low))};
+  }
+  static __m512i AddLowBits(__m512i products, uint64_t own, uint64_t before) {
+    constexpr auto kOwn = static_cast<int16_t>(TrellisFactor(3) << 9), kBefore = static_cast<int16_t>(TrellisFactor(3) << 8);
+    const auto lanes = [](uint64_t bits) { return _cvtu32_mask32(static_cast<uint32_t>(bits)); };
+    products = _mm512_mask_add_epi16(products, lanes(own), products, _mm512_set1_epi16(kOwn));
+    return _mm512_mask_add_epi16(products, lanes(before), products, _mm512_set1_epi16(kBefore));
+  }
+  // Of a plane of two bits.
+  static __m512i TrellisPairs(const uint8_t* p, bool first) {
     // Four bytes for each byte b of codes: the one before b, b, and both again: its even columns' windows, or its odd ones'.
     const __m512i byte = _mm512_cvtepu8_epi32(_mm_set_epi8(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0));
     const __m512i with_next = _mm512_or_si512(byte, _mm512_slli_epi32(_mm512_add_epi32(byte, _mm512_set1_epi32(1)), 8));
     const __m512i order = _mm512_or_si512(with_next, _mm512_slli_epi32(with_next, 16));
-    __m512i windows;
     if (first) {
       constexpr uint64_t kNothingBefore = ~uint64_t{5};
       const __m512i bytes = _mm512_castsi128_si512(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-      windows = _mm512_maskz_permutexvar_epi8(_cvtu64_mask64(kNothingBefore), _mm512_sub_epi8(order, _mm512_set1_epi8(1)), bytes);
-    } else {
-      windows = _mm512_permutexvar_epi8(
-          order, _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p - 1))));
+      return _mm512_maskz_permutexvar_epi8(_cvtu64_mask64(kNothingBefore), _mm512_sub_epi8(order, _mm512_set1_epi8(1)), bytes);
     }
-    return {TrellisValues(_mm512_srlv_epi16(windows, _mm512_set1_epi32(4 << 16))),
-            TrellisValues(_mm512_srlv_epi16(windows, _mm512_set1_epi32(6 << 16 | 2)))};
+    return _mm512_permutexvar_epi8(order,
+                                   _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p - 1))));
   }
 
   static Codes LoadCodes(const Code* p) { return {_mm512_load_si512(p), _mm512_load_si512(p + 32)}; }

@@ -124,8 +124,10 @@ enum class Kind : uint8_t {
   kSparseInt6,
   kSparseInt8,
   kTrellis2,
+  kTrellis3,
+  kTrellis4,
 };
-inline constexpr size_t kKinds = 19;
+inline constexpr size_t kKinds = 21;
 Kind KindOf(const Codec& codec);
 
 // y[t * y_stride + r] for rows [row_begin, row_end) and all tokens.

@@ -74,24 +74,63 @@ struct Neon {
     return codes;
   }
 
-  // Values, kTrellisCentre too large, of the windows that begin kShift bits into each 16-bit lane.
-  template <int kShift>
-  static uint8x16_t TrellisValues(uint16x8_t first, uint16x8_t second) {
+  // Both bytes of the products of 16 windows.
+  struct Products {
+    uint8x16_t low, high;
+  };
+  // Of the windows of kWindowBits that begin kShift bits into each byte and the one before it.
+  template <int kBits, int kWindowBits, int kShift>
+  static Products TrellisProducts(uint16x8_t first, uint16x8_t second) {
     if constexpr (kShift != 0) {
       first = vshrq_n_u16(first, kShift);
       second = vshrq_n_u16(second, kShift);
     }
-    const uint16x8_t mask = vdupq_n_u16(kTrellisWindows - 1);
-    first = vmulq_n_u16(vandq_u16(first, mask), kTrellisFactor);
-    second = vmulq_n_u16(vandq_u16(second, mask), kTrellisFactor);
-    return vcombine_u8(vrhadd_u8(vmovn_u16(first), vshrn_n_u16(first, 8)),
-                       vrhadd_u8(vmovn_u16(second), vshrn_n_u16(second, 8)));
+    constexpr auto kFactor = static_cast<uint16_t>(TrellisFactor(kBits));
+    const uint16x8_t mask = vdupq_n_u16((1 << kWindowBits) - 1);
+    first = vmulq_n_u16(vandq_u16(first, mask), kFactor);
+    second = vmulq_n_u16(vandq_u16(second, mask), kFactor);
+    return {vcombine_u8(vmovn_u16(first), vmovn_u16(second)), vcombine_u8(vshrn_n_u16(first, 8), vshrn_n_u16(second, 8))};
   }
-  static Codes LoadTrellis(const uint8_t* p, bool first) {
-    const uint8x16_t now = vld1q_u8(p), last = first ? vextq_u8(vdupq_n_u8(0), now, 15) : vld1q_u8(p - 1);
-    const uint16x8_t low = vreinterpretq_u16_u8(vzip1q_u8(last, now)), high = vreinterpretq_u16_u8(vzip2q_u8(last, now));
-    const Bytes64 bytes = InTurns(TrellisValues<0>(low, high), TrellisValues<2>(low, high), TrellisValues<4>(low, high),
-                                  TrellisValues<6>(low, high));
+  // Values, kTrellisCentre too large, of columns 4b + kColumn (3 bits). The lowest bits of a column and of the one before it are
+  // bits 9 and 8 of its window: they count in the product's higher byte alone. low, before: byte b / 2 of those bits in lane b.
+  template <int kColumn>
+  static uint8x16_t TrellisMeans3(uint16x8_t first, uint16x8_t second, uint8x16_t low, uint8x16_t before) {
+    constexpr uint8_t kOwn = TrellisFactor(3) << 1 & 0xff, kBefore = TrellisFactor(3) & 0xff;
+    const Products p = TrellisProducts<3, 8, 2 * kColumn + 2>(first, second);
+    const uint8x16_t bit = vreinterpretq_u8_u16(vdupq_n_u16(0x1001 << kColumn));
+    const uint8x16_t own = vandq_u8(vtstq_u8(low, bit), vdupq_n_u8(kOwn));
+    const uint8x16_t earlier = vandq_u8(vtstq_u8(before, bit), vdupq_n_u8(kBefore));
+    return vrhaddq_u8(p.low, vaddq_u8(p.high, vaddq_u8(own, earlier)));
+  }
+  template <int kBits, int kShift>
+  static uint8x16_t TrellisMeans(uint16x8_t first, uint16x8_t second) {
+    const Products p = TrellisProducts<kBits, 10, kShift>(first, second);
+    return vrhaddq_u8(p.low, p.high);
+  }
+  template <int kBits>
+  static Codes LoadTrellis(const uint8_t* p0, const uint8_t* p1, bool first) {
+    Bytes64 bytes;
+    for (size_t half = 0; half < (kBits == 4 ? 2 : 1); ++half) {
+      const uint8_t* p = p0 + 16 * half;
+      const uint8x16_t now = vld1q_u8(p);
+      const uint8x16_t last = first && half == 0 ? vextq_u8(vdupq_n_u8(0), now, 15) : vld1q_u8(p - 1);
+      const uint16x8_t a = vreinterpretq_u16_u8(vzip1q_u8(last, now)), b = vreinterpretq_u16_u8(vzip2q_u8(last, now));
+      if constexpr (kBits == 2) {
+        bytes = InTurns(TrellisMeans<2, 0>(a, b), TrellisMeans<2, 2>(a, b), TrellisMeans<2, 4>(a, b), TrellisMeans<2, 6>(a, b));
+      } else if constexpr (kBits == 4) {
+        const uint8x16_t even = TrellisMeans<4, 2>(a, b), odd = TrellisMeans<4, 6>(a, b);
+        bytes.v[2 * half] = vzip1q_u8(even, odd);
+        bytes.v[2 * half + 1] = vzip2q_u8(even, odd);
+      } else {
+        uint64_t bits;
+        __builtin_memcpy(&bits, p1, sizeof(bits));
+        const uint8x8_t own = vcreate_u8(bits), earlier = vcreate_u8(bits << 1 | (first ? 0 : p1[-1] >> 7));
+        const uint8x16_t low = vcombine_u8(vzip1_u8(own, own), vzip2_u8(own, own));
+        const uint8x16_t before = vcombine_u8(vzip1_u8(earlier, earlier), vzip2_u8(earlier, earlier));
+        bytes = InTurns(TrellisMeans3<0>(a, b, low, before), TrellisMeans3<1>(a, b, low, before),
+                        TrellisMeans3<2>(a, b, low, before), TrellisMeans3<3>(a, b, low, before));
+      }
+    }
     Codes codes;
     for (size_t q = 0; q < kQuarters; ++q) codes.v[q] = vreinterpretq_s8_u8(veorq_u8(bytes.v[q], vdupq_n_u8(kTrellisCentre)));
     return codes;

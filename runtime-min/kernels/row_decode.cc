@@ -39,8 +39,8 @@ bool RowReader::NextIsKept() {
 void RowReader::Codes(size_t count, int8_t* codes, uint8_t* kept) {
   const int offset = CodeOffset(w_);
   for (size_t c = 0; c < count && w_.trellis; ++c, ++kept_) {
-    window_ = NextTrellisWindow(window_, CodeAt(w_, row_, kept_));
-    codes[c] = TrellisValue(window_);
+    window_ = NextTrellisWindow(w_.bits, window_, CodeAt(w_, row_, kept_));
+    codes[c] = TrellisValue(w_.bits, window_);
     kept[c] = 1;
   }
   if (w_.trellis) return;

@@ -11,10 +11,11 @@
 //   Code                       element of the code buffer, kBlock of them a block
 //   Codes                      a block of codes in registers
 //   LoadPlanes<kBits>(p0, p1)  -> Codes: a block of centred codes from its planes
-//   kCentresSums, LoadRaw<kBits>(p0, p1), LoadRawTrellis(p, first)   when true: a block of codes as they are; DotCodes begins its integer sums with
-//                              what centring takes away (ActivationView::centres), which gives the same integers
-//   LoadTrellis(p, first)      -> Codes: values of a block of a trellis, which depend on the byte before it unless it is the
-//                              first of its row
+//   kCentresSums, LoadRaw<kBits>(p0, p1), LoadRawTrellis<kBits>(p0, p1, first)   when true: a block of codes as they are;
+//                              DotCodes begins its integer sums with what centring takes away (ActivationView::centres), which
+//                              gives the same integers
+//   LoadTrellis<kBits>(p0, p1, first)  -> Codes: values of a block of a trellis, which depend on the byte in front of each
+//                              plane's unless the block is the first of its row
 //   LoadCodes(p), StoreCodes(p, codes)
 //   StoreNatural<kBits>(p0, p1, out)       a block of centred codes as int8 in column order
 //   Expand(kept, mask)         -> Codes: entries of the int8 array `kept` where mask has a bit, 0 elsewhere
@@ -115,31 +116,30 @@ struct PlaneSource {
     PrefetchPlane<HighBits(kBits), R>(next_high, block);
     if constexpr (LowBits(kBits) != 0) PrefetchPlane<LowBits(kBits), R>(next_low, block);
   }
+  const uint8_t* High(int r, size_t block) const { return high[r] + block * (kBlock / 8) * HighBits(kBits); }
+  const uint8_t* Low(int r, size_t block) const { return low[r] + block * (kBlock / 8) * LowBits(kBits); }
   typename Ops::Codes Load(int r, size_t block) const {
-    const uint8_t* p0 = high[r] + block * (kBlock / 8) * HighBits(kBits);
-    const uint8_t* p1 = low[r] + block * (kBlock / 8) * LowBits(kBits);
     if constexpr (kRaw) {
-      return Ops::template LoadRaw<kBits>(p0, p1);
+      return Ops::template LoadRaw<kBits>(High(r, block), Low(r, block));
     } else {
-      return Ops::template LoadPlanes<kBits>(p0, p1);
+      return Ops::template LoadPlanes<kBits>(High(r, block), Low(r, block));
     }
   }
 };
 
-// Values of R rows of a trellis. The byte in front of a panel holds the four codes that its first values depend on.
-template <class Ops, int R, bool kRaw>
+// Values of R rows of a trellis. The byte in front of a panel holds the codes that its first values depend on.
+template <class Ops, int kBits, int R, bool kRaw>
 struct TrellisSource {
   static constexpr int kCentre = kRaw ? kTrellisCentre : 0;  // what Load leaves to be taken away from every value
-  const uint8_t* rows[R];
-  const uint8_t* next;  // of rows to come
-  bool first;           // the panel begins the rows
-  void Prefetch(size_t block) const { PrefetchPlane<2, R>(next, block); }
+  PlaneSource<Ops, kBits, R, kRaw> planes;
+  bool first;  // the panel begins the rows
+  void Prefetch(size_t block) const { planes.Prefetch(block); }
   typename Ops::Codes Load(int r, size_t block) const {
-    const uint8_t* p = rows[r] + block * (kBlock / 4);
+    const uint8_t *p0 = planes.High(r, block), *p1 = planes.Low(r, block);
     if constexpr (kRaw) {
-      return Ops::LoadRawTrellis(p, first && block == 0);
+      return Ops::template LoadRawTrellis<kBits>(p0, p1, first && block == 0);
     } else {
-      return Ops::LoadTrellis(p, first && block == 0);
+      return Ops::template LoadTrellis<kBits>(p0, p1, first && block == 0);
     }
   }
 };
@@ -231,9 +231,9 @@ class IntTile {
     }
     if constexpr (kTrellis) {
       if (tokens == 1) {
-        Dot<R>(Trellis<R, Ops::kCentresSums>(row, col), scales_, span, tokens);
+        Dot<R>(TrellisSource<Ops, kBits, R, Ops::kCentresSums>{Planes<R, Ops::kCentresSums>(row, col), col == 0}, scales_, span, tokens);
       } else {
-        Dot<R>(Trellis<R, false>(row, col), scales_, span, tokens);
+        Dot<R>(TrellisSource<Ops, kBits, R, false>{Planes<R, false>(row, col), col == 0}, scales_, span, tokens);
       }
       return;
     }
@@ -268,15 +268,6 @@ class IntTile {
     }
     source.next_high = PlaneAt(0, row + rows_ahead_, R * col);
     source.next_low = LowBits(kBits) == 0 ? source.next_high : PlaneAt(1, row + rows_ahead_, R * col);
-    return source;
-  }
-
-  template <int R, bool kRaw>
-  TrellisSource<Ops, R, kRaw> Trellis(size_t row, size_t col) const {
-    TrellisSource<Ops, R, kRaw> source;
-    for (int r = 0; r < R; ++r) source.rows[r] = PlaneAt(0, row + static_cast<size_t>(r), col);
-    source.next = PlaneAt(0, row + rows_ahead_, R * col);
-    source.first = col == 0;
     return source;
   }
 
@@ -447,8 +438,10 @@ template <class Ops>
 constexpr std::array<MatMulFunction, kKinds> AllKinds() {
   std::array<MatMulFunction, kKinds> kinds = {};
   FillKinds<Ops, false>(kinds.data());
-  FillKinds<Ops, true>(kinds.data() + kKinds / 2);
+  FillKinds<Ops, true>(kinds.data() + static_cast<size_t>(Kind::kSparseF32));
   kinds[static_cast<size_t>(Kind::kTrellis2)] = MatMulTiles<IntTile<Ops, 2, false, true>>;
+  kinds[static_cast<size_t>(Kind::kTrellis3)] = MatMulTiles<IntTile<Ops, 3, false, true>>;
+  kinds[static_cast<size_t>(Kind::kTrellis4)] = MatMulTiles<IntTile<Ops, 4, false, true>>;
   return kinds;
 }
 

@@ -20,7 +20,7 @@ Codec GroupInt(uint8_t bits, uint16_t group) {
 // less than the same bytes spent on codes. At 2 bits a trellis loses less than any grid of up to half a bit more.
 std::vector<RatedCodec> BuiltInCandidates(int floor) {
   std::vector<RatedCodec> out;
-  for (const Codec& codec : {Trellis(2, 128), Trellis(2, 64), Trellis(3, 128), Trellis(3, 64), Trellis(4, 128), Trellis(4, 64), GroupInt(3, 128), GroupInt(3, 64), GroupInt(4, 128), GroupInt(4, 64),
+  for (const Codec& codec : {Trellis(2, 128), Trellis(2, 64), Trellis(3, 128), Trellis(3, 64), Trellis(4, 128), Trellis(4, 64), Trellis(5, 128), Trellis(6, 128), GroupInt(3, 128), GroupInt(3, 64), GroupInt(4, 128), GroupInt(4, 64),
                              GroupInt(4, 32), GroupInt(5, 128), GroupInt(5, 64), GroupInt(6, 128), GroupInt(6, 64),
                              GroupInt(8, 128), GroupInt(8, 64)}) {
     if (codec.bits >= floor) out.push_back(codec);

@@ -6,13 +6,13 @@
 
 namespace moepack {
 
-// What a window leaves to the next one is a state: all of it but the oldest code. Windows are (state, branch): the branches
-// of a state are the codes that fall out of the windows which lead into it.
+// What a window leaves to the next one is a state. Windows are (state, branch): the branches of a state are the windows that
+// lead to it.
 struct TrellisTables {
   alignas(64) float values[kTrellisWindows];        // [branches, states]
   uint16_t from[kTrellisWindows];                   // [branches, states] the state that a window was entered from
   uint16_t state_of[kTrellisWindows];               // of a window
-  uint8_t code[kTrellisWindows / 4];                // [states] the newest code
+  uint8_t code[kTrellisWindows];                    // [branches, states] the newest code of a window
   size_t states, branches;
   double energy = 0;  // mean square of the values
   explicit TrellisTables(int bits) : states(kTrellisWindows >> bits), branches(size_t{1} << bits) {
@@ -34,7 +34,7 @@ struct TrellisTables {
       energy += static_cast<double>(values[at]) * static_cast<double>(values[at]) / kTrellisWindows;
       from[at] = number(w & ~newest);
       for (uint32_t c = 0; c < branches; ++c) {
-        if (NextTrellisWindow(bits, 0, c) == (w & newest)) code[state] = static_cast<uint8_t>(c);
+        if (NextTrellisWindow(bits, 0, c) == (w & newest)) code[at] = static_cast<uint8_t>(c);
       }
     }
   }
@@ -45,20 +45,21 @@ namespace {
 constexpr float kUnreachable = 1e30f;
 
 const TrellisTables& TablesOf(int bits) {
-  static const TrellisTables two(2), three(3), four(4);
-  return bits == 2 ? two : bits == 3 ? three : four;
+  static const TrellisTables tables[] = {TrellisTables(2), TrellisTables(3), TrellisTables(4), TrellisTables(5), TrellisTables(6)};
+  return tables[std::clamp(bits, 2, 6) - 2];
 }
 
 using Lanes = float __attribute__((vector_size(32)));
 constexpr size_t kLanes = 8;
+constexpr size_t PeriodOf(size_t states, size_t branches) { return std::max(states / branches, kLanes); }
 
-// Costs of the best paths one column on. The state that branch b enters state s from depends on s % (states / branches)
-// alone: arriving[b * max(states / branches, kLanes) + s % ...] is its cost.
+// Costs of the best paths one column on. The state that branch b leads to state s from depends on b and s % kPeriod alone:
+// arriving[b, kPeriod] are their costs.
 template <int kBits>
 inline __attribute__((always_inline)) void StepLanes(const TrellisTables& tables, const float* arriving, float target,
                                                      float weight, float* next) {
   constexpr size_t kStates = kTrellisWindows >> kBits, kBranches = size_t{1} << kBits;
-  constexpr size_t kPeriod = std::max(kStates / kBranches, kLanes);
+  constexpr size_t kPeriod = PeriodOf(kStates, kBranches);
   for (size_t state = 0; state < kStates; state += kLanes) {
     Lanes best;
     for (size_t b = 0; b < kBranches; ++b) {
@@ -77,7 +78,9 @@ inline __attribute__((always_inline)) void StepBits(int bits, const TrellisTable
                                                     float weight, float* next) {
   if (bits == 2) return StepLanes<2>(tables, arriving, target, weight, next);
   if (bits == 3) return StepLanes<3>(tables, arriving, target, weight, next);
-  StepLanes<4>(tables, arriving, target, weight, next);
+  if (bits == 4) return StepLanes<4>(tables, arriving, target, weight, next);
+  if (bits == 5) return StepLanes<5>(tables, arriving, target, weight, next);
+  StepLanes<6>(tables, arriving, target, weight, next);
 }
 
 using StepFunction = void (*)(int bits, const TrellisTables& tables, const float* arriving, float target, float weight,
@@ -104,11 +107,11 @@ TrellisSearch::TrellisSearch(int bits) : bits_(bits), tables_(TablesOf(bits)) {}
 
 void TrellisSearch::Find(std::span<const float> targets, std::span<const float> importance, uint32_t window,
                          std::optional<uint32_t> end, std::span<uint8_t> codes) {
-  const size_t states = tables_.states, branches = tables_.branches, period = std::max(states / branches, kLanes);
+  const size_t states = tables_.states, branches = tables_.branches, period = PeriodOf(states, branches);
   costs_.resize(std::max(costs_.size(), targets.size() + 1));
   costs_[0].fill(kUnreachable);
   costs_[0][tables_.state_of[window]] = 0;
-  alignas(64) float arriving[kTrellisWindows / 4];
+  alignas(64) float arriving[64 * kLanes];  // the most: branches of 6 bits
   for (size_t c = 0; c < targets.size(); ++c) {
     for (size_t b = 0; b < branches; ++b) {
       for (size_t s = 0; s < period; ++s) arriving[b * period + s] = costs_[c][tables_.from[b * states + s]];
@@ -119,7 +122,6 @@ void TrellisSearch::Find(std::span<const float> targets, std::span<const float> 
   size_t state = end ? tables_.state_of[*end]
                      : static_cast<size_t>(std::min_element(last.begin(), last.begin() + static_cast<ptrdiff_t>(states)) - last.begin());
   for (size_t c = targets.size(); c-- > 0;) {
-    codes[c] = tables_.code[state];
     size_t best = 0;
     float least = 0;
     for (size_t b = 0; b < branches; ++b) {
@@ -127,12 +129,14 @@ void TrellisSearch::Find(std::span<const float> targets, std::span<const float> 
       const float cost = costs_[c][tables_.from[b * states + state]] + importance[c] * (error * error);
       if (b == 0 || cost < least) best = b, least = cost;
     }
+    codes[c] = tables_.code[best * states + state];
     state = tables_.from[best * states + state];
   }
 }
 
 float TrellisSearch::FindScale(std::span<const float> weights, std::span<const float> importance, uint32_t window) {
-  static constexpr float kMultiples[][3] = {{0.92f, 1.04f, 1.16f}, {0.96f, 1.08f, 1.20f}, {1.04f, 1.16f, 1.28f}};
+  static constexpr float kMultiples[][3] = {
+      {0.92f, 1.04f, 1.16f}, {0.98f, 1.10f, 1.22f}, {1.06f, 1.18f, 1.30f}, {1.16f, 1.29f, 1.42f}, {1.26f, 1.40f, 1.54f}};
   double sum = 0, all = 0;
   for (size_t c = 0; c < weights.size(); ++c) {
     sum += static_cast<double>(importance[c]) * static_cast<double>(weights[c]) * static_cast<double>(weights[c]);

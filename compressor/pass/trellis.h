@@ -16,7 +16,7 @@ struct TrellisTables;
 // Holds scratch memory; one thread an object.
 class TrellisSearch {
  public:
-  // bits: of a code, 2, 3 or 4.
+  // bits: of a code, 2 to 6.
   explicit TrellisSearch(int bits);
 
   // Chooses codes of consecutive columns that come after `window` (format/codec/codec.h) to minimise

@@ -18,7 +18,7 @@ Status ValidateElement(const Codec& codec) {
   if (codec.element > Element::kTrellis) return Malformed("unknown element type");
   if (codec.coded()) {
     if (codec.element == Element::kTrellis) {
-      if (!IsOneOf(codec.bits, {2, 3, 4})) return Malformed("a trellis has 2, 3 or 4 bits");
+      if (!IsOneOf(codec.bits, {2, 3, 4, 5, 6})) return Malformed("a trellis has 2 to 6 bits");
       if (codec.has_min || codec.sparsity != Sparsity::kNone) return Malformed("a trellis has no minimum and no mask");
     }
     if (!IsOneOf(codec.bits, {2, 3, 4, 5, 6, 8})) return Malformed("bits must be 2, 3, 4, 5, 6 or 8");

@@ -12,7 +12,7 @@
 // Dense float matrices are row-major little endian. A sparse matrix is its mask (row after row, ceil(cols / 8) bytes, bit
 // c%8 of byte c/8), then the kept values in column order, each row as if it were a dense row of kept_per_row columns,
 // then scales (groups are still counted by column of the full matrix).
-// A trellis has codes of 2, 3 or 4 bits laid out as group-wise integers; a weight is scale * TrellisValue of its own code and
+// A trellis has codes of 2 to 6 bits laid out as group-wise integers; a weight is scale * TrellisValue of its own code and
 // those just before it.
 #pragma once
 
@@ -33,7 +33,7 @@ enum class Sparsity : uint8_t { kNone = 0, kBitmask = 1, kNM = 2 };
 struct Codec {
   Element element = Element::kF32;
   Sparsity sparsity = Sparsity::kNone;
-  // kGroupInt: 2, 3, 4, 5, 6 or 8; kTrellis: 2, 3 or 4; otherwise 0.
+  // kGroupInt: 2, 3, 4, 5, 6 or 8; kTrellis: 2 to 6; otherwise 0.
   uint8_t bits = 0;
   // kGroupInt: false  w = scale * (q - 2^(bits-1)),  q in [0, 2^bits);   true  w = scale * q + min.
   bool has_min = false;
@@ -54,25 +54,27 @@ struct Codec {
 };
 
 // Trellis-coded quantization (2406.11235) with values that are computed: what a code stands for depends on a window of ten
-// bits, its own and those of the codes before it, 0 in front of the first column. The newest code is the highest:
-//   2 bits   five codes
-//   4 bits   two codes and the higher half of the one before
-//   3 bits   bits 0-7 hold the two higher bits of four codes, bits 8 and 9 the lowest bit of two: plane by plane, as they lie
-// The mean of both bytes of a product modulo 2^16 is spread like a triangle over [-128, 127], near enough to the Gaussian
-// of weights.
+// bits, its own and those of the codes before it (0 in front of the first column). Plane by plane, as they lie: the last ten
+// bits where codes are one plane; where they are two, the last eight of the first in bits 0-7 and the last two of the second
+// in bits 8 and 9. The newest are the highest. The mean of both bytes of a product modulo 2^16 is spread like a triangle over
+// [-128, 127], near enough to the Gaussian of weights.
 inline constexpr uint32_t kTrellisWindows = 1024;
 inline constexpr int kTrellisCentre = 128;  // taken off the mean of the bytes
-constexpr uint32_t TrellisFactor(int bits) { return bits == 2 ? 40093 : bits == 3 ? 43969 : 60481; }
+constexpr uint32_t TrellisFactor(int bits) { return bits == 2 ? 40093 : bits == 3 ? 43969 : bits == 4 ? 60481 : 27787; }
+// Bits of a code in the second plane.
+constexpr int TrellisLowBits(int bits) { return bits == 6 ? 2 : bits == 3 || bits == 5 ? 1 : 0; }
 // Columns whose codes a window holds bits of, the own one among them.
-constexpr uint32_t TrellisSpan(int bits) { return bits == 2 ? 5 : bits == 3 ? 4 : 3; }
+constexpr uint32_t TrellisSpan(int bits) { return bits == 2 ? 5 : bits == 3 ? 4 : bits == 4 ? 3 : 2; }
 inline int8_t TrellisValue(int bits, uint32_t window) {
   const uint32_t product = window * TrellisFactor(bits) & 0xffff;
   return static_cast<int8_t>(static_cast<int>(((product >> 8) + (product & 0xff) + 1) >> 1) - kTrellisCentre);
 }
 // The window that follows when a row goes on with `code`.
 constexpr uint32_t NextTrellisWindow(int bits, uint32_t window, uint32_t code) {
-  if (bits != 3) return window >> bits | code << (10 - bits);
-  return (window & 0xff) >> 2 | (code >> 1) << 6 | (window >> 9) << 8 | (code & 1) << 9;
+  const int low = TrellisLowBits(bits), high = bits - low;
+  if (low == 0) return window >> high | code << (10 - high);
+  const uint32_t second = window >> (8 + low) | (code & ((1u << low) - 1)) << (2 - low);
+  return (window & 0xff) >> high | (code >> low) << (8 - high) | second << 8;
 }
 
 // Inverse of Name(). kRecipe on anything that is not the name of a valid codec.

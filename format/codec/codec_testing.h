@@ -34,7 +34,7 @@ inline std::vector<Codec> AllCodecs(uint64_t cols) {
     nm.n = static_cast<uint8_t>(1 + i % (nm.m - 1u));
     if (cols % nm.m == 0) all.push_back(nm);
   }
-  for (uint8_t bits : {2, 3, 4}) {
+  for (uint8_t bits : {2, 3, 4, 5, 6}) {
     for (uint16_t group : {16, 32, 64, 128, 256, 0}) {
       all.push_back({.element = Element::kTrellis, .bits = bits, .group_size = group});
     }

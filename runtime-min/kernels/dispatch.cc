@@ -96,7 +96,7 @@ Kind KindOf(const Codec& codec) {
     case Element::kF16:
       return sparse ? Kind::kSparseF16 : Kind::kF16;
     case Element::kTrellis:
-      return codec.bits == 2 ? Kind::kTrellis2 : codec.bits == 3 ? Kind::kTrellis3 : Kind::kTrellis4;
+      return static_cast<Kind>(static_cast<uint8_t>(Kind::kTrellis2) + codec.bits - 2);
     case Element::kGroupInt:
       break;
   }

@@ -99,28 +99,12 @@ struct Avx2 {
     return Widen(LoadBytes<kBits>(p0, p1), LoadBytes<kBits>(p0 + 4 * HighBits(kBits), p1 + 4 * LowBits(kBits)));
   }
 
-  // Values, not centred, of products: the means of their bytes.
-  static __m256i TrellisMeans(__m256i products) {
-    return _mm256_avg_epu16(_mm256_maddubs_epi16(products, _mm256_set1_epi8(1)), _mm256_setzero_si256());
-  }
-  // The products of the windows in the lower kWindowBits of 16-bit lanes.
-  template <int kBits, int kWindowBits>
-  static __m256i TrellisProducts(__m256i windows) {
+  // Values, not centred, of windows in 16-bit lanes.
+  template <int kBits>
+  static __m256i TrellisValues(__m256i windows) {
     constexpr auto kFactor = static_cast<int16_t>(TrellisFactor(kBits));
-    return _mm256_mullo_epi16(_mm256_and_si256(windows, _mm256_set1_epi16((1 << kWindowBits) - 1)), _mm256_set1_epi16(kFactor));
-  }
-  // Lane k has all ones where bit 2k is set.
-  static __m256i EvenBits(uint32_t bits) {
-    const __m256i byte_of = _mm256_set_epi64x(0x0303030303030303, 0x0202020202020202, 0x0101010101010101, 0);
-    const __m256i bit_of = _mm256_set1_epi64x(0x0040001000040001);
-    const __m256i spread = _mm256_shuffle_epi8(_mm256_set1_epi32(static_cast<int>(bits)), byte_of);
-    return _mm256_cmpeq_epi16(_mm256_and_si256(spread, bit_of), bit_of);
-  }
-  // The lowest bits of a column and of the one before it are bits 9 and 8 of its window.
-  static __m256i AddLowBits(__m256i products, __m256i own, __m256i before) {
-    constexpr auto kOwn = static_cast<int16_t>(TrellisFactor(3) << 9), kBefore = static_cast<int16_t>(TrellisFactor(3) << 8);
-    products = _mm256_add_epi16(products, _mm256_and_si256(own, _mm256_set1_epi16(kOwn)));
-    return _mm256_add_epi16(products, _mm256_and_si256(before, _mm256_set1_epi16(kBefore)));
+    const __m256i products = _mm256_mullo_epi16(windows, _mm256_set1_epi16(kFactor));
+    return _mm256_avg_epu16(_mm256_maddubs_epi16(products, _mm256_set1_epi8(1)), _mm256_setzero_si256());
   }
   template <int kBits>
   static Codes LoadTrellis(const uint8_t* p0, const uint8_t* p1, bool first) {
@@ -132,50 +116,71 @@ struct Avx2 {
     }
     return codes;
   }
-  // Sixteen bytes at p and those one byte earlier, zero in front of a row.
-  struct BytesAndLast {
-    __m128i now, last;
-  };
-  static BytesAndLast LoadWithLast(const uint8_t* p, bool first) {
-    const __m128i now = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-    return {now, first ? _mm_slli_si128(now, 1) : _mm_loadu_si128(reinterpret_cast<const __m128i*>(p - 1))};
-  }
   template <int kBits>
   static Codes LoadRawTrellis(const uint8_t* p0, const uint8_t* p1, bool first) {
-    Codes codes;
-    if constexpr (kBits == 4) {
-      for (size_t half = 0; half < 2; ++half) {
-        // A 16-bit lane for each byte: with the one before it, the window of its even column, four bits on its odd one's.
-        const BytesAndLast bytes = LoadWithLast(p0 + 16 * half, first && half == 0);
-        const __m256i windows = _mm256_or_si256(_mm256_cvtepu8_epi16(bytes.last), _mm256_slli_epi16(_mm256_cvtepu8_epi16(bytes.now), 8));
-        codes.even[half] = TrellisMeans(TrellisProducts<4, 10>(_mm256_srli_epi16(windows, 2)));
-        codes.odd[half] = TrellisMeans(TrellisProducts<4, 10>(_mm256_srli_epi16(windows, 6)));
-      }
-      return codes;
-    }
-    constexpr int kOddLanes = 0xaa;
-    const BytesAndLast bytes = LoadWithLast(p0, first);
-    const __m128i pairs[2] = {_mm_unpacklo_epi8(bytes.last, bytes.now), _mm_unpackhi_epi8(bytes.last, bytes.now)};
+    Codes windows = FirstPlane<kBits>(p0, first);
     uint64_t low = 0;
-    if constexpr (kBits == 3) __builtin_memcpy(&low, p1, sizeof(low));
-    const uint64_t before = kBits == 2 || first ? 0 : p1[-1] >> 7;
+    if constexpr (LowBits(kBits) == 1) __builtin_memcpy(&low, p1, sizeof(low));
+    const uint64_t before = LowBits(kBits) != 1 || first ? 0 : p1[-1] >> 7;
     for (size_t half = 0; half < 2; ++half) {
-      // A 32-bit lane for each byte: its even columns' windows, then its odd ones'.
-      const __m256i once = _mm256_cvtepu16_epi32(pairs[half]), twice = _mm256_or_si256(once, _mm256_slli_epi32(once, 16));
-      const __m256i shifted = _mm256_blend_epi16(_mm256_srli_epi16(twice, 2), _mm256_srli_epi16(twice, 6), kOddLanes);
-      if constexpr (kBits == 2) {
-        codes.even[half] = TrellisMeans(TrellisProducts<2, 10>(_mm256_blend_epi16(twice, _mm256_srli_epi16(twice, 4), kOddLanes)));
-        codes.odd[half] = TrellisMeans(TrellisProducts<2, 10>(shifted));
-      } else {
+      __m256i &even = windows.even[half], &odd = windows.odd[half];
+      if constexpr (LowBits(kBits) == 1) {
         const auto own = static_cast<uint32_t>(low >> (32 * half));
         const auto earlier = static_cast<uint32_t>((low << 1 | before) >> (32 * half));
-        const __m256i even_low = EvenBits(own);
-        const __m256i odd = _mm256_blend_epi16(_mm256_srli_epi16(twice, 4), _mm256_srli_epi16(twice, 8), kOddLanes);
-        codes.even[half] = TrellisMeans(AddLowBits(TrellisProducts<3, 8>(shifted), even_low, EvenBits(earlier)));
-        codes.odd[half] = TrellisMeans(AddLowBits(TrellisProducts<3, 8>(odd), EvenBits(own >> 1), even_low));
+        const __m256i even_own = EvenBits(own);
+        even = AddBits(even, even_own, EvenBits(earlier));
+        odd = AddBits(odd, EvenBits(own >> 1), even_own);
+      }
+      if constexpr (LowBits(kBits) == 2) {
+        const __m256i second = LoadPlane<2>(p1 + 8 * half);
+        even = _mm256_or_si256(even, _mm256_slli_epi16(second, 8));
+        odd = _mm256_or_si256(odd, _mm256_and_si256(second, _mm256_set1_epi16(0x300)));
+      }
+      even = TrellisValues<kBits>(even);
+      odd = TrellisValues<kBits>(odd);
+    }
+    return windows;
+  }
+  // The bits of windows that lie in the first plane.
+  template <int kBits>
+  static Codes FirstPlane(const uint8_t* p, bool first) {
+    constexpr int kWindow = WindowBits(kBits), kOddLanes = 0xaa;
+    const __m256i mask = _mm256_set1_epi16((1 << kWindow) - 1);
+    Codes windows;
+    for (size_t half = 0; half < 2; ++half) {
+      const uint8_t* bytes = p + 4 * HighBits(kBits) * half;
+      const __m128i now = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes));
+      const __m128i last =
+          first && half == 0 ? _mm_slli_si128(now, 1) : _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes - 1));
+      if constexpr (HighBits(kBits) == 4) {
+        // A 16-bit lane for each byte and the one before it.
+        const __m256i pairs =
+            _mm256_or_si256(_mm256_cvtepu8_epi16(last), _mm256_slli_epi16(_mm256_cvtepu8_epi16(now), 8));
+        windows.even[half] = _mm256_and_si256(_mm256_srli_epi16(pairs, 12 - kWindow), mask);
+        windows.odd[half] = _mm256_and_si256(_mm256_srli_epi16(pairs, 16 - kWindow), mask);
+      } else {
+        // A 32-bit lane for each byte: its even columns' windows, or its odd ones'.
+        const __m256i once = _mm256_cvtepu16_epi32(_mm_unpacklo_epi8(last, now));
+        const __m256i pairs = _mm256_or_si256(once, _mm256_slli_epi32(once, 16));
+        windows.even[half] = _mm256_and_si256(
+            _mm256_blend_epi16(_mm256_srli_epi16(pairs, 10 - kWindow), _mm256_srli_epi16(pairs, 14 - kWindow), kOddLanes), mask);
+        windows.odd[half] = _mm256_and_si256(
+            _mm256_blend_epi16(_mm256_srli_epi16(pairs, 12 - kWindow), _mm256_srli_epi16(pairs, 16 - kWindow), kOddLanes), mask);
       }
     }
-    return codes;
+    return windows;
+  }
+  // Lane k has all ones where bit 2k is set.
+  static __m256i EvenBits(uint32_t bits) {
+    const __m256i byte_of = _mm256_set_epi64x(0x0303030303030303, 0x0202020202020202, 0x0101010101010101, 0);
+    const __m256i bit_of = _mm256_set1_epi64x(0x0040001000040001);
+    const __m256i spread = _mm256_shuffle_epi8(_mm256_set1_epi32(static_cast<int>(bits)), byte_of);
+    return _mm256_cmpeq_epi16(_mm256_and_si256(spread, bit_of), bit_of);
+  }
+  // Bits 9 and 8 of windows: the lowest bit of a lane's column, and of the one before it.
+  static __m256i AddBits(__m256i windows, __m256i own, __m256i before) {
+    return _mm256_or_si256(windows, _mm256_or_si256(_mm256_and_si256(own, _mm256_set1_epi16(0x200)),
+                                                    _mm256_and_si256(before, _mm256_set1_epi16(0x100))));
   }
 
   static const __m256i* Vectors(const Code* p) { return reinterpret_cast<const __m256i*>(p); }

@@ -88,15 +88,12 @@ struct Avx512 {
     }
   }
 
-  // Values, kTrellisCentre too large, of products: the means of their bytes.
-  static __m512i TrellisMeans(__m512i products) {
-    return _mm512_avg_epu16(_mm512_maddubs_epi16(products, _mm512_set1_epi8(1)), _mm512_setzero_si512());
-  }
-  // The products of the windows in the lower kWindowBits of 16-bit lanes.
-  template <int kBits, int kWindowBits>
-  static __m512i TrellisProducts(__m512i windows) {
+  // Values, kTrellisCentre too large, of windows in 16-bit lanes.
+  template <int kBits>
+  static __m512i TrellisValues(__m512i windows) {
     constexpr auto kFactor = static_cast<int16_t>(TrellisFactor(kBits));
-    return _mm512_mullo_epi16(_mm512_and_si512(windows, _mm512_set1_epi16((1 << kWindowBits) - 1)), _mm512_set1_epi16(kFactor));
+    const __m512i products = _mm512_mullo_epi16(windows, _mm512_set1_epi16(kFactor));
+    return _mm512_avg_epu16(_mm512_maddubs_epi16(products, _mm512_set1_epi8(1)), _mm512_setzero_si512());
   }
   template <int kBits>
   static Codes LoadTrellis(const uint8_t* p0, const uint8_t* p1, bool first) {
@@ -106,35 +103,47 @@ struct Avx512 {
   }
   template <int kBits>
   static Codes LoadRawTrellis(const uint8_t* p0, const uint8_t* p1, bool first) {
-    if constexpr (kBits == 4) {
-      // Each byte with the one before it: the window of its even column, four bits on that of its odd one.
-      constexpr __mmask32 kNothingBefore = ~__mmask32{1};
-      const __m256i now = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p0));
-      const __m256i last = _mm256_maskz_loadu_epi8(first ? kNothingBefore : ~__mmask32{0}, p0 - 1);
-      const __m512i windows = _mm512_or_si512(_mm512_cvtepu8_epi16(last), _mm512_slli_epi16(_mm512_cvtepu8_epi16(now), 8));
-      return {TrellisMeans(TrellisProducts<4, 10>(_mm512_srli_epi16(windows, 2))),
-              TrellisMeans(TrellisProducts<4, 10>(_mm512_srli_epi16(windows, 6)))};
+    Codes windows = FirstPlane<kBits>(p0, first);
+    if constexpr (LowBits(kBits) == 1) {
+      uint64_t low;
+      __builtin_memcpy(&low, p1, sizeof(low));
+      constexpr uint64_t kEven = 0x5555555555555555;
+      const uint64_t even = _pext_u64(low, kEven), odd = _pext_u64(low, ~kEven);
+      windows.even = AddBits(windows.even, even, odd << 1 | (first ? 0 : p1[-1] >> 7));
+      windows.odd = AddBits(windows.odd, odd, even);
     }
-    const __m512i windows = TrellisPairs(p0, first);
-    if constexpr (kBits == 2) {
-      return {TrellisMeans(TrellisProducts<2, 10>(_mm512_srlv_epi16(windows, _mm512_set1_epi32(4 << 16)))),
-              TrellisMeans(TrellisProducts<2, 10>(_mm512_srlv_epi16(windows, _mm512_set1_epi32(6 << 16 | 2))))};
+    if constexpr (LowBits(kBits) == 2) {
+      const __m512i low = LoadUnsigned<2>(p1, p1);
+      windows.even = _mm512_or_si512(windows.even, _mm512_slli_epi16(low, 8));
+      windows.odd = _mm512_or_si512(windows.odd, _mm512_and_si512(low, _mm512_set1_epi16(0x300)));
     }
-    const __m512i even = TrellisProducts<3, 8>(_mm512_srlv_epi16(windows, _mm512_set1_epi32(6 << 16 | 2)));
-    const __m512i odd = TrellisProducts<3, 8>(_mm512_srlv_epi16(windows, _mm512_set1_epi32(8 << 16 | 4)));
-    // The lowest bits of a column and of the one before it are bits 9 and 8 of its window.
-    uint64_t low;
-    __builtin_memcpy(&low, p1, sizeof(low));
-    constexpr uint64_t kEven = 0x5555555555555555;
-    const uint64_t even_low = _pext_u64(low, kEven), odd_low = _pext_u64(low, ~kEven);
-    const uint64_t before = first ? 0 : p1[-1] >> 7;
-    return {TrellisMeans(AddLowBits(even, even_low, odd_low << 1 | before)), TrellisMeans(AddLowBits(odd, odd_low, even_low))};
+    return {TrellisValues<kBits>(windows.even), TrellisValues<kBits>(windows.odd)};
   }
-  static __m512i AddLowBits(__m512i products, uint64_t own, uint64_t before) {
-    constexpr auto kOwn = static_cast<int16_t>(TrellisFactor(3) << 9), kBefore = static_cast<int16_t>(TrellisFactor(3) << 8);
+  // The bits of windows that lie in the first plane.
+  template <int kBits>
+  static Codes FirstPlane(const uint8_t* p, bool first) {
+    constexpr int kWindow = WindowBits(kBits);
+    const __m512i mask = _mm512_set1_epi16((1 << kWindow) - 1);
+    if constexpr (HighBits(kBits) == 4) {
+      // Each byte with the one before it.
+      constexpr __mmask32 kNothingBefore = ~__mmask32{1};
+      const __m256i now = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+      const __m256i last = _mm256_maskz_loadu_epi8(first ? kNothingBefore : ~__mmask32{0}, p - 1);
+      const __m512i pairs = _mm512_or_si512(_mm512_cvtepu8_epi16(last), _mm512_slli_epi16(_mm512_cvtepu8_epi16(now), 8));
+      return {_mm512_and_si512(_mm512_srli_epi16(pairs, 12 - kWindow), mask),
+              _mm512_and_si512(_mm512_srli_epi16(pairs, 16 - kWindow), mask)};
+    } else {
+      constexpr int kEven = (14 - kWindow) << 16 | (10 - kWindow), kOdd = (16 - kWindow) << 16 | (12 - kWindow);
+      const __m512i pairs = TrellisPairs(p, first);
+      return {_mm512_and_si512(_mm512_srlv_epi16(pairs, _mm512_set1_epi32(kEven)), mask),
+              _mm512_and_si512(_mm512_srlv_epi16(pairs, _mm512_set1_epi32(kOdd)), mask)};
+    }
+  }
+  // Bits 9 and 8 of windows: the lowest bit of a lane's column, and of the one before it.
+  static __m512i AddBits(__m512i windows, uint64_t own, uint64_t before) {
     const auto lanes = [](uint64_t bits) { return _cvtu32_mask32(static_cast<uint32_t>(bits)); };
-    products = _mm512_mask_add_epi16(products, lanes(own), products, _mm512_set1_epi16(kOwn));
-    return _mm512_mask_add_epi16(products, lanes(before), products, _mm512_set1_epi16(kBefore));
+    windows = _mm512_mask_add_epi16(windows, lanes(own), windows, _mm512_set1_epi16(0x200));
+    return _mm512_mask_add_epi16(windows, lanes(before), windows, _mm512_set1_epi16(0x100));
   }
   // Of a plane of two bits.
   static __m512i TrellisPairs(const uint8_t* p, bool first) {

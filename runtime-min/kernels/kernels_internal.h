@@ -126,8 +126,10 @@ enum class Kind : uint8_t {
   kTrellis2,
   kTrellis3,
   kTrellis4,
+  kTrellis5,
+  kTrellis6,
 };
-inline constexpr size_t kKinds = 21;
+inline constexpr size_t kKinds = 23;
 Kind KindOf(const Codec& codec);
 
 // y[t * y_stride + r] for rows [row_begin, row_end) and all tokens.

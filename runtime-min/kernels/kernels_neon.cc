@@ -77,59 +77,69 @@ struct Neon {
   // Both bytes of the products of 16 windows.
   struct Products {
     uint8x16_t low, high;
+    uint8x16_t Means() const { return vrhaddq_u8(low, high); }
   };
-  // Of the windows of kWindowBits that begin kShift bits into each byte and the one before it.
-  template <int kBits, int kWindowBits, int kShift>
+  // Of columns kColumn of each byte of the first plane, from pairs of bytes: each with the one before it.
+  template <int kBits, int kColumn>
   static Products TrellisProducts(uint16x8_t first, uint16x8_t second) {
+    constexpr int kShift = 8 + HighBits(kBits) * (kColumn + 1) - WindowBits(kBits);
+    constexpr auto kFactor = static_cast<uint16_t>(TrellisFactor(kBits));
     if constexpr (kShift != 0) {
       first = vshrq_n_u16(first, kShift);
       second = vshrq_n_u16(second, kShift);
     }
-    constexpr auto kFactor = static_cast<uint16_t>(TrellisFactor(kBits));
-    const uint16x8_t mask = vdupq_n_u16((1 << kWindowBits) - 1);
+    const uint16x8_t mask = vdupq_n_u16((1 << WindowBits(kBits)) - 1);
     first = vmulq_n_u16(vandq_u16(first, mask), kFactor);
     second = vmulq_n_u16(vandq_u16(second, mask), kFactor);
     return {vcombine_u8(vmovn_u16(first), vmovn_u16(second)), vcombine_u8(vshrn_n_u16(first, 8), vshrn_n_u16(second, 8))};
   }
-  // Values, kTrellisCentre too large, of columns 4b + kColumn (3 bits). The lowest bits of a column and of the one before it are
-  // bits 9 and 8 of its window: they count in the product's higher byte alone. low, before: byte b / 2 of those bits in lane b.
-  template <int kColumn>
-  static uint8x16_t TrellisMeans3(uint16x8_t first, uint16x8_t second, uint8x16_t low, uint8x16_t before) {
-    constexpr uint8_t kOwn = TrellisFactor(3) << 1 & 0xff, kBefore = TrellisFactor(3) & 0xff;
-    const Products p = TrellisProducts<3, 8, 2 * kColumn + 2>(first, second);
-    const uint8x16_t bit = vreinterpretq_u8_u16(vdupq_n_u16(0x1001 << kColumn));
-    const uint8x16_t own = vandq_u8(vtstq_u8(low, bit), vdupq_n_u8(kOwn));
-    const uint8x16_t earlier = vandq_u8(vtstq_u8(before, bit), vdupq_n_u8(kBefore));
-    return vrhaddq_u8(p.low, vaddq_u8(p.high, vaddq_u8(own, earlier)));
-  }
-  template <int kBits, int kShift>
-  static uint8x16_t TrellisMeans(uint16x8_t first, uint16x8_t second) {
-    const Products p = TrellisProducts<kBits, 10, kShift>(first, second);
-    return vrhaddq_u8(p.low, p.high);
+  // Bits 8 and 9 of windows, which are those of the second plane, count in the higher bytes of the products alone.
+  template <int kBits>
+  static void AddSecondPlane(const uint8_t* p, bool first, Bytes64* high) {
+    constexpr uint8_t kFactor = TrellisFactor(kBits) & 0xff, kTwice = TrellisFactor(kBits) << 1 & 0xff;
+    if constexpr (LowBits(kBits) == 2) {
+      const Bytes64 codes = LoadPlane<2>(p);
+      for (size_t q = 0; q < kQuarters; ++q) high->v[q] = vmlaq_u8(high->v[q], codes.v[q], vdupq_n_u8(kFactor));
+    } else {
+      uint64_t own;
+      __builtin_memcpy(&own, p, sizeof(own));
+      const uint64_t before = own << 1 | (first ? 0 : p[-1] >> 7);
+      uint8_t earlier[sizeof(before)];
+      __builtin_memcpy(earlier, &before, sizeof(before));
+      for (size_t q = 0; q < kQuarters; ++q) {
+        const uint8x16_t of_own = vandq_u8(BitsToBytes(p + 2 * q), vdupq_n_u8(kTwice));
+        high->v[q] = vaddq_u8(high->v[q], vaddq_u8(of_own, vandq_u8(BitsToBytes(earlier + 2 * q), vdupq_n_u8(kFactor))));
+      }
+    }
   }
   template <int kBits>
   static Codes LoadTrellis(const uint8_t* p0, const uint8_t* p1, bool first) {
-    Bytes64 bytes;
-    for (size_t half = 0; half < (kBits == 4 ? 2 : 1); ++half) {
+    Bytes64 low, high, bytes;
+    for (size_t half = 0; half < (HighBits(kBits) == 4 ? 2 : 1); ++half) {
       const uint8_t* p = p0 + 16 * half;
       const uint8x16_t now = vld1q_u8(p);
       const uint8x16_t last = first && half == 0 ? vextq_u8(vdupq_n_u8(0), now, 15) : vld1q_u8(p - 1);
       const uint16x8_t a = vreinterpretq_u16_u8(vzip1q_u8(last, now)), b = vreinterpretq_u16_u8(vzip2q_u8(last, now));
-      if constexpr (kBits == 2) {
-        bytes = InTurns(TrellisMeans<2, 0>(a, b), TrellisMeans<2, 2>(a, b), TrellisMeans<2, 4>(a, b), TrellisMeans<2, 6>(a, b));
-      } else if constexpr (kBits == 4) {
-        const uint8x16_t even = TrellisMeans<4, 2>(a, b), odd = TrellisMeans<4, 6>(a, b);
-        bytes.v[2 * half] = vzip1q_u8(even, odd);
-        bytes.v[2 * half + 1] = vzip2q_u8(even, odd);
+      if constexpr (HighBits(kBits) == 4) {
+        const Products even = TrellisProducts<kBits, 0>(a, b), odd = TrellisProducts<kBits, 1>(a, b);
+        low.v[2 * half] = vzip1q_u8(even.low, odd.low);
+        low.v[2 * half + 1] = vzip2q_u8(even.low, odd.low);
+        high.v[2 * half] = vzip1q_u8(even.high, odd.high);
+        high.v[2 * half + 1] = vzip2q_u8(even.high, odd.high);
       } else {
-        uint64_t bits;
-        __builtin_memcpy(&bits, p1, sizeof(bits));
-        const uint8x8_t own = vcreate_u8(bits), earlier = vcreate_u8(bits << 1 | (first ? 0 : p1[-1] >> 7));
-        const uint8x16_t low = vcombine_u8(vzip1_u8(own, own), vzip2_u8(own, own));
-        const uint8x16_t before = vcombine_u8(vzip1_u8(earlier, earlier), vzip2_u8(earlier, earlier));
-        bytes = InTurns(TrellisMeans3<0>(a, b, low, before), TrellisMeans3<1>(a, b, low, before),
-                        TrellisMeans3<2>(a, b, low, before), TrellisMeans3<3>(a, b, low, before));
+        const Products c0 = TrellisProducts<kBits, 0>(a, b), c1 = TrellisProducts<kBits, 1>(a, b);
+        const Products c2 = TrellisProducts<kBits, 2>(a, b), c3 = TrellisProducts<kBits, 3>(a, b);
+        if constexpr (LowBits(kBits) == 0) {
+          bytes = InTurns(c0.Means(), c1.Means(), c2.Means(), c3.Means());
+        } else {
+          low = InTurns(c0.low, c1.low, c2.low, c3.low);
+          high = InTurns(c0.high, c1.high, c2.high, c3.high);
+        }
       }
+    }
+    if constexpr (LowBits(kBits) != 0) AddSecondPlane<kBits>(p1, first, &high);
+    if constexpr (kBits != 2) {
+      for (size_t q = 0; q < kQuarters; ++q) bytes.v[q] = Products{low.v[q], high.v[q]}.Means();
     }
     Codes codes;
     for (size_t q = 0; q < kQuarters; ++q) codes.v[q] = vreinterpretq_s8_u8(veorq_u8(bytes.v[q], vdupq_n_u8(kTrellisCentre)));

@@ -88,7 +88,7 @@ const KernelSet kScalarKernels = {
     .supported = [] { return true; },
     .order = Order::kColumns,
     .matmul = {kF32, kBf16, kF16, MatMulInt, MatMulInt, MatMulInt, MatMulInt, MatMulInt, MatMulInt, kF32, kBf16, kF16,
-               MatMulInt, MatMulInt, MatMulInt, MatMulInt, MatMulInt, MatMulInt, MatMulInt, MatMulInt, MatMulInt},
+               MatMulInt, MatMulInt, MatMulInt, MatMulInt, MatMulInt, MatMulInt, MatMulInt, MatMulInt, MatMulInt, MatMulInt, MatMulInt},
 };
 
 }  // namespace moepack::kernels

@@ -79,6 +79,8 @@ constexpr size_t Min(size_t a, size_t b) { return a < b ? a : b; }
 // Bits of the two planes of a code (the second is 0 when there is one plane).
 constexpr int HighBits(int bits) { return bits == 3 ? 2 : bits == 5 || bits == 6 ? 4 : bits; }
 constexpr int LowBits(int bits) { return bits - HighBits(bits); }
+// Bits of a window of a trellis that lie in the first plane.
+constexpr int WindowBits(int bits) { return LowBits(bits) == 0 ? 10 : 8; }
 
 inline uint64_t LoadMask(const uint8_t* mask_row, size_t block, uint64_t cols) {
   uint64_t mask;
@@ -442,6 +444,8 @@ constexpr std::array<MatMulFunction, kKinds> AllKinds() {
   kinds[static_cast<size_t>(Kind::kTrellis2)] = MatMulTiles<IntTile<Ops, 2, false, true>>;
   kinds[static_cast<size_t>(Kind::kTrellis3)] = MatMulTiles<IntTile<Ops, 3, false, true>>;
   kinds[static_cast<size_t>(Kind::kTrellis4)] = MatMulTiles<IntTile<Ops, 4, false, true>>;
+  kinds[static_cast<size_t>(Kind::kTrellis5)] = MatMulTiles<IntTile<Ops, 5, false, true>>;
+  kinds[static_cast<size_t>(Kind::kTrellis6)] = MatMulTiles<IntTile<Ops, 6, false, true>>;
   return kinds;
 }
 

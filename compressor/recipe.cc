@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
+#include <span>
 
 #include "base/checked.h"
 
@@ -17,14 +18,19 @@ Codec GroupInt(uint8_t bits, uint16_t group) {
 }
 
 // Candidates from 2 to 8 bits; `floor` leaves out everything with fewer bits. Wide groups: under GPTQ a finer scale buys
-// less than the same bytes spent on codes. At 2 bits a trellis loses less than any grid of up to half a bit more.
-std::vector<RatedCodec> BuiltInCandidates(int floor) {
+// less than the same bytes spent on codes. Up to 6 bits a trellis loses less than any grid of its bytes; it has no mask, so
+// what is pruned gets grids.
+std::vector<RatedCodec> BuiltInCandidates(int floor, bool pruned) {
+  static const Codec kDense[] = {Trellis(2, 128), Trellis(2, 64),  Trellis(3, 128),  Trellis(3, 64),   Trellis(4, 128),
+                                 Trellis(4, 64),  Trellis(5, 128), Trellis(6, 128), GroupInt(8, 128), GroupInt(8, 64)};
+  static const Codec kPruned[] = {GroupInt(3, 128), GroupInt(3, 64),  GroupInt(4, 128), GroupInt(4, 64),
+                                  GroupInt(4, 32),  GroupInt(5, 128), GroupInt(5, 64),  GroupInt(6, 128),
+                                  GroupInt(6, 64),  GroupInt(8, 128), GroupInt(8, 64)};
   std::vector<RatedCodec> out;
-  for (const Codec& codec : {Trellis(2, 128), Trellis(2, 64), Trellis(3, 128), Trellis(3, 64), Trellis(4, 128), Trellis(4, 64), Trellis(5, 128), Trellis(6, 128), GroupInt(3, 128), GroupInt(3, 64), GroupInt(4, 128), GroupInt(4, 64),
-                             GroupInt(4, 32), GroupInt(5, 128), GroupInt(5, 64), GroupInt(6, 128), GroupInt(6, 64),
-                             GroupInt(8, 128), GroupInt(8, 64)}) {
+  for (const Codec& codec : pruned ? std::span<const Codec>(kPruned) : std::span<const Codec>(kDense)) {
     if (codec.bits >= floor) out.push_back(codec);
   }
+  if (pruned) return out;
   // Codes held to a rate: at the same bytes in the bundle they lose far less, for more bytes once loaded. A rate is worth
   // half a bit more than as many bits of a plain codec. Of narrower ones only 4 bits pay: codes of 5 and 6 bits lie in two
   // planes, which are coded apart.
@@ -221,7 +227,8 @@ Result<Choice> ChoiceFor(const Recipe& recipe, const TensorRef& tensor, const Co
     if (KeptByDefault(tensor)) {
       choice = Choice{true, {}};
     } else {
-      choice = recipe.defaults ? *recipe.defaults : Choice{false, BuiltInCandidates(FloorBits(tensor))};
+      const bool pruned = recipe.prune && Prunes(*recipe.prune, tensor);
+      choice = recipe.defaults ? *recipe.defaults : Choice{false, BuiltInCandidates(FloorBits(tensor), pruned)};
     }
   }
   // Vectors and other tiny tensors are read as f32 by every executor.
@@ -229,14 +236,15 @@ Result<Choice> ChoiceFor(const Recipe& recipe, const TensorRef& tensor, const Co
   if (choice->keep) *choice = {true, {vector || stored.coded() ? Codec{} : stored}};
   if (vector && !choice->keep) *choice = {true, {Codec{}}};
   if (!recipe.prune || choice->keep || !Prunes(*recipe.prune, tensor)) return *choice;
-  std::erase_if(choice->candidates, [](const RatedCodec& codec) { return codec.rate != 0; });
+  std::erase_if(choice->candidates,
+                [](const RatedCodec& codec) { return codec.rate != 0 || codec.codec.element == Element::kTrellis; });
   for (RatedCodec& codec : choice->candidates) {
     auto sparse = Sparse(*recipe.prune, tensor, codec);
     if (!sparse.ok()) return sparse.status();
     codec = *sparse;
   }
   if (choice->candidates.empty()) {
-    return Status(ErrorCode::kRecipe, "prune: " + tensor.name + " has only candidates with a rate, which cannot be pruned");
+    return Status(ErrorCode::kRecipe, "prune: " + tensor.name + " has only candidates with a rate or of a trellis, which cannot be pruned");
   }
   return *choice;
 }

@@ -2,8 +2,8 @@
 // unnamed namespace (so that every instantiation stays inside its file).
 //
 // Up to kTileRows rows are multiplied with batches of kTokenBatch tokens, panel of columns by panel. With several tokens a
-// panel of codes is unpacked once into a buffer that stays in the first-level cache; with one token codes go from memory
-// through registers, and the rows to come are asked for ahead. Both give the same bits: integer dots are exact, and each
+// panel of codes is unpacked once into a buffer that stays in the first-level cache, as are the few rows that are no whole
+// tile; with one token codes go from memory through registers, and the rows to come are asked for ahead. Both give the same bits: integer dots are exact, and each
 // (row, token) has its own float accumulator that takes the same terms in the same order.
 //
 // Ops provides:
@@ -180,6 +180,13 @@ struct FloatSource {
   auto Load(int r, size_t vector) const { return Ops::template LoadFloats<kElement>(rows[r], vector); }
 };
 
+// One for the codecs of all bits: inlined into each, these loops would be half of the device program's kernels.
+template <class Ops, int R, int T>
+__attribute__((noinline)) void DotBuffer(const BufferSource<Ops, R>& codes, GroupIndex group, const float (*scales)[kPanelScales],
+                                         const ActivationView& x, const Span& span, float* acc) {
+  Ops::template DotCodes<R, T>(codes, group, scales, x, span, acc);
+}
+
 template <class Ops, int kBits, bool kSparse, bool kTrellis = false>
 class IntTile {
   using Code = typename Ops::Code;
@@ -232,14 +239,14 @@ class IntTile {
       return;
     }
     if constexpr (kTrellis) {
-      if (tokens == 1) {
+      if (R == kTileRows && tokens == 1) {
         Dot<R>(TrellisSource<Ops, kBits, R, Ops::kCentresSums>{Planes<R, Ops::kCentresSums>(row, col), col == 0}, scales_, span, tokens);
       } else {
         Dot<R>(TrellisSource<Ops, kBits, R, false>{Planes<R, false>(row, col), col == 0}, scales_, span, tokens);
       }
       return;
     }
-    if (tokens == 1) {
+    if (R == kTileRows && tokens == 1) {
       Dot<R>(Planes<R, Ops::kCentresSums>(row, col), scales_, span, tokens);
     } else {
       Dot<R>(Planes<R, false>(row, col), scales_, span, tokens);
@@ -298,11 +305,10 @@ class IntTile {
 
   template <int R, class Source>
   void Dot(const Source& source, const float (*scales)[kPanelScales], Span span, size_t tokens) {
-    if (tokens == 1) {
-      Ops::template DotCodes<R, 1>(source, group_, scales, x_, span, Acc(0, 0));
-    } else if constexpr (Source::kCentre == 0) {
-      DotUnpacked<R>(source, scales, span, tokens);
+    if constexpr (R == kTileRows) {
+      if (tokens == 1) return Ops::template DotCodes<R, 1>(source, group_, scales, x_, span, Acc(0, 0));
     }
+    if constexpr (Source::kCentre == 0) DotUnpacked<R>(source, scales, span, tokens);
   }
 
   template <int R, class Source>
@@ -315,14 +321,14 @@ class IntTile {
     const BufferSource<Ops, R> unpacked{codes_};
     size_t t = 0;
     for (; t + Ops::kTileTokens <= tokens; t += Ops::kTileTokens, span.token += Ops::kTileTokens) {
-      Ops::template DotCodes<R, Ops::kTileTokens>(unpacked, group_, scales, x_, span, Acc(0, t));
+      DotBuffer<Ops, R, Ops::kTileTokens>(unpacked, group_, scales, x_, span, Acc(0, t));
     }
     if (Ops::kTileTokens > 2 && t + 2 <= tokens) {
-      Ops::template DotCodes<R, 2>(unpacked, group_, scales, x_, span, Acc(0, t));
+      DotBuffer<Ops, R, 2>(unpacked, group_, scales, x_, span, Acc(0, t));
       t += 2;
       span.token += 2;
     }
-    for (; t < tokens; ++t, ++span.token) Ops::template DotCodes<R, 1>(unpacked, group_, scales, x_, span, Acc(0, t));
+    for (; t < tokens; ++t, ++span.token) DotBuffer<Ops, R, 1>(unpacked, group_, scales, x_, span, Acc(0, t));
   }
 
   const MatrixView& w_;

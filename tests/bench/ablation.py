@@ -15,10 +15,8 @@ from bench_lib import ROOT, table
 
 PAGE = ROOT / "docs/results/quality-ablation.md"
 # The built-in candidates without those with a rate, by what the floors of compress leave to each role.
-PLAIN = "t2g128 t2g64 i3g128 i3g64 i4g128 i4g64 i4g32 i5g128 i5g64 i6g128 i6g64 i8g128 i8g64".split()
-
-
-GRIDS = "i2g128 i2mg128 i2mg64".split()
+PLAIN = "t2g128 t2g64 t3g128 t3g64 t4g128 t4g64 t5g128 t6g128 i8g128 i8g64".split()
+GRIDS = "i2g128 i2mg128 i2mg64 i3g128 i3g64 i4g128 i4g64 i4g32 i5g128 i5g64 i6g128 i6g64 i8g128 i8g64".split()
 
 
 def plain_rules(codecs=PLAIN):
@@ -30,7 +28,7 @@ def plain_rules(codecs=PLAIN):
 
 
 VARIANTS = (("everything", None), ("no codecs held to a rate", plain_rules()),
-            ("nor a trellis, but grids of 2 bits", plain_rules([*GRIDS, *PLAIN[2:]])), ("rounding to nearest", "gptq: false\n"),
+            ("nor a trellis, but grids", plain_rules(GRIDS)), ("rounding to nearest", "gptq: false\n"),
             ("errors of all layers count alike", "probes: false\n"), ("and experts learn", "distill: {logits: none}\n"),
             ("and norms and scales too, from predictions", "distill: {}\n"), ("and weights and codes", "distill: {logits: all}\n"))
 

@@ -29,7 +29,7 @@ for name, codec in (
         ("integer_of_no_bits", {"element": 3}), ("integer_of_7_bits", {**INT, "bits": 7}),
         ("integer_of_1_bit", {**INT, "bits": 1}),
         ("group_of_17", {**INT, "group_size": 17}), ("group_of_8", {**INT, "group_size": 8}),
-        ("trellis_of_3_bits", {**TRELLIS, "bits": 3}), ("trellis_with_minimum", {**TRELLIS, "has_min": 1}),
+        ("trellis_of_8_bits", {**TRELLIS, "bits": 8}), ("trellis_of_no_bits", {**TRELLIS, "bits": 0}), ("trellis_with_minimum", {**TRELLIS, "has_min": 1}),
         ("trellis_with_mask", {**TRELLIS, "sparsity": 1, "kept_per_row": 5}), ("trellis_group_of_17", {**TRELLIS, "group_size": 17}),
         ("float_with_bits", {**FLOAT, "bits": 4}),
         ("float_with_minimum", {**FLOAT, "has_min": 1}), ("float_with_groups", {**FLOAT, "group_size": 16}),

@@ -13,7 +13,7 @@ def check_codec(c):
     if c["element"] == 3:
         must(c["bits"] in PLANES and c["group_size"] in (0, 16, 32, 64, 128, 256), "R-601", "bits or group size")
     elif c["element"] == 4:
-        must(c["bits"] == 2 and c["group_size"] in (0, 16, 32, 64, 128, 256), "R-601", "bits or group size of a trellis")
+        must(2 <= c["bits"] <= 6 and c["group_size"] in (0, 16, 32, 64, 128, 256), "R-601", "bits or group size of a trellis")
         must(c["has_min"] == c["sparsity"] == 0, "R-601", "minimum or mask of a trellis")
     else:
         must(c["bits"] == c["has_min"] == c["group_size"] == 0, "R-601", "integer fields of a float codec")

@@ -158,6 +158,23 @@ TEST(Recipe, PruningPutsSparsityOnEveryCandidateOfItsTargets) {
   EXPECT_EQ(ChoiceFor(*recipe, Tensor("layers.0.q_proj", 250, 250), kStored).status().code(), ErrorCode::kRecipe);
 }
 
+TEST(Recipe, WhatIsPrunedIsOfferedNoTrellis) {
+  const auto recipe = ParseRecipe("version: 1\nprune: {sparsity: 0.5}\n", "r");
+  ASSERT_TRUE(recipe.ok());
+  const auto trellises = [&recipe](const TensorRef& tensor) {
+    const auto choice = ChoiceFor(*recipe, tensor, kStored);
+    EXPECT_TRUE(choice.ok());
+    for (const RatedCodec& candidate : choice->candidates) EXPECT_TRUE(ValidateCodec(candidate.codec).ok()) << candidate.Name();
+    return std::count_if(choice->candidates.begin(), choice->candidates.end(),
+                         [](const RatedCodec& c) { return c.codec.element == Element::kTrellis; });
+  };
+  EXPECT_EQ(trellises(ExpertTensor("layers.0.experts.1.up_proj")), 0);
+  EXPECT_GT(trellises(Tensor("layers.0.q_proj", 256, 256)), 0);
+  const auto named = ParseRecipe("version: 1\ndefaults: {codec: t4g64}\nprune: {sparsity: 0.5}\n", "r");
+  ASSERT_TRUE(named.ok());
+  EXPECT_EQ(ChoiceFor(*named, ExpertTensor("layers.0.experts.1.up_proj"), kStored).status().code(), ErrorCode::kRecipe);
+}
+
 TEST(Recipe, FloatCodecsApplyToEverything) {
   const Recipe recipe = *RecipeForCodec("f32");
   EXPECT_EQ(ChoiceFor(recipe, Tensor("layers.0.router", 64, 256, TensorRole::kRouter), kStored)->candidates.front().Name(),

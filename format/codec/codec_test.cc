@@ -31,14 +31,17 @@ TEST(CodecName, RoundTripsAndIsTheDocumentedSpelling) {
 TEST(CodecName, RefusesWhatIsNotACodec) {
   for (const char* name :
        {"", "f64", "i7g64", "i4", "i4g", "i4g48", "i4g064", "i4g64 ", "I4g64", "i4g64+", "i4g64+keep0", "i4rg64",
-        "i4g64+4:4", "i4g64+0:4", "i4g64+2:5", "f32m", "i1g64", "bf16+keep9999999999", "i4gm64"}) {
+        "i4g64+4:4", "i4g64+0:4", "i4g64+2:5", "f32m", "i1g64", "bf16+keep9999999999", "i4gm64", "t8g64", "t1g64", "t4mg64", "t4g64+2:4", "t4"}) {
     EXPECT_EQ(ParseCodec(name).status().code(), ErrorCode::kRecipe) << name;
   }
 }
 
 TEST(CodecValidate, RefusesFieldsOutsideTheirDocumentedValues) {
   const auto refused = [](Codec codec) { return ValidateCodec(codec).code() == ErrorCode::kMalformed; };
-  EXPECT_TRUE(refused({.element = static_cast<Element>(4)}));
+  EXPECT_TRUE(refused({.element = static_cast<Element>(5)}));
+  for (uint8_t bits : {0, 1, 7, 8}) EXPECT_TRUE(refused({.element = Element::kTrellis, .bits = bits}));
+  EXPECT_TRUE(refused({.element = Element::kTrellis, .bits = 4, .has_min = true}));
+  EXPECT_TRUE(refused({.element = Element::kTrellis, .sparsity = Sparsity::kNM, .bits = 4, .n = 2, .m = 4}));
   EXPECT_TRUE(refused({.sparsity = static_cast<Sparsity>(3)}));
   EXPECT_TRUE(refused({.element = Element::kF32, .bits = 4}));
   EXPECT_TRUE(refused({.element = Element::kBf16, .has_min = true}));
@@ -50,6 +53,31 @@ TEST(CodecValidate, RefusesFieldsOutsideTheirDocumentedValues) {
   EXPECT_TRUE(refused({.sparsity = Sparsity::kBitmask, .kept_per_row = 4, .n = 2}));
   EXPECT_TRUE(refused({.sparsity = Sparsity::kNM, .kept_per_row = 4, .n = 2, .m = 4}));
   EXPECT_TRUE(refused({.sparsity = Sparsity::kNM, .n = 2, .m = 6}));
+}
+
+// The examples of format/SPEC.md, section 7.
+TEST(CodecTrellis, DecodesTheExamplesOfTheSpecification) {
+  struct Example {
+    const char *name, *plain;
+    std::vector<float> values;
+  };
+  const Example examples[] = {
+      {"t2r", "390d003c", {-49, -47, 32, 40, 56, 50}},
+      {"t3r", "9c0315003c", {-63, 41, 11, 3, -46}},
+      {"t4r", "e107003c", {-88, 12, 12}},
+      {"t5r", "f00801003c", {-117, -49, 35}},
+      {"t6r", "f00839003c", {-58, 20, -12}},
+  };
+  for (const Example& example : examples) {
+    Bytes plain;
+    for (const char* hex = example.plain; *hex != 0; hex += 2) {
+      plain.push_back(static_cast<uint8_t>(std::stoul(std::string(hex, 2), nullptr, 16)));
+    }
+    std::vector<float> out(example.values.size());
+    const Status status = DecodePlain(*ParseCodec(example.name), {1, out.size()}, plain, out);
+    EXPECT_TRUE(status.ok()) << example.name << ": " << status.message();
+    EXPECT_EQ(out, example.values) << example.name;
+  }
 }
 
 TEST(CodecSizes, ArePlainArithmetic) {

@@ -137,6 +137,7 @@ CODECS = {
     "i5g32": {"element": 3, "bits": 5, "group_size": 32},
     "i6mr+3:8": {"element": 3, "bits": 6, "has_min": 1, "sparsity": 2, "n": 3, "m": 8},
     "i2r": {"element": 3, "bits": 2}, "t2g16": {"element": 4, "bits": 2, "group_size": 16},
+    "t3r": {"element": 4, "bits": 3}, "t5g16": {"element": 4, "bits": 5, "group_size": 16},
 }
 
 
@@ -225,9 +226,9 @@ def make_model():
     gated = lambda *c: [(0, c[0], 8, 16), (1, c[1], 8, 16), (2, c[2], 16, 8)]
     plain = lambda width, *c: [(1, c[0], width, 16), (2, c[1], 16, width)]
     table0 = [make_unit(rng, gated("i8r", "bf16+2:4", "i3mr+keep5")), make_unit(rng, gated("i5g32", "i6mr+3:8", "i2r")),
-              make_unit(rng, gated("f32", "f16", "bf16"), cut=700), make_unit(rng, gated("i4g16", "i4g16", "i4g16"))]
+              make_unit(rng, gated("f32", "f16", "bf16"), cut=700), make_unit(rng, gated("i4g16", "t5g16", "i4g16"))]
     table1 = [make_unit(rng, plain(8, "bf16", "bf16"), zstd=True), make_unit(rng, plain(12, "i4g16", "f16+keep7")),
-              make_unit(rng, plain(8, "t2g16", "i2r"))]
+              make_unit(rng, plain(8, "t2g16", "t3r"))]
     entries = lambda *lists: [{"variants": [{"physical": u} for u in units]} for units in lists]
     return {"program": program, "tokenizer": make_tokenizer(), "provenance": b"{}", "dense": {"version": 1, "units": dense},
             "experts": [{"version": 1, "experts": entries([0, 3], [1], [2], [2]), "units": table0},

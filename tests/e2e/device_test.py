@@ -3,7 +3,7 @@ import json
 import shutil
 import subprocess
 
-from harness import SOURCE, TRUST, WORK, Case, run
+from harness import CODECS, SOURCE, TRUST, WORK, Case, run
 
 DEVICE = SOURCE / "build/device-aarch64/bin"
 PROMPT = "In the beginning"
@@ -28,7 +28,7 @@ class Device(Case):
         self.assertEqual(self.device("moepack-verify", self.dir / "d.moeb", "--trust", TRUST, expect=4), "")
 
     def test_same_tokens_as_here(self):
-        for codec in ("f32", "i8g64", "i4g64", "t2g128"):
+        for codec in CODECS:
             args = ("generate", WORK / f"wren-{codec}.moeb", "--trust", TRUST, "--prompt", PROMPT, "-n", 16, "--json")
             there = json.loads(self.device("moepack-run", *args, "--threads", 1))
             self.assertEqual(there["tokens"], run("run", *args).json()["tokens"], codec)

@@ -16,6 +16,8 @@ WREN = SOURCE / "examples/wren/model"
 TEXT = SOURCE / "examples/wren/text"
 GOLDEN = SOURCE / "tests/golden"
 TRUST = WORK / "trust.json"
+# Bundles that prepare.py makes of wren; "trellis" has one of every width.
+CODECS = ("f32", "i8g64", "i4g64", "trellis")
 CHECKPOINTS = sorted(path.parent.name for path in GOLDEN.glob("*/golden.json"))
 
 

@@ -1,9 +1,8 @@
 """The runtime computes what the forward computes on the dequantized weights, however it is run."""
 import json
 
-from harness import GOLDEN, TRUST, WORK, WREN, Case, floats, largest_difference, run
+from harness import CODECS, GOLDEN, TRUST, WORK, WREN, Case, floats, largest_difference, run
 
-CODECS = ("f32", "i8g64", "i4g64", "t2g128")
 PROMPT = "The President said to the Congress that"
 
 

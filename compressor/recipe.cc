@@ -9,19 +9,15 @@
 namespace moepack {
 namespace {
 
-Codec Trellis(uint8_t bits, uint16_t group) {
-  return {.element = Element::kTrellis, .bits = bits, .group_size = group};
-}
+Codec Trellis(uint8_t bits, uint16_t group) { return {.element = Element::kTrellis, .bits = bits, .group_size = group}; }
 
-Codec GroupInt(uint8_t bits, uint16_t group) {
-  return {.element = Element::kGroupInt, .bits = bits, .group_size = group};
-}
+Codec GroupInt(uint8_t bits, uint16_t group) { return {.element = Element::kGroupInt, .bits = bits, .group_size = group}; }
 
 // Candidates from 2 to 8 bits; `floor` leaves out everything with fewer bits. Wide groups: under GPTQ a finer scale buys
 // less than the same bytes spent on codes. Up to 6 bits a trellis loses less than any grid of its bytes; it has no mask, so
 // what is pruned gets grids.
 std::vector<RatedCodec> BuiltInCandidates(int floor, bool pruned) {
-  static const Codec kDense[] = {Trellis(2, 128), Trellis(2, 64),  Trellis(3, 128),  Trellis(3, 64),   Trellis(4, 128),
+  static const Codec kDense[] = {Trellis(2, 128), Trellis(2, 64),  Trellis(3, 128), Trellis(3, 64),   Trellis(4, 128),
                                  Trellis(4, 64),  Trellis(5, 128), Trellis(6, 128), GroupInt(8, 128), GroupInt(8, 64)};
   static const Codec kPruned[] = {GroupInt(3, 128), GroupInt(3, 64),  GroupInt(4, 128), GroupInt(4, 64),
                                   GroupInt(4, 32),  GroupInt(5, 128), GroupInt(5, 64),  GroupInt(6, 128),
@@ -244,7 +240,8 @@ Result<Choice> ChoiceFor(const Recipe& recipe, const TensorRef& tensor, const Co
     codec = *sparse;
   }
   if (choice->candidates.empty()) {
-    return Status(ErrorCode::kRecipe, "prune: " + tensor.name + " has only candidates with a rate or of a trellis, which cannot be pruned");
+    return Status(ErrorCode::kRecipe,
+                  "prune: " + tensor.name + " has only candidates with a rate or of a trellis, which cannot be pruned");
   }
   return *choice;
 }

@@ -164,7 +164,8 @@ TEST(Recipe, WhatIsPrunedIsOfferedNoTrellis) {
   const auto trellises = [&recipe](const TensorRef& tensor) {
     const auto choice = ChoiceFor(*recipe, tensor, kStored);
     EXPECT_TRUE(choice.ok());
-    for (const RatedCodec& candidate : choice->candidates) EXPECT_TRUE(ValidateCodec(candidate.codec).ok()) << candidate.Name();
+    for (const RatedCodec& candidate : choice->candidates)
+      EXPECT_TRUE(ValidateCodec(candidate.codec).ok()) << candidate.Name();
     return std::count_if(choice->candidates.begin(), choice->candidates.end(),
                          [](const RatedCodec& c) { return c.codec.element == Element::kTrellis; });
   };

@@ -114,13 +114,15 @@ void Learner::StepGroup(size_t row, size_t group, const Matrix& gradient, const 
   float d_scale = 0, d_min = 0;
   const bool trellis = codec.element == Element::kTrellis;
   uint32_t window = 0;
-  for (size_t i = std::max(row * cols, begin - std::min<size_t>(begin, TrellisSpan(codec.bits) - 1)); trellis && i < begin; ++i)
+  for (size_t i = std::max(row * cols, begin - std::min<size_t>(begin, TrellisSpan(codec.bits) - 1)); trellis && i < begin;
+       ++i)
     window = NextTrellisWindow(codec.bits, window, encoded.codes[i]);
   for (size_t i = begin; i < end; ++i) {
     if (!Kept(encoded, i)) continue;
     const float d = gradient.data()[i];
     window = NextTrellisWindow(codec.bits, window, encoded.codes[i]);
-    d_scale += d * (trellis ? static_cast<float>(TrellisValue(codec.bits, window)) : static_cast<float>(encoded.codes[i]) - offset);
+    d_scale +=
+        d * (trellis ? static_cast<float>(TrellisValue(codec.bits, window)) : static_cast<float>(encoded.codes[i]) - offset);
     d_min += d;
     if (latent_.empty()) continue;
     const float move = static_cast<float>(size.codes) * adam_.Move(i, d * scale, size);

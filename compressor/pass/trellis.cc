@@ -9,10 +9,10 @@ namespace moepack {
 // What a window leaves to the next one is a state. Windows are (state, branch): the branches of a state are the windows that
 // lead to it.
 struct TrellisTables {
-  alignas(64) float values[kTrellisWindows];        // [branches, states]
-  uint16_t from[kTrellisWindows];                   // [branches, states] the state that a window was entered from
-  uint16_t state_of[kTrellisWindows];               // of a window
-  uint8_t code[kTrellisWindows];                    // [branches, states] the newest code of a window
+  alignas(64) float values[kTrellisWindows];  // [branches, states]
+  uint16_t from[kTrellisWindows];             // [branches, states] the state that a window was entered from
+  uint16_t state_of[kTrellisWindows];         // of a window
+  uint8_t code[kTrellisWindows];              // [branches, states] the newest code of a window
   size_t states, branches;
   double energy = 0;  // mean square of the values
   explicit TrellisTables(int bits) : states(kTrellisWindows >> bits), branches(size_t{1} << bits) {
@@ -45,7 +45,8 @@ namespace {
 constexpr float kUnreachable = 1e30f;
 
 const TrellisTables& TablesOf(int bits) {
-  static const TrellisTables tables[] = {TrellisTables(2), TrellisTables(3), TrellisTables(4), TrellisTables(5), TrellisTables(6)};
+  static const TrellisTables tables[] = {TrellisTables(2), TrellisTables(3), TrellisTables(4), TrellisTables(5),
+                                         TrellisTables(6)};
   return tables[std::clamp(bits, 2, 6) - 2];
 }
 
@@ -74,8 +75,8 @@ inline __attribute__((always_inline)) void StepLanes(const TrellisTables& tables
   }
 }
 
-inline __attribute__((always_inline)) void StepBits(int bits, const TrellisTables& tables, const float* arriving, float target,
-                                                    float weight, float* next) {
+inline __attribute__((always_inline)) void StepBits(int bits, const TrellisTables& tables, const float* arriving,
+                                                    float target, float weight, float* next) {
   if (bits == 2) return StepLanes<2>(tables, arriving, target, weight, next);
   if (bits == 3) return StepLanes<3>(tables, arriving, target, weight, next);
   if (bits == 4) return StepLanes<4>(tables, arriving, target, weight, next);
@@ -120,7 +121,8 @@ void TrellisSearch::Find(std::span<const float> targets, std::span<const float> 
   }
   const std::array<float, kMostStates>& last = costs_[targets.size()];
   size_t state = end ? tables_.state_of[*end]
-                     : static_cast<size_t>(std::min_element(last.begin(), last.begin() + static_cast<ptrdiff_t>(states)) - last.begin());
+                     : static_cast<size_t>(std::min_element(last.begin(), last.begin() + static_cast<ptrdiff_t>(states)) -
+                                           last.begin());
   for (size_t c = targets.size(); c-- > 0;) {
     size_t best = 0;
     float least = 0;

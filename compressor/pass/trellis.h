@@ -20,10 +20,10 @@ class TrellisSearch {
   explicit TrellisSearch(int bits);
 
   // Chooses codes of consecutive columns that come after `window` (format/codec/codec.h) to minimise
-  // sum_j importance_j (targets_j - value_j)^2. Targets are in units of the scale. `end`: a window that codes behind the last
-  // column must find as if it had been theirs, or none; needs TrellisSpan(bits) - 1 columns at least.
-  void Find(std::span<const float> targets, std::span<const float> importance, uint32_t window,
-            std::optional<uint32_t> end, std::span<uint8_t> codes);
+  // sum_j importance_j (targets_j - value_j)^2. Targets are in units of the scale. `end`: a window that codes behind the
+  // last column must find as if it had been theirs, or none; needs TrellisSpan(bits) - 1 columns at least.
+  void Find(std::span<const float> targets, std::span<const float> importance, uint32_t window, std::optional<uint32_t> end,
+            std::span<uint8_t> codes);
 
   // The scale of a group whose codes come after `window`, exactly representable in f16: the best of a line of multiples of
   // the weights' spread, refined by least squares for its codes. importance: one non-negative number a weight; all zero

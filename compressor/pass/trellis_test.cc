@@ -113,8 +113,8 @@ TEST(TrellisRows, ZerosAndShortGroups) {
 // Inputs that depend on each other: the passes must use what the Hessian tells.
 TEST(TrellisRows, FeedbackAndSweepsLowerTheLossUnderTheHessian) {
   constexpr Eigen::Index kRows = 16, kCols = 130;
-  const Matrix weights = RandomRows(kRows, kCols, 7), inputs = RandomRows(400, 12, 8) * RandomRows(12, kCols, 9) * 2500 +
-                                                                 RandomRows(400, kCols, 10) * 10;
+  const Matrix weights = RandomRows(kRows, kCols, 7),
+               inputs = RandomRows(400, 12, 8) * RandomRows(12, kCols, 9) * 2500 + RandomRows(400, kCols, 10) * 10;
   const Matrix hessian = inputs.transpose() * inputs;
   const auto factor = FactorHessian(hessian);
   ASSERT_TRUE(factor.ok());

@@ -30,8 +30,9 @@ TEST(CodecName, RoundTripsAndIsTheDocumentedSpelling) {
 
 TEST(CodecName, RefusesWhatIsNotACodec) {
   for (const char* name :
-       {"", "f64", "i7g64", "i4", "i4g", "i4g48", "i4g064", "i4g64 ", "I4g64", "i4g64+", "i4g64+keep0", "i4rg64",
-        "i4g64+4:4", "i4g64+0:4", "i4g64+2:5", "f32m", "i1g64", "bf16+keep9999999999", "i4gm64", "t8g64", "t1g64", "t4mg64", "t4g64+2:4", "t4"}) {
+       {"",       "f64",         "i7g64",  "i4",        "i4g",       "i4g48",     "i4g064", "i4g64 ", "I4g64",
+        "i4g64+", "i4g64+keep0", "i4rg64", "i4g64+4:4", "i4g64+0:4", "i4g64+2:5", "f32m",   "i1g64",  "bf16+keep9999999999",
+        "i4gm64", "t8g64",       "t1g64",  "t4mg64",    "t4g64+2:4", "t4"}) {
     EXPECT_EQ(ParseCodec(name).status().code(), ErrorCode::kRecipe) << name;
   }
 }

@@ -154,8 +154,7 @@ struct Avx2 {
           first && half == 0 ? _mm_slli_si128(now, 1) : _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes - 1));
       if constexpr (HighBits(kBits) == 4) {
         // A 16-bit lane for each byte and the one before it.
-        const __m256i pairs =
-            _mm256_or_si256(_mm256_cvtepu8_epi16(last), _mm256_slli_epi16(_mm256_cvtepu8_epi16(now), 8));
+        const __m256i pairs = _mm256_or_si256(_mm256_cvtepu8_epi16(last), _mm256_slli_epi16(_mm256_cvtepu8_epi16(now), 8));
         windows.even[half] = _mm256_and_si256(_mm256_srli_epi16(pairs, 12 - kWindow), mask);
         windows.odd[half] = _mm256_and_si256(_mm256_srli_epi16(pairs, 16 - kWindow), mask);
       } else {
@@ -163,9 +162,11 @@ struct Avx2 {
         const __m256i once = _mm256_cvtepu16_epi32(_mm_unpacklo_epi8(last, now));
         const __m256i pairs = _mm256_or_si256(once, _mm256_slli_epi32(once, 16));
         windows.even[half] = _mm256_and_si256(
-            _mm256_blend_epi16(_mm256_srli_epi16(pairs, 10 - kWindow), _mm256_srli_epi16(pairs, 14 - kWindow), kOddLanes), mask);
+            _mm256_blend_epi16(_mm256_srli_epi16(pairs, 10 - kWindow), _mm256_srli_epi16(pairs, 14 - kWindow), kOddLanes),
+            mask);
         windows.odd[half] = _mm256_and_si256(
-            _mm256_blend_epi16(_mm256_srli_epi16(pairs, 12 - kWindow), _mm256_srli_epi16(pairs, 16 - kWindow), kOddLanes), mask);
+            _mm256_blend_epi16(_mm256_srli_epi16(pairs, 12 - kWindow), _mm256_srli_epi16(pairs, 16 - kWindow), kOddLanes),
+            mask);
       }
     }
     return windows;
@@ -297,8 +298,7 @@ struct Avx2 {
         for (size_t half = 0; half < 2; ++half) {
           const __m256 scale = kWhole ? _mm256_set1_ps(*first) : HalfScales(first, group.up, half, lane_groups);
           for (int t = 0; t < T; ++t) {
-            const __m256i dot =
-                DotHalf<Source::kCentre>(codes, half, in[t] + b * kBlock, centres[t] + b * (kBlock / 4));
+            const __m256i dot = DotHalf<Source::kCentre>(codes, half, in[t] + b * kBlock, centres[t] + b * (kBlock / 4));
             sum[r][t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), scale, sum[r][t]);
           }
         }

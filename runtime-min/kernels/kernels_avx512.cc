@@ -154,7 +154,8 @@ struct Avx512 {
     if (first) {
       constexpr uint64_t kNothingBefore = ~uint64_t{5};
       const __m512i bytes = _mm512_castsi128_si512(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-      return _mm512_maskz_permutexvar_epi8(_cvtu64_mask64(kNothingBefore), _mm512_sub_epi8(order, _mm512_set1_epi8(1)), bytes);
+      return _mm512_maskz_permutexvar_epi8(_cvtu64_mask64(kNothingBefore), _mm512_sub_epi8(order, _mm512_set1_epi8(1)),
+                                           bytes);
     }
     return _mm512_permutexvar_epi8(order,
                                    _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p - 1))));

@@ -142,7 +142,8 @@ struct Neon {
       for (size_t q = 0; q < kQuarters; ++q) bytes.v[q] = Products{low.v[q], high.v[q]}.Means();
     }
     Codes codes;
-    for (size_t q = 0; q < kQuarters; ++q) codes.v[q] = vreinterpretq_s8_u8(veorq_u8(bytes.v[q], vdupq_n_u8(kTrellisCentre)));
+    for (size_t q = 0; q < kQuarters; ++q)
+      codes.v[q] = vreinterpretq_s8_u8(veorq_u8(bytes.v[q], vdupq_n_u8(kTrellisCentre)));
     return codes;
   }
 

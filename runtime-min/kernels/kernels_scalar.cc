@@ -87,8 +87,9 @@ const KernelSet kScalarKernels = {
     .isa = Isa::kScalar,
     .supported = [] { return true; },
     .order = Order::kColumns,
-    .matmul = {kF32, kBf16, kF16, MatMulInt, MatMulInt, MatMulInt, MatMulInt, MatMulInt, MatMulInt, kF32, kBf16, kF16,
-               MatMulInt, MatMulInt, MatMulInt, MatMulInt, MatMulInt, MatMulInt, MatMulInt, MatMulInt, MatMulInt, MatMulInt, MatMulInt},
+    .matmul = {kF32,      kBf16,     kF16,      MatMulInt, MatMulInt, MatMulInt, MatMulInt, MatMulInt,
+               MatMulInt, kF32,      kBf16,     kF16,      MatMulInt, MatMulInt, MatMulInt, MatMulInt,
+               MatMulInt, MatMulInt, MatMulInt, MatMulInt, MatMulInt, MatMulInt, MatMulInt},
 };
 
 }  // namespace moepack::kernels

@@ -3,8 +3,9 @@
 //
 // Up to kTileRows rows are multiplied with batches of kTokenBatch tokens, panel of columns by panel. With several tokens a
 // panel of codes is unpacked once into a buffer that stays in the first-level cache, as are the few rows that are no whole
-// tile; with one token codes go from memory through registers, and the rows to come are asked for ahead. Both give the same bits: integer dots are exact, and each
-// (row, token) has its own float accumulator that takes the same terms in the same order.
+// tile; with one token codes go from memory through registers, and the rows to come are asked for ahead. Both give the same
+// bits: integer dots are exact, and each (row, token) has its own float accumulator that takes the same terms in the same
+// order.
 //
 // Ops provides:
 //   kLanes, kTileTokens        floats of an accumulator; tokens multiplied at a time
@@ -12,8 +13,8 @@
 //   Codes                      a block of codes in registers
 //   LoadPlanes<kBits>(p0, p1)  -> Codes: a block of centred codes from its planes
 //   kCentresSums, LoadRaw<kBits>(p0, p1), LoadRawTrellis<kBits>(p0, p1, first)   when true: a block of codes as they are;
-//                              DotCodes begins its integer sums with what centring takes away (ActivationView::centres), which
-//                              gives the same integers
+//                              DotCodes begins its integer sums with what centring takes away (ActivationView::centres),
+//                              which gives the same integers
 //   LoadTrellis<kBits>(p0, p1, first)  -> Codes: values of a block of a trellis, which depend on the byte in front of each
 //                              plane's unless the block is the first of its row
 //   LoadCodes(p), StoreCodes(p, codes)
@@ -182,8 +183,9 @@ struct FloatSource {
 
 // One for the codecs of all bits: inlined into each, these loops would be half of the device program's kernels.
 template <class Ops, int R, int T>
-__attribute__((noinline)) void DotBuffer(const BufferSource<Ops, R>& codes, GroupIndex group, const float (*scales)[kPanelScales],
-                                         const ActivationView& x, const Span& span, float* acc) {
+__attribute__((noinline)) void DotBuffer(const BufferSource<Ops, R>& codes, GroupIndex group,
+                                         const float (*scales)[kPanelScales], const ActivationView& x, const Span& span,
+                                         float* acc) {
   Ops::template DotCodes<R, T>(codes, group, scales, x, span, acc);
 }
 
@@ -240,7 +242,8 @@ class IntTile {
     }
     if constexpr (kTrellis) {
       if (R == kTileRows && tokens == 1) {
-        Dot<R>(TrellisSource<Ops, kBits, R, Ops::kCentresSums>{Planes<R, Ops::kCentresSums>(row, col), col == 0}, scales_, span, tokens);
+        Dot<R>(TrellisSource<Ops, kBits, R, Ops::kCentresSums>{Planes<R, Ops::kCentresSums>(row, col), col == 0}, scales_,
+               span, tokens);
       } else {
         Dot<R>(TrellisSource<Ops, kBits, R, false>{Planes<R, false>(row, col), col == 0}, scales_, span, tokens);
       }

@@ -196,5 +196,6 @@ int Run(int threads, const std::string& codecs) {
 
 int main(int argc, char** argv) {
   const int threads = argc > 1 ? std::atoi(argv[1]) : 2;
-  return moepack::Run(threads, argc > 2 ? argv[2] : "i8g64,i6g64,i5g64,i4g64,i4mg64,i4mg32,i3g64,i3mg64,i2mg32,t2g128,t3g128,t4g128,t5g128,t6g128,bf16");
+  const char* all = "i8g64,i6g64,i5g64,i4g64,i4mg64,i4mg32,i3g64,i3mg64,i2mg32,t6g128,t5g128,t4g128,t3g128,t2g128,bf16";
+  return moepack::Run(threads, argc > 2 ? argv[2] : all);
 }

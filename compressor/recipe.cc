@@ -19,8 +19,8 @@ Codec GroupInt(uint8_t bits, uint16_t group) { return {.element = Element::kGrou
 std::vector<RatedCodec> BuiltInCandidates(int floor, bool pruned) {
   static const Codec kDense[] = {Trellis(2, 128), Trellis(2, 64),  Trellis(3, 128), Trellis(3, 64),   Trellis(4, 128),
                                  Trellis(4, 64),  Trellis(5, 128), Trellis(6, 128), GroupInt(8, 128), GroupInt(8, 64)};
-  static const Codec kPruned[] = {GroupInt(3, 128), GroupInt(3, 64),  GroupInt(4, 128), GroupInt(4, 64),
-                                  GroupInt(4, 32),  GroupInt(5, 128), GroupInt(5, 64),  GroupInt(6, 128),
+  static const Codec kPruned[] = {GroupInt(2, 128), GroupInt(2, 64),  GroupInt(3, 128), GroupInt(3, 64), GroupInt(4, 128),
+                                  GroupInt(4, 64),  GroupInt(4, 32),  GroupInt(5, 128), GroupInt(5, 64), GroupInt(6, 128),
                                   GroupInt(6, 64),  GroupInt(8, 128), GroupInt(8, 64)};
   std::vector<RatedCodec> out;
   for (const Codec& codec : pruned ? std::span<const Codec>(kPruned) : std::span<const Codec>(kDense)) {

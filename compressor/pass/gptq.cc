@@ -55,7 +55,7 @@ class RowEncoder {
         is_int_(codec_.element == Element::kGroupInt),
         is_trellis_(codec_.element == Element::kTrellis),
         search_(codec_.bits, codec_.has_min),
-        trellis_(codec_.bits),
+        trellis_(is_trellis_ ? codec_.bits : 2),
         grids_(rows_ * groups_),
         codes_(rows_ * cols_),
         values_(rows_, cols_) {}
@@ -175,12 +175,10 @@ class RowEncoder {
     }
   }
 
-  // The best path through kCommitted columns given all other weights of the row, kept when the loss really falls. What lies
-  // behind stays, so the path also decides the values of the next columns whose windows it is in.
+  // The best path through kCommitted columns given all other weights of the row, kept when the loss really falls. Windows
+  // behind stay as they are, so the path goes on through the columns whose windows it is in.
   bool MovePath(size_t r, size_t begin, float* gradient) {
-    const size_t reach = TrellisSpan(codec_.bits) - 1;
-    const size_t stay = std::min(reach, cols_ - std::min(begin + kCommitted, cols_));
-    const size_t size = std::min(kCommitted, cols_ - begin) + stay, end = begin + size;
+    const size_t end = std::min(begin + kCommitted + TrellisSpan(codec_.bits) - 1, cols_), size = end - begin;
     constexpr size_t kMost = kCommitted + TrellisSpan(2);
     float targets[kMost], weights[kMost], old[kMost];
     uint8_t codes[kMost], old_codes[kMost];
@@ -192,12 +190,7 @@ class RowEncoder {
       targets[i] = scale > 0 ? (old[i] + gradient[c] / h) / scale : 0.0f;
       weights[i] = h * scale * scale;
     }
-    std::optional<uint32_t> last;
-    if (stay == reach) {
-      last = WindowBefore(r, end);
-    } else if (stay > 0) {
-      return false;  // a few columns at the end of a row, whose last codes are not a whole state
-    }
+    const std::optional<uint32_t> last = end < cols_ ? std::optional<uint32_t>(WindowBefore(r, end)) : std::nullopt;
     trellis_.Find({targets, size}, {weights, size}, WindowBefore(r, begin), last, {codes, size});
     if (std::equal(codes, codes + size, old_codes)) return false;
     std::copy_n(codes, size, codes_.begin() + static_cast<ptrdiff_t>(r * cols_ + begin));

@@ -47,7 +47,7 @@ constexpr float kUnreachable = 1e30f;
 const TrellisTables& TablesOf(int bits) {
   static const TrellisTables tables[] = {TrellisTables(2), TrellisTables(3), TrellisTables(4), TrellisTables(5),
                                          TrellisTables(6)};
-  return tables[std::clamp(bits, 2, 6) - 2];
+  return tables[bits - 2];
 }
 
 using Lanes = float __attribute__((vector_size(32)));

@@ -20,8 +20,9 @@ class TrellisSearch {
   explicit TrellisSearch(int bits);
 
   // Chooses codes of consecutive columns that come after `window` (format/codec/codec.h) to minimise
-  // sum_j importance_j (targets_j - value_j)^2. Targets are in units of the scale. `end`: a window that codes behind the
-  // last column must find as if it had been theirs, or none; needs TrellisSpan(bits) - 1 columns at least.
+  // sum_j importance_j (targets_j - value_j)^2. Targets are in units of the scale. `end`: a window, or none. All
+  // columns that follow then have the windows they would have after `end`; what leaves `end` with the next column does not
+  // count. Needs TrellisSpan(bits) - 1 columns at least.
   void Find(std::span<const float> targets, std::span<const float> importance, uint32_t window, std::optional<uint32_t> end,
             std::span<uint8_t> codes);
 

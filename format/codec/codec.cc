@@ -139,8 +139,8 @@ Result<Codec> ParseCodec(std::string_view name) {
   if (ParseElement(&in, &codec) && ParseSparsity(&in, &codec) && in.done() && ValidateCodec(codec).ok()) return codec;
   return Status(ErrorCode::kRecipe,
                 "codec '" + std::string(name.substr(0, 64)) +
-                    "' is not known: use f32, bf16, f16, or iB[m]gG / iB[m]r / t2gG / t2r with B of 2 3 4 5 6 8 and G of "
-                    "16 32 64 128 256, and for sparse ones +keepK or +N:M with M of 4 8 16");
+                    "' is not known: use f32, bf16, f16, iB[m]gG / iB[m]r with B of 2 3 4 5 6 8, or tBgG / tBr with B of "
+                    "2 to 6, G of 16 32 64 128 256, and for sparse ones +keepK or +N:M with M of 4 8 16");
 }
 
 Status ValidateCodec(const Codec& codec) {

@@ -56,31 +56,6 @@ TEST(CodecValidate, RefusesFieldsOutsideTheirDocumentedValues) {
   EXPECT_TRUE(refused({.sparsity = Sparsity::kNM, .n = 2, .m = 6}));
 }
 
-// The examples of format/SPEC.md, section 7.
-TEST(CodecTrellis, DecodesTheExamplesOfTheSpecification) {
-  struct Example {
-    const char *name, *plain;
-    std::vector<float> values;
-  };
-  const Example examples[] = {
-      {"t2r", "390d003c", {-49, -47, 32, 40, 56, 50}},
-      {"t3r", "9c0315003c", {-63, 41, 11, 3, -46}},
-      {"t4r", "e107003c", {-88, 12, 12}},
-      {"t5r", "f00801003c", {-117, -49, 35}},
-      {"t6r", "f00839003c", {-58, 20, -12}},
-  };
-  for (const Example& example : examples) {
-    Bytes plain;
-    for (const char* hex = example.plain; *hex != 0; hex += 2) {
-      plain.push_back(static_cast<uint8_t>(std::stoul(std::string(hex, 2), nullptr, 16)));
-    }
-    std::vector<float> out(example.values.size());
-    const Status status = DecodePlain(*ParseCodec(example.name), {1, out.size()}, plain, out);
-    EXPECT_TRUE(status.ok()) << example.name << ": " << status.message();
-    EXPECT_EQ(out, example.values) << example.name;
-  }
-}
-
 TEST(CodecSizes, ArePlainArithmetic) {
   const auto plain = [](const char* name, uint64_t rows, uint64_t cols) {
     return PlainBytes(*ParseCodec(name), {rows, cols}).value();

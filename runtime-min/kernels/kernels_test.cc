@@ -116,8 +116,9 @@ TEST(Kernels, EveryKernelAgreesWithFloat64) {
 // Rows longer than a panel of any kernel, more tokens than a batch of any kernel.
 TEST(Kernels, LongRowsAndManyTokens) {
   uint32_t seed = 100;
-  for (const char* name : {"t2g64", "t2r", "i4g64", "i4mg16", "i3mr", "i8r", "i8mr", "i5mg256", "i6g128+keep4000", "i2mg32+keep1500",
-                           "i8mr+1:4", "f32", "bf16", "f16+keep2049", "f32+3:4"}) {
+  for (const char* name :
+       {"t2g64", "t2r", "t3g64", "t4r", "t5g128", "t6g16", "i4g64", "i4mg16", "i3mr", "i8r", "i8mr", "i5mg256",
+        "i6g128+keep4000", "i2mg32+keep1500", "i8mr+1:4", "f32", "bf16", "f16+keep2049", "f32+3:4"}) {
     const MatrixShape shape{9, 4996};
     const Case c = MakeCase(*ParseCodec(name), shape, ++seed);
     const std::vector<float> x = RandomActivations(70 * shape.cols, seed);
@@ -189,7 +190,7 @@ TEST(Kernels, SomeTokensOfATile) {
   const std::vector<uint32_t> picked = {6, 0, 3, 5, 1, 2, 9};
   const size_t tokens = 10;
   const std::vector<float> x = RandomActivations(tokens * shape.cols, 5);
-  for (const char* name : {"i8g64", "i4mg32", "i3g64", "i4r", "i5g128+2:4", "i2mg16+keep500", "bf16", "f32+1:4"}) {
+  for (const char* name : {"i8g64", "i4mg32", "i3g64", "t3r", "i4r", "i5g128+2:4", "i2mg16+keep500", "bf16", "f32+1:4"}) {
     const Case c = MakeCase(*ParseCodec(name), shape, 5);
     for (Isa isa : SupportedIsas()) {
       const std::vector<float> all = Multiply(isa, c, x, tokens);

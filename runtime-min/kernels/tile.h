@@ -2,10 +2,10 @@
 // unnamed namespace (so that every instantiation stays inside its file).
 //
 // Up to kTileRows rows are multiplied with batches of kTokenBatch tokens, panel of columns by panel. With several tokens a
-// panel of codes is unpacked once into a buffer that stays in the first-level cache, as are the few rows that are no whole
-// tile; with one token codes go from memory through registers, and the rows to come are asked for ahead. Both give the same
-// bits: integer dots are exact, and each (row, token) has its own float accumulator that takes the same terms in the same
-// order.
+// panel of codes is unpacked once into a buffer that stays in the first-level cache; with one token codes go from memory
+// through registers, and the rows to come are asked for ahead. The last rows, where they are no whole tile, always go
+// through the buffer. Either way gives the same bits: integer dots are exact, and each (row, token) has its own float
+// accumulator that takes the same terms in the same order.
 //
 // Ops provides:
 //   kLanes, kTileTokens        floats of an accumulator; tokens multiplied at a time
@@ -130,7 +130,7 @@ struct PlaneSource {
   }
 };
 
-// Values of R rows of a trellis. The byte in front of a panel holds the codes that its first values depend on.
+// Values of R rows of a trellis. The byte in front of each plane's panel holds what the panel's first values depend on.
 template <class Ops, int kBits, int R, bool kRaw>
 struct TrellisSource {
   static constexpr int kCentre = kRaw ? kTrellisCentre : 0;  // what Load leaves to be taken away from every value
@@ -240,20 +240,7 @@ class IntTile {
       if (w_.has_min) Dot<R>(MaskSource<Ops, R>{sparse_}, mins_, span, tokens);
       return;
     }
-    if constexpr (kTrellis) {
-      if (R == kTileRows && tokens == 1) {
-        Dot<R>(TrellisSource<Ops, kBits, R, Ops::kCentresSums>{Planes<R, Ops::kCentresSums>(row, col), col == 0}, scales_,
-               span, tokens);
-      } else {
-        Dot<R>(TrellisSource<Ops, kBits, R, false>{Planes<R, false>(row, col), col == 0}, scales_, span, tokens);
-      }
-      return;
-    }
-    if (R == kTileRows && tokens == 1) {
-      Dot<R>(Planes<R, Ops::kCentresSums>(row, col), scales_, span, tokens);
-    } else {
-      Dot<R>(Planes<R, false>(row, col), scales_, span, tokens);
-    }
+    DotDense<R>(row, col, span, tokens);
     // The one minimum of a row that is a group counts once, with its first panel.
     if (!w_.has_min || (w_.group_size == 0 && col != 0)) return;
     for (size_t t = 0; t < tokens; ++t) {
@@ -306,16 +293,37 @@ class IntTile {
     }
   }
 
+  template <int R, bool kRaw>
+  auto SourceAt(size_t row, size_t col) const {
+    if constexpr (kTrellis) {
+      return TrellisSource<Ops, kBits, R, kRaw>{Planes<R, kRaw>(row, col), col == 0};
+    } else {
+      return Planes<R, kRaw>(row, col);
+    }
+  }
+
+  template <int R>
+  void DotDense(size_t row, size_t col, const Span& span, size_t tokens) {
+    if constexpr (R == kTileRows) {
+      if (tokens == 1) {
+        const auto source = SourceAt<R, Ops::kCentresSums>(row, col);
+        return Ops::template DotCodes<R, 1>(source, group_, scales_, x_, span, Acc(0, 0));
+      }
+    }
+    DotUnpacked<R>(SourceAt<R, false>(row, col), scales_, span, tokens);
+  }
+
   template <int R, class Source>
-  void Dot(const Source& source, const float (*scales)[kPanelScales], Span span, size_t tokens) {
+  void Dot(const Source& source, const float (*scales)[kPanelScales], const Span& span, size_t tokens) {
     if constexpr (R == kTileRows) {
       if (tokens == 1) return Ops::template DotCodes<R, 1>(source, group_, scales, x_, span, Acc(0, 0));
     }
-    if constexpr (Source::kCentre == 0) DotUnpacked<R>(source, scales, span, tokens);
+    DotUnpacked<R>(source, scales, span, tokens);
   }
 
   template <int R, class Source>
   void DotUnpacked(const Source& source, const float (*scales)[kPanelScales], Span span, size_t tokens) {
+    static_assert(Source::kCentre == 0);
     for (int r = 0; r < R; ++r) {
       Code* out = codes_ + static_cast<size_t>(r) * kPanelCols;
       for (size_t b = 0; b < span.count; ++b) Ops::StoreCodes(out + b * kBlock, source.Load(r, b));

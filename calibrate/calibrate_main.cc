@@ -4,7 +4,7 @@
 #include <chrono>
 #include <filesystem>
 
-#include "base/cli/cli.h"
+#include "base/cli/accept_keys.h"
 #include "base/digest/sha256.h"
 #include "calibrate/calibrate.h"
 
@@ -157,13 +157,16 @@ Status Run(int argc, char** argv) {
         "      code=examples/wren/text/python.calib.txt --tokens 65536 -o wren.mprof --report wren.html",
         "moepack calibrate classifier.onnx --inputs rows.npy -o classifier.mprof"}});
   DeclareOptions(&command);
+  cli::AddAcceptKeyOption(&command);
   MOEPACK_RETURN_IF_ERROR(command.Parse(argc, argv));
   if (command.help_shown()) return Status::Ok();
   for (const char* name : {"model", "output"}) MOEPACK_RETURN_IF_ERROR(command.Require(name));
   MOEPACK_RETURN_IF_ERROR(CheckInputOptions(command));
+  MOEPACK_ASSIGN_OR_RETURN(const std::vector<std::string> accept_keys, cli::AcceptKeys(command));
   MOEPACK_ASSIGN_OR_RETURN(const CalibrateOptions options, ReadOptions(command));
   MOEPACK_RETURN_IF_ERROR(CheckWritable(command));
-  MOEPACK_ASSIGN_OR_RETURN(const Model model, OpenModel(PosixEnv(), command.Get<std::string>("model")));
+  MOEPACK_ASSIGN_OR_RETURN(const Model model,
+                           OpenModel(PosixEnv(), command.Get<std::string>("model"), {.accept_keys = accept_keys}));
   ThreadPool pool(command.threads());
   MOEPACK_RETURN_IF_ERROR(pool.status());
   const auto start = std::chrono::steady_clock::now();

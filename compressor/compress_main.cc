@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <iterator>
 
-#include "base/cli/cli.h"
+#include "base/cli/accept_keys.h"
 #include "compressor/compressor.h"
 
 namespace moepack {
@@ -145,6 +145,7 @@ Status Run(int argc, char** argv) {
   add("error-table", po::value<std::string>(),
       "measured errors to reuse, or to write when the file is not there (with --dry-run: to reuse only)");
   add("resume", "continue an interrupted run");
+  cli::AddAcceptKeyOption(&command);
   add("require-chat-template", "fail unless the checkpoint's chat template goes whole into the bundle");
   add("dry-run", "print the plan with exact sizes and write nothing; needs no -o");
   command.Positional("model");
@@ -160,6 +161,7 @@ Status Run(int argc, char** argv) {
   request.error_table_path = command.GetOr<std::string>("error-table", "");
   request.resume = command.Has("resume");
   request.dry_run = command.Has("dry-run");
+  MOEPACK_ASSIGN_OR_RETURN(request.accept_keys, cli::AcceptKeys(command));
   request.require_chat_template = command.Has("require-chat-template");
   request.tool_version = MOEPACK_VERSION;
   ThreadPool pool(command.threads());

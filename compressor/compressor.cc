@@ -61,12 +61,15 @@ class Compressor {
                                              ": not there, and --dry-run writes nothing; run once without --dry-run");
       }
     }
-    MOEPACK_ASSIGN_OR_RETURN(model_, OpenModel(env_, request_.model_path, {.digests = true}));
+    MOEPACK_ASSIGN_OR_RETURN(model_,
+                             OpenModel(env_, request_.model_path, {.digests = true, .accept_keys = request_.accept_keys}));
     if (model_.tensors == nullptr && !request_.dry_run) {
       return Status(ErrorCode::kBadInput,
                     request_.model_path + ": a configuration without weights can only be planned: add --dry-run");
     }
     MOEPACK_RETURN_IF_ERROR(CheckChatTemplate());
+    for (const std::string& key : model_.accepted_keys)
+      progress_.Note("compress: key '" + key + "' of config.json is taken as without effect, on your word (--accept-key)");
     if (model_.source == ModelSource::kConfigOnly) {
       MOEPACK_ASSIGN_OR_RETURN(config_element_, ConfigElement(env_, request_.model_path));
     }
@@ -373,6 +376,7 @@ class Compressor {
     out.tool_version = request_.tool_version;
     out.family = model_.family;
     out.recipe = recipe_.CanonicalWithBudget();
+    for (const std::string& key : model_.accepted_keys) out.accepted_keys += (out.accepted_keys.empty() ? "" : ",") + key;
     for (const auto& [name, digest] : model_.input_digests) out.inputs.push_back({name, digest});
     // A plan only, which counts the bytes of the entry that weights will have.
     if (model_.source == ModelSource::kConfigOnly) out.inputs.push_back({"model.safetensors", TextDigest("")});

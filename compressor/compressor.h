@@ -18,17 +18,18 @@ namespace moepack {
 
 struct CompressRequest {
   std::string model_path;
-  std::string profile_path;      // empty: no profile; weights are rounded to nearest and every rule names one codec
-  Recipe recipe;                 // with its budget
-  std::string output;            // folder to write
-  std::string like_path;         // plan.json whose choices are kept where the gain is small; empty: none
-  std::string error_table_path;  // error table to reuse, or to write when the file is not there; empty: neither
-  bool resume = false;           // continue an interrupted run of the same request
-  double distill_save_seconds = 60;  // a kill loses as much training and one step
-  bool dry_run = false;          // plan only, nothing is written (a missing error table is kUsage) and `output` is not
-                                 // looked at; works from a config.json, then every tensor needs a single codec
+  std::string profile_path;              // empty: no profile; weights are rounded to nearest and every rule names one codec
+  std::vector<std::string> accept_keys;  // as OpenOptions; recorded
+  Recipe recipe;                         // with its budget
+  std::string output;                    // folder to write
+  std::string like_path;                 // plan.json whose choices are kept where the gain is small; empty: none
+  std::string error_table_path;          // error table to reuse, or to write when the file is not there; empty: neither
+  bool resume = false;                   // continue an interrupted run of the same request
+  double distill_save_seconds = 60;      // a kill loses as much training and one step
+  bool dry_run = false;                // plan only, nothing is written (a missing error table is kUsage) and `output` is not
+                                       // looked at; works from a config.json, then every tensor needs a single codec
   bool require_chat_template = false;  // kTokenizer when the checkpoint's is not there or not whole in the tokenizer
-  std::string tool_version;      // for provenance
+  std::string tool_version;            // for provenance
 };
 
 struct CompressReport {

@@ -4,7 +4,7 @@
 #include <chrono>
 #include <cmath>
 
-#include "base/cli/cli.h"
+#include "base/cli/accept_keys.h"
 #include "base/divergence.h"
 #include "forward/forward.h"
 #include "tokenizer/tokenizer.h"
@@ -122,12 +122,15 @@ Status Run(int argc, char** argv) {
       "inputs", po::value<std::string>(), "rows of numbers (.npy) for a model that takes them; all rows are written")(
       "ctx", po::value<int64_t>(), "tokens of a chunk")("chunks", po::value<int64_t>(), "at most this many chunks")(
       "output,o", po::value<std::string>(), "file to write");
+  cli::AddAcceptKeyOption(&command);
   command.Positional("model");
   MOEPACK_RETURN_IF_ERROR(command.Parse(argc, argv));
   if (command.help_shown()) return Status::Ok();
   MOEPACK_RETURN_IF_ERROR(CheckOptions(command));
 
-  MOEPACK_ASSIGN_OR_RETURN(const Model model, OpenModel(PosixEnv(), command.Get<std::string>("model")));
+  MOEPACK_ASSIGN_OR_RETURN(const std::vector<std::string> accept_keys, cli::AcceptKeys(command));
+  MOEPACK_ASSIGN_OR_RETURN(const Model model,
+                           OpenModel(PosixEnv(), command.Get<std::string>("model"), {.accept_keys = accept_keys}));
   if (model.tensors == nullptr) return Status(ErrorCode::kBadInput, "a configuration without weights has no logits");
   MOEPACK_ASSIGN_OR_RETURN(const Job job, MakeJob(command, model));
   MOEPACK_ASSIGN_OR_RETURN(const auto file, AtomicFile::Create(PosixEnv(), command.Get<std::string>("output")));

@@ -1,5 +1,5 @@
 // moepack export: a model in a format that other engines read.
-#include "base/cli/cli.h"
+#include "base/cli/accept_keys.h"
 #include "base/outputs.h"
 #include "model/bundle/bundle_model.h"
 #include "model/export/gguf.h"
@@ -34,7 +34,8 @@ Result<Model> Open(const cli::Command& command, const std::string& path) {
     return Status(ErrorCode::kUsage, bundle ? path + ": a bundle is read with --trust T.json only"
                                             : path + ": --trust is for bundles, and this is none");
   }
-  if (!bundle) return OpenModel(PosixEnv(), path);
+  MOEPACK_ASSIGN_OR_RETURN(const std::vector<std::string> accept_keys, cli::AcceptKeys(command));
+  if (!bundle) return OpenModel(PosixEnv(), path, {.accept_keys = accept_keys});
   ThreadPool pool(command.threads());
   MOEPACK_RETURN_IF_ERROR(pool.status());
   return OpenBundle(PosixEnv(), path, command.Get<std::string>("trust"), pool, command.progress());
@@ -86,6 +87,7 @@ Status Run(int argc, char** argv) {
                         {"moepack export examples/wren/model --gguf --type f16 -o wren.gguf",
                          "moepack export examples/wren/model --onnx -o onnx/wren.onnx",
                          "moepack export wren.moeb --trust trust.json --gguf --type stored -o wren.gguf"}});
+  cli::AddAcceptKeyOption(&command);
   command.options().add_options()(
       "onnx", "ONNX with com.microsoft operators, weights beside it in OUT.data, the checkpoint's tokenizer.json too")(
       "gguf", "GGUF version 3 for llama.cpp")("type", po::value<std::string>(),

@@ -29,9 +29,7 @@ Result<Model> OpenDirectory(Env& env, const std::string& path, const OpenOptions
       path + ": neither a checkpoint (no config.json or genai_config.json) nor a compressed model (no `complete`)");
 }
 
-}  // namespace
-
-Result<Model> OpenModel(Env& env, const std::string& path, const OpenOptions& options) {
+Result<Model> OpenAny(Env& env, const std::string& path, const OpenOptions& options) {
   MOEPACK_ASSIGN_OR_RETURN(const bool exists, env.Exists(path));
   if (!exists) return Status(ErrorCode::kNotFound, path + ": no such file or folder");
   MOEPACK_ASSIGN_OR_RETURN(const bool directory, env.IsDirectory(path));
@@ -41,6 +39,15 @@ Result<Model> OpenModel(Env& env, const std::string& path, const OpenOptions& op
   return Status(
       ErrorCode::kBadInput,
       path + ": not a model; expected a checkpoint folder, an .onnx file, a compressed model folder or a config.json");
+}
+
+}  // namespace
+
+Result<Model> OpenModel(Env& env, const std::string& path, const OpenOptions& options) {
+  MOEPACK_ASSIGN_OR_RETURN(Model model, OpenAny(env, path, options));
+  const bool has_config = model.source == ModelSource::kHuggingFace || model.source == ModelSource::kConfigOnly;
+  if (has_config || options.accept_keys.empty()) return model;
+  return Status(ErrorCode::kUsage, "--accept-key is for keys of a config.json, and " + path + " has none");
 }
 
 }  // namespace moepack

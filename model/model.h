@@ -42,12 +42,16 @@ struct Model {
   Program program;     // validated
   std::shared_ptr<const TensorSource> tensors;                     // null for kConfigOnly
   Bytes tokenizer;                                                 // compiled tokenizer blob, empty when the model has none
+  std::vector<std::string> accepted_keys;                          // OpenOptions::accept_keys, sorted
   std::vector<std::pair<std::string, std::string>> input_digests;  // file name (no folder) -> SHA-256 hex of what was read
 };
 
 struct OpenOptions {
   // Hash every input file for provenance (reads all weights once).
   bool digests = false;
+  // Keys of config.json that are neither honoured nor known to be inert, and are to be taken as inert. Of an object inside:
+  // "text_config.key". kUsage for one that would not be refused.
+  std::vector<std::string> accept_keys;
 };
 
 // A Hugging Face folder (config.json + safetensors), an .onnx file or a folder whose genai_config.json names one, a

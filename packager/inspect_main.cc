@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <cstdio>
 
-#include "base/cli/cli.h"
+#include "base/cli/accept_keys.h"
 #include "format/manifest/model_folder.h"
 #include "format/manifest/unavailable.h"
 #include "model/frontend/huggingface.h"
@@ -96,8 +96,9 @@ Result<uint64_t> WeightFileBytes(const Model& model, const std::string& path) {
   return total;
 }
 
-Result<Inspection> InspectModel(const std::string& path) {
-  MOEPACK_ASSIGN_OR_RETURN(const Model model, OpenModel(PosixEnv(), path));
+Result<Inspection> InspectModel(const cli::Command& command, const std::string& path) {
+  MOEPACK_ASSIGN_OR_RETURN(const std::vector<std::string> accept_keys, cli::AcceptKeys(command));
+  MOEPACK_ASSIGN_OR_RETURN(const Model model, OpenModel(PosixEnv(), path, {.accept_keys = accept_keys}));
   Inspection out("model", model.program);
   out.extra()["source"] = SourceName(model.source);
   out.extra()["family"] = model.family;
@@ -292,12 +293,14 @@ Result<Inspection> Inspect(const cli::Command& command) {
   MOEPACK_RETURN_IF_ERROR(command.Require("PATH"));
   const std::string path = command.Get<std::string>("PATH");
   MOEPACK_ASSIGN_OR_RETURN(const PathKind kind, KindOf(path));
+  if (kind != PathKind::kModel && command.Has("accept-key"))
+    return Status(ErrorCode::kUsage, path + ": --accept-key is for checkpoints, and this is none");
   if (kind == PathKind::kBundle) return InspectBundle(command, path);
   for (const char* option : {"trust", "statement", "bom"}) {
     if (!command.Has(option)) continue;
     return Status(ErrorCode::kUsage, path + ": --" + option + " is for bundles, and this is none");
   }
-  return kind == PathKind::kFolder ? InspectFolder(path) : InspectModel(path);
+  return kind == PathKind::kFolder ? InspectFolder(path) : InspectModel(command, path);
 }
 
 Status Run(int argc, char** argv) {
@@ -308,6 +311,7 @@ Status Run(int argc, char** argv) {
                         {"moepack inspect examples/wren/model", "moepack inspect wren.moeb --trust trust.json --json",
                          "moepack inspect wren.moeb --trust trust.json --bom wren.cdx.json"}});
   command.Positional("PATH");
+  cli::AddAcceptKeyOption(&command);
   command.options().add_options()("trust", po::value<std::string>(), "trust file (T.json) or anchor for a bundle")(
       "statement", po::value<std::string>(), "write the bundle's in-toto statement to this file")(
       "bom", po::value<std::string>(), "write the bundle's CycloneDX bill of materials to this file");

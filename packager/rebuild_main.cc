@@ -82,6 +82,7 @@ Result<UnsignedBundle> MakeAgain(const RecordedBuild& build, const GoldenPrompts
                                  const std::string& folder, const Scratch& scratch, ThreadPool& pool, Progress& progress) {
   CompressRequest request;
   MOEPACK_ASSIGN_OR_RETURN(request.recipe, ParseRecipe(build.record.recipe, "the recorded recipe"));
+  request.accept_keys = KeysOf(build.record.accepted_keys);
   request.model_path = inputs.model;
   request.profile_path = inputs.profile;
   request.like_path = inputs.like;

@@ -23,6 +23,7 @@ std::string SerializeBuildRecord(const BuildRecord& record) {
   root["tool_version"] = record.tool_version;
   root["family"] = record.family;
   root["recipe"] = Json::parse(record.recipe, nullptr, false);
+  if (!record.accepted_keys.empty()) root["accepted_keys"] = record.accepted_keys;
   root["inputs"] = DigestsJson(record.inputs);
   if (!record.profile.empty()) root["profile"] = record.profile;
   root["calibration"] = DigestsJson(record.calibration);
@@ -40,6 +41,9 @@ Result<BuildRecord> ParseBuildRecord(ByteSpan json) {
   MOEPACK_ASSIGN_OR_RETURN(out.family, root.Text("family"));
   MOEPACK_ASSIGN_OR_RETURN(const Fields recipe, root.Object("recipe"));
   out.recipe = provenance::Dump(recipe.json());
+  if (root.Has("accepted_keys")) {
+    MOEPACK_ASSIGN_OR_RETURN(out.accepted_keys, root.Text("accepted_keys"));
+  }
   MOEPACK_ASSIGN_OR_RETURN(out.inputs, root.Digests("inputs"));
   MOEPACK_ASSIGN_OR_RETURN(out.calibration, root.Digests("calibration"));
   if (root.Has("profile")) {

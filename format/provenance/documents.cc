@@ -126,6 +126,7 @@ std::string MakeStatement(const BuildRecord& record, const PackParameters& pack,
                           std::string_view bom) {
   Json definition = {{"buildType", kBuildType}};
   definition["externalParameters"]["compress"] = {{"recipe", Json::parse(record.recipe, nullptr, false)}};
+  if (!record.accepted_keys.empty()) definition["externalParameters"]["compress"]["accepted_keys"] = record.accepted_keys;
   definition["externalParameters"]["pack"] = {{"product", pack.product},
                                               {"version", pack.version},
                                               {"key_epoch", pack.key_epoch},

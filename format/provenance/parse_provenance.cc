@@ -37,6 +37,9 @@ Status TakeParameters(const Fields& parameters, RecordedBuild* out) {
   MOEPACK_ASSIGN_OR_RETURN(const Fields compress, parameters.Object("compress"));
   MOEPACK_ASSIGN_OR_RETURN(const Fields recipe, compress.Object("recipe"));
   out->record.recipe = provenance::Dump(recipe.json());
+  if (compress.Has("accepted_keys")) {
+    MOEPACK_ASSIGN_OR_RETURN(out->record.accepted_keys, compress.Text("accepted_keys"));
+  }
   MOEPACK_ASSIGN_OR_RETURN(const Fields pack, parameters.Object("pack"));
   MOEPACK_ASSIGN_OR_RETURN(out->pack.product, pack.Text("product"));
   MOEPACK_ASSIGN_OR_RETURN(out->pack.version, pack.Text("version"));

@@ -26,9 +26,10 @@ struct NamedDigest {
 
 // provenance.json of a model folder: what compress was asked for and what it read.
 struct BuildRecord {
-  std::string tool_version;  // of moepack compress
-  std::string family;        // as Model::family
-  std::string recipe;        // JSON object that compress takes as its recipe: everything that was chosen, the budget too
+  std::string tool_version;   // of moepack compress
+  std::string family;         // as Model::family
+  std::string recipe;         // JSON object that compress takes as its recipe: everything that was chosen, the budget too
+  std::string accepted_keys;  // of config.json, taken as without effect on the user's word; commas between, empty: none
   std::vector<NamedDigest> inputs;       // files of the checkpoint, without folders
   std::string profile;                   // SHA-256 of the profile in hexadecimal; empty: none
   std::vector<NamedDigest> calibration;  // domain -> its text

@@ -21,6 +21,7 @@ class ProvenanceTest : public ::testing::Test {
     record_.tool_version = "0.1.0";
     record_.family = "qwen2_moe";
     record_.recipe = R"({"defaults":{"candidates":["i4g64"]},"gptq":true,"target_bpw":4.5,"version":1})";
+    record_.accepted_keys = "mystery,rope_scaling.twist";
     record_.inputs = {{"config.json", Hex('1')}, {"model.safetensors", Hex('2')}};
     record_.profile = Hex('3');
     record_.calibration = {{"german", Hex('4')}, {"novel", Hex('5')}};
@@ -58,6 +59,15 @@ TEST_F(ProvenanceTest, RecordIsReadBack) {
   record_.like.clear();
   record_.calibration.clear();
   EXPECT_EQ(ParseBuildRecord(AsBytes(SerializeBuildRecord(record_))).value(), record_);
+}
+
+TEST_F(ProvenanceTest, AcceptedKeysAreStatedWhenThereAreAny) {
+  const auto stated = [this] { return Statement()["predicate"]["buildDefinition"]["externalParameters"]["compress"]; };
+  EXPECT_EQ(stated()["accepted_keys"], "mystery,rope_scaling.twist");
+  EXPECT_EQ(ParseProvenance(AsBytes(MakeProvenance(record_, pack_, result_)))->record.accepted_keys, record_.accepted_keys);
+  record_.accepted_keys.clear();
+  EXPECT_FALSE(stated().contains("accepted_keys"));
+  EXPECT_EQ(SerializeBuildRecord(record_).find("accepted_keys"), std::string::npos);
 }
 
 TEST_F(ProvenanceTest, RecordNamesWhatIsWrong) {

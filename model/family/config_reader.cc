@@ -8,7 +8,8 @@ namespace moepack {
 using nlohmann::json;
 using Unsigned = unsigned long long;
 
-ConfigReader::ConfigReader(json document, std::string label) : document_(std::move(document)), label_(std::move(label)) {
+ConfigReader::ConfigReader(json document, std::string label, std::shared_ptr<AcceptedKeys> accepted, std::string prefix)
+    : document_(std::move(document)), label_(std::move(label)), accepted_(std::move(accepted)), prefix_(std::move(prefix)) {
   if (document_.is_object()) return;
   status_ = Status(ErrorCode::kBadInput, label_ + ": must hold one JSON object");
   document_ = json::object();
@@ -163,7 +164,7 @@ std::vector<std::string> ConfigReader::Texts(const char* key) {
 std::optional<ConfigReader> ConfigReader::Object(const char* key) {
   const json* value = Use(key);
   if (value == nullptr) return std::nullopt;
-  return ConfigReader(*value, label_ + ": " + key);
+  return ConfigReader(*value, label_ + ": " + key, accepted_, prefix_ + key + ".");
 }
 
 std::vector<ConfigReader> ConfigReader::Objects(const char* key) {
@@ -172,7 +173,8 @@ std::vector<ConfigReader> ConfigReader::Objects(const char* key) {
   if (value == nullptr) return out;
   if (!value->is_array()) Fail(ErrorCode::kBadInput, key, "must be a list of objects");
   for (const json& item : *value)
-    out.push_back(ConfigReader(item, StrFormat("%s: %s[%zu]", label_.c_str(), key, out.size())));
+    out.push_back(
+        ConfigReader(item, StrFormat("%s: %s[%zu]", label_.c_str(), key, out.size()), accepted_, prefix_ + key + "."));
   return out;
 }
 
@@ -182,8 +184,14 @@ Status ConfigReader::Finish(std::span<const char* const> inert, std::span<const 
   };
   for (const auto& [key, value] : document_.items()) {
     if (honoured_.count(key) != 0 || listed(inert, key) || listed(more_inert, key)) continue;
+    if (accepted_ != nullptr && accepted_->wanted.count(prefix_ + key) != 0) {
+      accepted_->used.insert(prefix_ + key);
+      continue;
+    }
     Fail(ErrorCode::kUnknownKey, "key '" + key + "'",
-         "neither implemented nor known to be without effect; remove it only if the model computes the same without it");
+         "neither implemented nor known to be without effect; if the model computes the same without it, say so with "
+         "--accept-key " +
+             prefix_ + key);
   }
   return status_;
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <set>
@@ -14,12 +15,20 @@
 
 namespace moepack {
 
+// Keys that somebody takes responsibility for: unknown ones that are to be taken as inert. Of an object inside another one:
+// "outer.key".
+struct AcceptedKeys {
+  std::set<std::string> wanted;
+  std::set<std::string> used;  // those that were met and would have been refused
+};
+
 // The first thing that is wrong is kept and every read after it returns a harmless value, so that a family can read all
 // its keys and ask for status() once.
 class ConfigReader {
  public:
   // `label` begins every message (the file). The document must be an object.
-  ConfigReader(nlohmann::json document, std::string label);
+  ConfigReader(nlohmann::json document, std::string label, std::shared_ptr<AcceptedKeys> accepted = nullptr,
+               std::string prefix = "");
 
   // Value of a key that must be there, in [min, max]. Returns `min` on error.
   uint64_t Count(const char* key, uint64_t min, uint64_t max);
@@ -55,7 +64,7 @@ class ConfigReader {
   bool Has(const char* key) const;  // there and not null
   const Status& status() const { return status_; }
 
-  // Refuses keys that were neither read nor are on one of the lists; then returns status().
+  // Refuses keys that were neither read nor are on one of the lists nor accepted; then returns status().
   Status Finish(std::span<const char* const> inert, std::span<const char* const> more_inert = {});
 
  private:
@@ -67,6 +76,8 @@ class ConfigReader {
 
   nlohmann::json document_;
   std::string label_;
+  std::shared_ptr<AcceptedKeys> accepted_;
+  std::string prefix_;  // of the names of accepted keys
   std::set<std::string> honoured_;
   Status status_;
 };

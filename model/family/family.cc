@@ -56,8 +56,11 @@ bool IsInertKey(const std::string& model_type, const std::string& key) {
 
 Status FinishInner(ConfigReader& config, std::span<const char* const> inert) { return config.Finish(kInert, inert); }
 
-Result<CheckpointLayout> BuildFromConfig(const nlohmann::json& config, const std::string& label, std::string* model_type) {
-  ConfigReader reader(config, label);
+Result<CheckpointLayout> BuildFromConfig(const nlohmann::json& config, const std::string& label,
+                                         const std::vector<std::string>& accept, std::string* model_type) {
+  const auto accepted = std::make_shared<AcceptedKeys>();
+  accepted->wanted.insert(accept.begin(), accept.end());
+  ConfigReader reader(config, label, accepted);
   *model_type = reader.Text("model_type");
   MOEPACK_RETURN_IF_ERROR(reader.status());
   std::string supported;
@@ -66,6 +69,10 @@ Result<CheckpointLayout> BuildFromConfig(const nlohmann::json& config, const std
     if (*model_type != family->model_type) continue;
     CheckpointLayout layout = family->build(reader);
     MOEPACK_RETURN_IF_ERROR(reader.Finish(kInert, family->inert));
+    for (const std::string& key : accepted->wanted) {
+      if (accepted->used.count(key) != 0) continue;
+      return Status(ErrorCode::kUsage, "--accept-key " + key + ": " + label + " has no such key that would be refused");
+    }
     if (Status status = ValidateProgram(layout.program); !status.ok()) {
       return Status(ErrorCode::kBadInput, label + ": describes a model that cannot be: " + status.message());
     }

@@ -41,7 +41,8 @@ bool IsInertKey(const std::string& model_type, const std::string& key);
 Status FinishInner(ConfigReader& config, std::span<const char* const> inert);
 
 // The layout that a config.json describes, its program validated; `label` begins every message. kUnknownFamily lists the
-// supported ones, kUnknownKey names the key.
-Result<CheckpointLayout> BuildFromConfig(const nlohmann::json& config, const std::string& label, std::string* model_type);
+// supported ones, kUnknownKey names the key, unless it is accepted; kUsage an accepted key that would not be refused.
+Result<CheckpointLayout> BuildFromConfig(const nlohmann::json& config, const std::string& label,
+                                         const std::vector<std::string>& accept, std::string* model_type);
 
 }  // namespace moepack

@@ -89,9 +89,11 @@ class HuggingFaceSource final : public TensorSource {
   std::vector<std::vector<std::array<BoundWeight, kExpertMatrices>>> experts_;
 };
 
-Result<CheckpointLayout> ReadConfig(Env& env, const std::string& path, std::string* family) {
+Result<CheckpointLayout> ReadConfig(Env& env, const std::string& path, const OpenOptions& options, Model* model) {
   MOEPACK_ASSIGN_OR_RETURN(const nlohmann::json config, ReadJsonFile(env, path, kMaxConfigBytes));
-  return BuildFromConfig(config, path, family);
+  model->accepted_keys = options.accept_keys;
+  std::sort(model->accepted_keys.begin(), model->accepted_keys.end());
+  return BuildFromConfig(config, path, options.accept_keys, &model->family);
 }
 
 Status AddDigests(Env& env, const std::string& directory, std::vector<std::string> inputs, Model* model) {
@@ -108,7 +110,7 @@ Status AddDigests(Env& env, const std::string& directory, std::vector<std::strin
 Result<Model> OpenHuggingFace(Env& env, const std::string& directory, const OpenOptions& options) {
   Model model;
   model.source = ModelSource::kHuggingFace;
-  MOEPACK_ASSIGN_OR_RETURN(CheckpointLayout layout, ReadConfig(env, JoinPath(directory, kConfigName), &model.family));
+  MOEPACK_ASSIGN_OR_RETURN(CheckpointLayout layout, ReadConfig(env, JoinPath(directory, kConfigName), options, &model));
   MOEPACK_ASSIGN_OR_RETURN(auto set, SafetensorsSet::Open(env, directory));
   std::vector<std::string> inputs = set->file_names();
   inputs.push_back(kConfigName);
@@ -127,7 +129,7 @@ Result<Model> OpenHuggingFace(Env& env, const std::string& directory, const Open
 Result<Model> OpenConfigOnly(Env& env, const std::string& path, const OpenOptions& options) {
   Model model;
   model.source = ModelSource::kConfigOnly;
-  MOEPACK_ASSIGN_OR_RETURN(CheckpointLayout layout, ReadConfig(env, path, &model.family));
+  MOEPACK_ASSIGN_OR_RETURN(CheckpointLayout layout, ReadConfig(env, path, options, &model));
   std::vector<std::string> inputs = {BaseName(path)};
   // A tokenizer beside it counts into the size of a bundle.
   const uint64_t vocab = layout.program.values[layout.program.output].width;

@@ -42,12 +42,12 @@ const Node& FirstOf(const Program& program, NodeKind kind) {
 class Changed {
  public:
   explicit Changed(const std::string& family) : checkpoint(Checkpoint::Read(GoldenFolder(family))) {}
-  Result<Model> Open() {
+  Result<Model> Open(const OpenOptions& options = {}) {
     checkpoint.WriteTo(folder_);
-    return OpenHuggingFace(PosixEnv(), folder_.path(), {});
+    return OpenHuggingFace(PosixEnv(), folder_.path(), options);
   }
-  void ExpectRefused(ErrorCode code, const std::string& part) {
-    const Result<Model> model = Open();
+  void ExpectRefused(ErrorCode code, const std::string& part, const OpenOptions& options = {}) {
+    const Result<Model> model = Open(options);
     ASSERT_FALSE(model.ok());
     EXPECT_EQ(model.status().code(), code) << model.status().message();
     EXPECT_THAT(model.status().message(), HasSubstr(part));
@@ -168,6 +168,35 @@ TEST(HuggingFace, UnknownKeysAreRefusedByNameInEveryFamily) {
     Changed changed(family);
     changed.checkpoint.config["mystery_multiplier"] = 0.5;
     changed.ExpectRefused(ErrorCode::kUnknownKey, "key 'mystery_multiplier'");
+  }
+}
+
+TEST(HuggingFace, AcceptedKeysChangeNothingAndAreKept) {
+  for (const char* family : kAllFamilies) {
+    Changed changed(family);
+    const Program before = changed.OpenProgram();
+    changed.checkpoint.config["mystery_multiplier"] = 0.5;
+    changed.checkpoint.config["another"] = true;
+    const Result<Model> model = changed.Open({.accept_keys = {"mystery_multiplier", "another"}});
+    ASSERT_TRUE(model.ok()) << model.status().message();
+    EXPECT_EQ(model->program, before) << family;
+    EXPECT_EQ(model->accepted_keys, (std::vector<std::string>{"another", "mystery_multiplier"}));
+    changed.ExpectRefused(ErrorCode::kUnknownKey, "key 'another'", {.accept_keys = {"mystery_multiplier"}});
+  }
+}
+
+TEST(HuggingFace, AcceptedKeysInsideAnObjectAreNamedWithIt) {
+  Changed changed("phimoe");
+  changed.checkpoint.config["rope_scaling"]["twist"] = 1;
+  changed.ExpectRefused(ErrorCode::kUnknownKey, "--accept-key rope_scaling.twist");
+  changed.ExpectRefused(ErrorCode::kUnknownKey, "key 'twist'", {.accept_keys = {"twist"}});
+  EXPECT_TRUE(changed.Open({.accept_keys = {"rope_scaling.twist"}}).ok());
+}
+
+// A key that is honoured cannot be switched off, and one that is not there is a slip of the pen.
+TEST(HuggingFace, OnlyKeysThatWouldBeRefusedCanBeAccepted) {
+  for (const char* key : {"rms_norm_eps", "torch_dtype", "not_there", ""}) {
+    Changed("olmoe").ExpectRefused(ErrorCode::kUsage, std::string("--accept-key ") + key, {.accept_keys = {key}});
   }
 }
 

@@ -31,6 +31,7 @@ std::string ProvenanceText(ByteSpan blob) {
   const BuildRecord& record = build->record;
   std::string out = "\nprovenance\n  made by: moepack compress " + record.tool_version + ", moepack pack " +
                     build->pack.tool_version + "\n  recipe: " + record.recipe + "\n";
+  if (!record.accepted_keys.empty()) out += "  keys taken as without effect: " + record.accepted_keys + "\n";
   for (const NamedDigest& file : record.inputs) out += DigestLine(file.name, file.sha256);
   if (!record.profile.empty()) out += DigestLine("profile", record.profile);
   for (const NamedDigest& text : record.calibration) out += DigestLine("calibration text " + text.name, text.sha256);

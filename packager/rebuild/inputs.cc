@@ -1,5 +1,6 @@
 #include "packager/rebuild/inputs.h"
 
+#include <algorithm>
 #include <map>
 
 #include "base/digest/sha256.h"
@@ -21,11 +22,12 @@ Status CheckFile(Env& env, const char* option, const std::string& path, const st
   return Status(ErrorCode::kDigest, path + ": SHA-256 " + ToHex(digest) + ", the bundle was made with " + recorded);
 }
 
-Status CheckModel(Env& env, const std::vector<NamedDigest>& recorded, const std::string& path) {
-  MOEPACK_ASSIGN_OR_RETURN(const Model model, OpenModel(env, path, {.digests = true}));
+Status CheckModel(Env& env, const BuildRecord& record, const std::string& path) {
+  MOEPACK_ASSIGN_OR_RETURN(const Model model,
+                           OpenModel(env, path, {.digests = true, .accept_keys = KeysOf(record.accepted_keys)}));
   const std::map<std::string, std::string> given(model.input_digests.begin(), model.input_digests.end());
   std::map<std::string, std::string> expected;
-  for (const NamedDigest& file : recorded) expected[file.name] = file.sha256;
+  for (const NamedDigest& file : record.inputs) expected[file.name] = file.sha256;
   for (const auto& [name, digest] : expected) {
     const auto found = given.find(name);
     if (found == given.end())
@@ -47,7 +49,17 @@ Status CheckModel(Env& env, const std::vector<NamedDigest>& recorded, const std:
 Status CheckInputs(Env& env, const BuildRecord& record, const RebuildInputs& inputs) {
   MOEPACK_RETURN_IF_ERROR(CheckFile(env, "profile", inputs.profile, record.profile));
   MOEPACK_RETURN_IF_ERROR(CheckFile(env, "like", inputs.like, record.like));
-  return CheckModel(env, record.inputs, inputs.model);
+  return CheckModel(env, record, inputs.model);
+}
+
+std::vector<std::string> KeysOf(std::string_view list) {
+  std::vector<std::string> out;
+  while (!list.empty()) {
+    const size_t end = std::min(list.find(','), list.size());
+    out.emplace_back(list.substr(0, end));
+    list.remove_prefix(std::min(end + 1, list.size()));
+  }
+  return out;
 }
 
 }  // namespace moepack

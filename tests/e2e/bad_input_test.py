@@ -74,7 +74,27 @@ class BadInput(Case):
     def test_unknown_key(self):
         model = self.copy_model(TINY)
         self.edit_config(model, expert_gate_twist=2)
-        self.assert_refused(*self.compress(model), status=3, says="expert_gate_twist")
+        self.assert_refused(*self.compress(model), status=3, says="--accept-key expert_gate_twist")
+
+    def test_accepted_key(self):
+        """An unknown key passes on the user's word, which stands in the bundle; the same bundle can be made again."""
+        model, folder, bundle = self.copy_model(TINY), self.dir / "out", self.dir / "b.moeb"
+        self.edit_config(model, expert_gate_twist=2)
+        accept = ("--accept-key", "expert_gate_twist")
+        self.assert_refused("inspect", model, status=3, says="expert_gate_twist")
+        run("inspect", model, *accept)
+        run("logits", model, *accept, "--tokens", "1,2", "-o", self.dir / "l.f32")
+        self.assertIn("'expert_gate_twist' of config.json is taken as without effect",
+                      run("compress", model, "--codec", "i8g64", "-o", folder, *accept).err)
+        run("pack", folder, "--key", WORK / "key.pem", "--product", "wren", "--counter", 7, "-o", bundle)
+        self.assertIn("keys taken as without effect: expert_gate_twist", run("inspect", bundle, "--trust", TRUST).out)
+        statement = run("inspect", bundle, "--trust", TRUST, "--json").json()["provenance"]["statement"]
+        compress = statement["predicate"]["buildDefinition"]["externalParameters"]["compress"]
+        self.assertEqual(compress["accepted_keys"], "expert_gate_twist")
+        run("rebuild", bundle, "--trust", TRUST, "--model", model)
+        self.assert_refused("compress", model, "--codec", "i8g64", "-o", self.dir / "no", *accept, "--accept-key", "hidden_size", status=2,
+                            says="--accept-key hidden_size", output=self.dir / "no")
+        self.assert_refused("inspect", folder, *accept, status=2, says="--accept-key")
 
     def test_truncated_checkpoint(self):
         model = self.copy_model(TINY)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Steps that were tried and not built, with what they would have to beat: fills the sections of docs/results/quality-ablation.md.
 
-    python3 tests/bench/not_built.py [wren] [second]
+    python3 tests/bench/not_built.py [wren] [second] [--parts merging,rounding]
 
 Merging: experts of a layer are clustered by their mean outputs on calibration text (agglomerative, average linkage, Euclidean) and
 each cluster becomes the mean of its experts' weights, weighted by how many tokens chose them (HC-SMoE); the router stays. Beside it
@@ -9,7 +9,9 @@ whole experts dropped by REAP, and all experts at fewer bits. HQQ: scales from t
 the error under |x|^0.7, beta 10 growing by 1.01, 20 iterations, no data. Rotation: inputs times a Hadamard matrix (blocks of the
 largest power of two that divides the columns), undone after rounding. Trellis: two bits a weight choose the next of 1,024 states,
 each of which stands for a fixed Gaussian number; the path of least squared error through blocks of 256 columns (Viterbi), a scale a
-row, after rotation: what was tried before codec t2 was built.
+row, after rotation: what was tried before codec t2 was built. Codebooks: k-means (Lloyd, 30 rounds) of the model's weights over
+the largest of their group, one for all matrices, of single weights or of four together; then a scale a group by least squares and
+the nearest points again, three times. Scales in 6 bits: of a row's largest, which is f16; codes and scales as for codebooks.
 
 Needs what quality.py needs and python3-numpy (of Debian: /usr/bin/python3)."""
 import argparse
@@ -176,6 +178,59 @@ def trellis(matrix, state_bits=10, length=256):
     return fitted * ((matrix * fitted).sum(1, keepdims=True) / (fitted**2).sum(1, keepdims=True))
 
 
+def nearest(vectors, points):
+    """Index of the nearest of points [n, d] for vectors [m, d]."""
+    if points.shape[1] == 1:
+        order = points[:, 0].argsort()
+        line = points[order, 0]
+        return order[numpy.searchsorted((line[1:] + line[:-1]) / 2, vectors[:, 0])]
+    out = numpy.empty(len(vectors), "i8")
+    for begin in range(0, len(vectors), 1 << 16):
+        part = vectors[begin:begin + (1 << 16)]
+        out[begin:begin + (1 << 16)] = ((points**2).sum(1) - 2 * part @ points.T).argmin(1)
+    return out
+
+
+def by_group(matrix, group):
+    """Weights [groups, group] and the largest magnitude of each."""
+    w = matrix.astype("f4").reshape(-1, group)
+    return w, numpy.maximum(numpy.abs(w).max(1, keepdims=True), 1e-12)
+
+
+def learn_codebook(tensors, count, dimensions, group):
+    random = numpy.random.default_rng(1)
+    shares = []
+    for name, value in tensors.items():
+        if quantizes(name, value) and value.shape[1] % group == 0:
+            w, largest = by_group(value, group)
+            vectors = (w / largest).reshape(-1, dimensions)
+            shares.append(vectors[random.choice(len(vectors), min(len(vectors), 1500), replace=False)])
+    sample = numpy.concatenate(shares)
+    points = sample[random.choice(len(sample), count, replace=False)]
+    for _ in range(30):
+        codes = nearest(sample, points)
+        sums = numpy.stack([numpy.bincount(codes, sample[:, d], count) for d in range(dimensions)], axis=1)
+        seen = numpy.bincount(codes, minlength=count)[:, None]
+        points = numpy.where(seen > 0, sums / numpy.maximum(seen, 1), points).astype("f4")
+    return points
+
+
+def with_codebook(matrix, points, group, scale_bits=16):
+    """The matrix in points times a scale for each group of columns (all of a row where that does not divide them)."""
+    group = group if matrix.shape[1] % group == 0 else matrix.shape[1]
+    w, scale = by_group(matrix, group)
+    for _ in range(3):
+        values = points[nearest((w / scale).reshape(-1, points.shape[1]), points)].reshape(w.shape)
+        scale = numpy.maximum((w * values).sum(1, keepdims=True) / numpy.maximum((values**2).sum(1, keepdims=True), 1e-12), 1e-12)
+        if scale_bits < 16:
+            rows = scale.reshape(matrix.shape[0], -1)
+            unit = rows.max(1, keepdims=True).astype("f2").astype("f4") / (2**scale_bits - 1)
+            scale = (numpy.maximum(numpy.round(rows / unit), 1) * unit).reshape(-1, 1)
+        else:
+            scale = numpy.maximum(scale.astype("f2").astype("f4"), 1e-7)
+    return (points[nearest((w / scale).reshape(-1, points.shape[1]), points)].reshape(w.shape) * scale).reshape(matrix.shape)
+
+
 def quantizes(name, value):
     return value.ndim == 2 and value.size >= 4096 and not name.endswith(("mlp.gate.weight", "shared_expert_gate.weight"))
 
@@ -214,15 +269,23 @@ def no_data_rows(judge, mine, tensors):
         yield row(f"{codec}, HQQ, inputs rotated, no data", bits + 0.5, everywhere(lambda w, b=bits: rotated(w, lambda r: hqq(r, b))))
         yield row(f"{codec}, scale search, no data", bits + 0.5, judge.measure(mine_free))
         yield row(f"{codec}, GPTQ and weighted search", bits + 0.5, judge.measure(mine_best))
-    mine_free = judge.scratch / "i2g128-free"
-    mine.moepack("compress", judge.subject.model, "--codec", "i2g128", "-o", mine_free, "--quiet")
-    yield row("i2g128, scale search, no data", 2 + 16 / 128, judge.measure(mine_free))
     yield row("trellis of 2 bits, inputs rotated, no data", 2 + 16 / 512, everywhere(lambda w: rotated(w, trellis)))
+    grid = (numpy.arange(16, dtype="f4")[:, None] - 8) / 8
+    yield row("i4g64 with scales of 6 bits, no data", 4 + 6 / 64 + 16 / 512, everywhere(lambda w: with_codebook(w, grid, 64, 6)))
+    for count, dimensions, bits, group in ((16, 1, 4, 64), (8, 1, 3, 64), (256, 4, 2, 128)):
+        points = learn_codebook(tensors, count, dimensions, group)
+        title = f"codebook of {count} points" + (f" of {dimensions} weights" if dimensions > 1 else "") + f", groups of {group}, no data"
+        yield row(title, bits + 16 / group, everywhere(lambda w, p=points, g=group: with_codebook(w, p, g)))
+    for codec in ("i4g64", "t4g128", "i3g64", "t3g128", "i2g128", "t2g128"):
+        folder = judge.scratch / codec
+        mine.moepack("compress", judge.subject.model, "--codec", codec, "-o", folder, "--quiet")
+        yield row(f"{codec}, scale search, no data", int(codec[1]) + 16 / int(codec[3:]), judge.measure(folder))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=["wren", "second"])
+    parser.add_argument("--parts", type=lambda s: s.split(","), default=["merging", "rounding"])
     parser.add_argument("--bin", type=pathlib.Path, default=ROOT / "build/release/bin")
     parser.add_argument("--work", type=pathlib.Path, default=ROOT / "build/quality")
     args = parser.parse_args()
@@ -233,11 +296,13 @@ def main():
         tensors, profile = read_arrays(subject.model / "model.safetensors"), read_arrays(mine.profile)
         with tempfile.TemporaryDirectory(prefix="moepack-bench-") as scratch:
             judge = Judge(args.bin / "moepack", subject, pathlib.Path(scratch))
-            header = ("experts", "bits a weight", "mean KLD", "same top-1")
-            text = [f"`python3 tests/bench/not_built.py {name}`:", table(header, merging_rows(judge, mine, tensors, profile)),
-                    table(("matrices, routers aside", *header[1:]), no_data_rows(judge, mine, tensors))]
-        bench_lib.write_section(PAGE, f"not built {name}", "\n\n".join(text))
-        print("\n\n".join(text), flush=True)
+            parts = {"merging": ("experts", merging_rows, (judge, mine, tensors, profile)),
+                     "rounding": ("matrices, routers aside", no_data_rows, (judge, mine, tensors))}
+            for part in args.parts:
+                what, rows, inputs = parts[part]
+                text = table((what, "bits a weight", "mean KLD", "same top-1"), rows(*inputs))
+                bench_lib.write_section(PAGE, f"{part} {name}", f"`python3 tests/bench/not_built.py {name} --parts {part}`:\n\n{text}")
+                print(text, flush=True)
 
 
 if __name__ == "__main__":

@@ -376,7 +376,7 @@ class Compressor {
     out.tool_version = request_.tool_version;
     out.family = model_.family;
     out.recipe = recipe_.CanonicalWithBudget();
-    for (const std::string& key : model_.accepted_keys) out.accepted_keys += (out.accepted_keys.empty() ? "" : ",") + key;
+    out.accepted_keys = KeyList(model_.accepted_keys);
     for (const auto& [name, digest] : model_.input_digests) out.inputs.push_back({name, digest});
     // A plan only, which counts the bytes of the entry that weights will have.
     if (model_.source == ModelSource::kConfigOnly) out.inputs.push_back({"model.safetensors", TextDigest("")});

@@ -42,7 +42,7 @@ struct Model {
   Program program;     // validated
   std::shared_ptr<const TensorSource> tensors;                     // null for kConfigOnly
   Bytes tokenizer;                                                 // compiled tokenizer blob, empty when the model has none
-  std::vector<std::string> accepted_keys;                          // OpenOptions::accept_keys, sorted
+  std::vector<std::string> accepted_keys;                          // OpenOptions::accept_keys, sorted, each once
   std::vector<std::pair<std::string, std::string>> input_digests;  // file name (no folder) -> SHA-256 hex of what was read
 };
 

@@ -120,7 +120,7 @@ void Learner::StepGroup(size_t row, size_t group, const Matrix& gradient, const 
   for (size_t i = begin; i < end; ++i) {
     if (!Kept(encoded, i)) continue;
     const float d = gradient.data()[i];
-    window = NextTrellisWindow(codec.bits, window, encoded.codes[i]);
+    if (trellis) window = NextTrellisWindow(codec.bits, window, encoded.codes[i]);
     d_scale +=
         d * (trellis ? static_cast<float>(TrellisValue(codec.bits, window)) : static_cast<float>(encoded.codes[i]) - offset);
     d_min += d;

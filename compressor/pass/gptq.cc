@@ -253,10 +253,10 @@ class RowEncoder {
     GroupGrid& grid = grids_[r * groups_ + g];
     Eigen::RowVectorXf direction(size);
     const GroupGrid unit{1, 0};
-    uint32_t window = WindowBefore(r, from);
+    uint32_t window = is_trellis_ ? WindowBefore(r, from) : 0;
     for (size_t i = 0; i < size; ++i) {
       const uint8_t code = codes_[r * cols_ + from + i];
-      window = NextTrellisWindow(codec_.bits, window, code);
+      if (is_trellis_) window = NextTrellisWindow(codec_.bits, window, code);
       direction[i] = Masked(r, from + i) ? 0.0f
                      : is_trellis_       ? static_cast<float>(TrellisValue(codec_.bits, window))
                                          : GridValue(codec_, unit, code);

@@ -37,8 +37,8 @@ struct Codec {
   uint8_t bits = 0;
   // kGroupInt: false  w = scale * (q - 2^(bits-1)),  q in [0, 2^bits);   true  w = scale * q + min.
   bool has_min = false;
-  // kGroupInt, kTrellis: columns that share a scale: 16, 32, 64, 128, 256, or 0 for a whole row. The last group of a row may be
-  // shorter.
+  // kGroupInt, kTrellis: columns that share a scale: 16, 32, 64, 128, 256, or 0 for a whole row. The last group of a row may
+  // be shorter.
   uint16_t group_size = 0;
   // kBitmask: weights kept in every row, 1..cols (set per shape). kNM: n kept in every m consecutive columns, 1 <= n < m,
   // m in {4, 8, 16}; cols must be a multiple of m.
@@ -53,16 +53,17 @@ struct Codec {
   std::string Name() const;
 };
 
+// Bits of a code of `bits` bits that lie in the second plane; 0: one plane holds it.
+constexpr int LowPlaneBits(int bits) { return bits == 6 ? 2 : bits == 3 || bits == 5 ? 1 : 0; }
+
 // Trellis-coded quantization (2406.11235) with values that are computed: what a code stands for depends on a window of ten
-// bits, its own and those of the codes before it (0 in front of the first column). Plane by plane, as they lie: the last ten
-// bits where codes are one plane; where they are two, the last eight of the first in bits 0-7 and the last two of the second
-// in bits 8 and 9. The newest are the highest. The mean of both bytes of a product modulo 2^16 is spread like a triangle over
-// [-128, 127], near enough to the Gaussian of weights.
+// bits, its own and those of the codes before it (0 in front of the first column). Plane by plane, as they lie: the last
+// ten bits where codes are one plane; where they are two, the last eight of the first in bits 0-7 and the last two of the
+// second in bits 8 and 9. The newest are the highest. The mean of both bytes of a product modulo 2^16 is spread like a
+// triangle over [-128, 127], near enough to the Gaussian of weights.
 inline constexpr uint32_t kTrellisWindows = 1024;
 inline constexpr int kTrellisCentre = 128;  // taken off the mean of the bytes
 constexpr uint32_t TrellisFactor(int bits) { return bits == 2 ? 40093 : bits == 3 ? 43969 : bits == 4 ? 60481 : 27787; }
-// Bits of a code in the second plane.
-constexpr int TrellisLowBits(int bits) { return bits == 6 ? 2 : bits == 3 || bits == 5 ? 1 : 0; }
 // Columns whose codes a window holds bits of, the own one among them.
 constexpr uint32_t TrellisSpan(int bits) { return bits == 2 ? 5 : bits == 3 ? 4 : bits == 4 ? 3 : 2; }
 inline int8_t TrellisValue(int bits, uint32_t window) {
@@ -71,7 +72,7 @@ inline int8_t TrellisValue(int bits, uint32_t window) {
 }
 // The window that follows when a row goes on with `code`.
 constexpr uint32_t NextTrellisWindow(int bits, uint32_t window, uint32_t code) {
-  const int low = TrellisLowBits(bits), high = bits - low;
+  const int low = LowPlaneBits(bits), high = bits - low;
   if (low == 0) return window >> high | code << (10 - high);
   const uint32_t second = window >> (8 + low) | (code & ((1u << low) - 1)) << (2 - low);
   return (window & 0xff) >> high | (code >> low) << (8 - high) | second << 8;

@@ -58,7 +58,10 @@ Result<MatrixLayout> LayoutOf(const Codec& codec, const MatrixShape& shape, uint
     layout.mask_offset = sections.Add(shape.rows, layout.mask_row_bytes);
   }
   if (codec.coded()) {
-    layout.plane_count = PlanesOf(codec.bits, &layout.planes);
+    const auto low = static_cast<uint8_t>(LowPlaneBits(codec.bits));
+    layout.plane_count = low == 0 ? 1 : 2;
+    layout.planes[0].bits = static_cast<uint8_t>(codec.bits - low);
+    layout.planes[0].shift = layout.planes[1].bits = low;
     for (uint8_t i = 0; i < layout.plane_count; ++i) {
       PlaneLayout& plane = layout.planes[i];
       plane.row_bytes = CeilDiv(layout.kept * plane.bits, 8);
@@ -78,26 +81,6 @@ Result<MatrixLayout> LayoutOf(const Codec& codec, const MatrixShape& shape, uint
 }
 
 }  // namespace
-
-uint8_t PlanesOf(uint8_t bits, std::array<PlaneLayout, 2>* planes) {
-  const auto set = [planes](uint8_t high, uint8_t low) {
-    (*planes)[0].bits = high;
-    (*planes)[0].shift = low;
-    (*planes)[1].bits = low;
-    (*planes)[1].shift = 0;
-    return static_cast<uint8_t>(low == 0 ? 1 : 2);
-  };
-  switch (bits) {
-    case 3:
-      return set(2, 1);
-    case 5:
-      return set(4, 1);
-    case 6:
-      return set(4, 2);
-    default:
-      return set(bits, 0);
-  }
-}
 
 Result<MatrixLayout> PlainLayoutOf(const Codec& codec, const MatrixShape& shape) { return LayoutOf(codec, shape, 1, 0); }
 

@@ -39,9 +39,6 @@ struct MatrixLayout {
 Result<MatrixLayout> PlainLayoutOf(const Codec& codec, const MatrixShape& shape);
 Result<MatrixLayout> ResidentLayoutOf(const Codec& codec, const MatrixShape& shape);
 
-// Planes of a code of `bits` bits, most significant first; returns how many. Fills bits and shift.
-uint8_t PlanesOf(uint8_t bits, std::array<PlaneLayout, 2>* planes);
-
 // kMalformed unless `plain` is a well-formed matrix: exact length, zero padding bits, mask counts, finite scales, minima
 // and values. What FromPlain, DecodePlain and PackResident check first.
 Status CheckPlain(const Codec& codec, const MatrixShape& shape, ByteSpan plain);

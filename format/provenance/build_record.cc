@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "format/provenance/json_fields.h"
 #include "format/provenance/provenance.h"
 
@@ -16,6 +18,22 @@ Json DigestsJson(const std::vector<NamedDigest>& digests) {
 }
 
 }  // namespace
+
+std::string KeyList(const std::vector<std::string>& keys) {
+  std::string out;
+  for (const std::string& key : keys) out += (out.empty() ? "" : ",") + key;
+  return out;
+}
+
+std::vector<std::string> KeysOf(std::string_view list) {
+  std::vector<std::string> out;
+  while (!list.empty()) {
+    const size_t end = std::min(list.find(','), list.size());
+    out.emplace_back(list.substr(0, end));
+    list.remove_prefix(std::min(end + 1, list.size()));
+  }
+  return out;
+}
 
 std::string SerializeBuildRecord(const BuildRecord& record) {
   Json root;

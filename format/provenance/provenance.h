@@ -29,7 +29,7 @@ struct BuildRecord {
   std::string tool_version;   // of moepack compress
   std::string family;         // as Model::family
   std::string recipe;         // JSON object that compress takes as its recipe: everything that was chosen, the budget too
-  std::string accepted_keys;  // of config.json, taken as without effect on the user's word; commas between, empty: none
+  std::string accepted_keys;  // of config.json, taken as without effect on the user's word: KeyList; empty: none
   std::vector<NamedDigest> inputs;       // files of the checkpoint, without folders
   std::string profile;                   // SHA-256 of the profile in hexadecimal; empty: none
   std::vector<NamedDigest> calibration;  // domain -> its text
@@ -37,6 +37,10 @@ struct BuildRecord {
   std::string plan;                      // SHA-256 of plan.json
   bool operator==(const BuildRecord&) const = default;
 };
+
+// How BuildRecord::accepted_keys holds keys, commas between, and the keys it holds. A key has no comma.
+std::string KeyList(const std::vector<std::string>& keys);
+std::vector<std::string> KeysOf(std::string_view list);
 
 std::string SerializeBuildRecord(const BuildRecord& record);
 // kBadInput naming the field that is missing or wrong.

@@ -64,6 +64,9 @@ TEST_F(ProvenanceTest, RecordIsReadBack) {
 TEST_F(ProvenanceTest, AcceptedKeysAreStatedWhenThereAreAny) {
   const auto stated = [this] { return Statement()["predicate"]["buildDefinition"]["externalParameters"]["compress"]; };
   EXPECT_EQ(stated()["accepted_keys"], "mystery,rope_scaling.twist");
+  EXPECT_EQ(KeysOf(record_.accepted_keys), (std::vector<std::string>{"mystery", "rope_scaling.twist"}));
+  EXPECT_EQ(KeyList(KeysOf(record_.accepted_keys)), record_.accepted_keys);
+  EXPECT_EQ(KeysOf(KeyList({})), std::vector<std::string>());
   EXPECT_EQ(ParseProvenance(AsBytes(MakeProvenance(record_, pack_, result_)))->record.accepted_keys, record_.accepted_keys);
   record_.accepted_keys.clear();
   EXPECT_FALSE(stated().contains("accepted_keys"));

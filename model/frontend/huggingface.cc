@@ -91,8 +91,8 @@ class HuggingFaceSource final : public TensorSource {
 
 Result<CheckpointLayout> ReadConfig(Env& env, const std::string& path, const OpenOptions& options, Model* model) {
   MOEPACK_ASSIGN_OR_RETURN(const nlohmann::json config, ReadJsonFile(env, path, kMaxConfigBytes));
-  model->accepted_keys = options.accept_keys;
-  std::sort(model->accepted_keys.begin(), model->accepted_keys.end());
+  const std::set<std::string> accepted(options.accept_keys.begin(), options.accept_keys.end());
+  model->accepted_keys.assign(accepted.begin(), accepted.end());
   return BuildFromConfig(config, path, options.accept_keys, &model->family);
 }
 

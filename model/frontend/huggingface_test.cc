@@ -177,7 +177,7 @@ TEST(HuggingFace, AcceptedKeysChangeNothingAndAreKept) {
     const Program before = changed.OpenProgram();
     changed.checkpoint.config["mystery_multiplier"] = 0.5;
     changed.checkpoint.config["another"] = true;
-    const Result<Model> model = changed.Open({.accept_keys = {"mystery_multiplier", "another"}});
+    const Result<Model> model = changed.Open({.accept_keys = {"mystery_multiplier", "another", "mystery_multiplier"}});
     ASSERT_TRUE(model.ok()) << model.status().message();
     EXPECT_EQ(model->program, before) << family;
     EXPECT_EQ(model->accepted_keys, (std::vector<std::string>{"another", "mystery_multiplier"}));

@@ -1,6 +1,5 @@
 #include "packager/rebuild/inputs.h"
 
-#include <algorithm>
 #include <map>
 
 #include "base/digest/sha256.h"
@@ -50,16 +49,6 @@ Status CheckInputs(Env& env, const BuildRecord& record, const RebuildInputs& inp
   MOEPACK_RETURN_IF_ERROR(CheckFile(env, "profile", inputs.profile, record.profile));
   MOEPACK_RETURN_IF_ERROR(CheckFile(env, "like", inputs.like, record.like));
   return CheckModel(env, record, inputs.model);
-}
-
-std::vector<std::string> KeysOf(std::string_view list) {
-  std::vector<std::string> out;
-  while (!list.empty()) {
-    const size_t end = std::min(list.find(','), list.size());
-    out.emplace_back(list.substr(0, end));
-    list.remove_prefix(std::min(end + 1, list.size()));
-  }
-  return out;
 }
 
 }  // namespace moepack

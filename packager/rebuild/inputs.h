@@ -2,8 +2,6 @@
 #pragma once
 
 #include <string>
-#include <string_view>
-#include <vector>
 
 #include "base/env.h"
 #include "base/status.h"
@@ -14,9 +12,6 @@ namespace moepack {
 struct RebuildInputs {
   std::string model, profile, like;  // paths; profile and like empty when not given
 };
-
-// The keys of BuildRecord::accepted_keys.
-std::vector<std::string> KeysOf(std::string_view list);
 
 // kUsage when an input is missing or none of the recorded ones; kDigest when one is not the recorded one: each named, with
 // the digest that was recorded. Errors of OpenModel. Reads all files.

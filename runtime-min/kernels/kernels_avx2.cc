@@ -118,70 +118,66 @@ struct Avx2 {
   }
   template <int kBits>
   static Codes LoadRawTrellis(const uint8_t* p0, const uint8_t* p1, bool first) {
-    Codes windows = FirstPlane<kBits>(p0, first);
-    uint64_t low = 0;
-    if constexpr (LowBits(kBits) == 1) __builtin_memcpy(&low, p1, sizeof(low));
-    const uint64_t before = LowBits(kBits) != 1 || first ? 0 : p1[-1] >> 7;
-    for (size_t half = 0; half < 2; ++half) {
-      __m256i &even = windows.even[half], &odd = windows.odd[half];
-      if constexpr (LowBits(kBits) == 1) {
-        const auto own = static_cast<uint32_t>(low >> (32 * half));
-        const auto earlier = static_cast<uint32_t>((low << 1 | before) >> (32 * half));
-        const __m256i even_own = EvenBits(own);
-        even = AddBits(even, even_own, EvenBits(earlier));
-        odd = AddBits(odd, EvenBits(own >> 1), even_own);
+    Codes values;
+    for (int half = 0; half < 2; ++half) {
+      const __m256i pairs = BytePairs<HighBits(kBits), true>(p0, half, first);
+      __m256i even = Windows<HighBits(kBits), WindowBits(kBits)>(pairs, 0);
+      __m256i odd = Windows<HighBits(kBits), WindowBits(kBits)>(pairs, 1);
+      if constexpr (LowBits(kBits) != 0) {
+        const __m256i second = BytePairs<LowBits(kBits), LowBits(kBits) == 1>(p1, half, first);
+        even = _mm256_or_si256(even, SecondPlane<LowBits(kBits)>(second, 0));
+        odd = _mm256_or_si256(odd, SecondPlane<LowBits(kBits)>(second, 1));
       }
-      if constexpr (LowBits(kBits) == 2) {
-        const __m256i second = LoadPlane<2>(p1 + 8 * half);
-        even = _mm256_or_si256(even, _mm256_slli_epi16(second, 8));
-        odd = _mm256_or_si256(odd, _mm256_and_si256(second, _mm256_set1_epi16(0x300)));
-      }
-      even = TrellisValues<kBits>(even);
-      odd = TrellisValues<kBits>(odd);
+      values.even[half] = TrellisValues<kBits>(even);
+      values.odd[half] = TrellisValues<kBits>(odd);
     }
-    return windows;
+    return values;
   }
-  // The bits of windows that lie in the first plane.
-  template <int kBits>
-  static Codes FirstPlane(const uint8_t* p, bool first) {
-    constexpr int kWindow = WindowBits(kBits), kOddLanes = 0xaa;
-    const __m256i mask = _mm256_set1_epi16((1 << kWindow) - 1);
-    Codes windows;
-    for (size_t half = 0; half < 2; ++half) {
-      const uint8_t* bytes = p + 4 * HighBits(kBits) * half;
-      const __m128i now = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes));
-      const __m128i last =
-          first && half == 0 ? _mm_slli_si128(now, 1) : _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes - 1));
-      if constexpr (HighBits(kBits) == 4) {
-        // A 16-bit lane for each byte and the one before it.
-        const __m256i pairs = _mm256_or_si256(_mm256_cvtepu8_epi16(last), _mm256_slli_epi16(_mm256_cvtepu8_epi16(now), 8));
-        windows.even[half] = _mm256_and_si256(_mm256_srli_epi16(pairs, 12 - kWindow), mask);
-        windows.odd[half] = _mm256_and_si256(_mm256_srli_epi16(pairs, 16 - kWindow), mask);
-      } else {
-        // A 32-bit lane for each byte: its even columns' windows, or its odd ones'.
-        const __m256i once = _mm256_cvtepu16_epi32(_mm_unpacklo_epi8(last, now));
-        const __m256i pairs = _mm256_or_si256(once, _mm256_slli_epi32(once, 16));
-        windows.even[half] = _mm256_and_si256(
-            _mm256_blend_epi16(_mm256_srli_epi16(pairs, 10 - kWindow), _mm256_srli_epi16(pairs, 14 - kWindow), kOddLanes),
-            mask);
-        windows.odd[half] = _mm256_and_si256(
-            _mm256_blend_epi16(_mm256_srli_epi16(pairs, 12 - kWindow), _mm256_srli_epi16(pairs, 16 - kWindow), kOddLanes),
-            mask);
-      }
+  // For each even column of half a block of a plane, and the odd one behind it, a 16-bit lane: its byte, after the one
+  // before it (kBefore) or twice.
+  template <int kPlaneBits, bool kBefore>
+  static __m256i BytePairs(const uint8_t* p, int half, bool first) {
+    const uint8_t* bytes = p + 4 * kPlaneBits * half - 1;
+    // Nothing stands before the first column of a row.
+    const __m128i begin = first && half == 0 ? _mm_slli_si128(Load16(bytes + 1), 1) : Load16(bytes);
+    const __m256i both = kPlaneBits == 4 ? _mm256_inserti128_si256(_mm256_castsi128_si256(begin), Load16(bytes + 8), 1)
+                                         : _mm256_broadcastsi128_si256(begin);
+    static constexpr ByteOrder kOrder = PairOrder(kPlaneBits, kBefore);
+    return _mm256_shuffle_epi8(both, _mm256_load_si256(reinterpret_cast<const __m256i*>(kOrder.bytes)));
+  }
+  static __m128i Load16(const uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
+  struct ByteOrder {
+    alignas(32) uint8_t bytes[32];
+  };
+  static constexpr ByteOrder PairOrder(int plane_bits, bool before) {
+    ByteOrder order = {};
+    for (int lane = 0; lane < 16; ++lane) {
+      const int byte = 2 * (plane_bits == 4 ? lane % 8 : lane) * plane_bits / 8;
+      order.bytes[2 * lane] = static_cast<uint8_t>(before ? byte : byte + 1);
+      order.bytes[2 * lane + 1] = static_cast<uint8_t>(byte + 1);
     }
-    return windows;
+    return order;
   }
-  // Lane k has all ones where bit 2k is set.
-  static __m256i EvenBits(uint32_t bits) {
-    const __m256i byte_of = _mm256_set_epi64x(0x0303030303030303, 0x0202020202020202, 0x0101010101010101, 0);
-    const __m256i bit_of = _mm256_set1_epi64x(0x0040001000040001);
-    const __m256i spread = _mm256_shuffle_epi8(_mm256_set1_epi32(static_cast<int>(bits)), byte_of);
-    return _mm256_cmpeq_epi16(_mm256_and_si256(spread, bit_of), bit_of);
+  // Powers of two that move the code of each lane's column to the top of its byte pair.
+  template <int kPlaneBits>
+  static __m256i ToTop(__m256i pairs, int odd) {
+    if constexpr (kPlaneBits == 4) return odd != 0 ? pairs : _mm256_slli_epi16(pairs, 4);
+    int64_t factors = 0;
+    for (int lane = 0; lane < 4; ++lane) {
+      const int end = kPlaneBits * (2 * lane + odd + 1) % 8;
+      factors |= int64_t{1} << (16 * lane + (end == 0 ? 0 : 8 - end));
+    }
+    return _mm256_mullo_epi16(pairs, _mm256_set1_epi64x(factors));
   }
-  // Bits 9 and 8 of windows: the lowest bit of a lane's column, and of the one before it.
-  static __m256i AddBits(__m256i windows, __m256i own, __m256i before) {
-    return _mm256_or_si256(windows, _mm256_or_si256(_mm256_and_si256(own, _mm256_set1_epi16(0x200)),
-                                                    _mm256_and_si256(before, _mm256_set1_epi16(0x100))));
+  // Windows of kWindow bits of a first plane.
+  template <int kPlaneBits, int kWindow>
+  static __m256i Windows(__m256i pairs, int odd) {
+    return _mm256_srli_epi16(ToTop<kPlaneBits>(pairs, odd), 16 - kWindow);
+  }
+  // Bits 8 and 9 of windows: the last two of a second plane.
+  template <int kPlaneBits>
+  static __m256i SecondPlane(__m256i pairs, int odd) {
+    return _mm256_and_si256(_mm256_srli_epi16(ToTop<kPlaneBits>(pairs, odd), 6), _mm256_set1_epi16(0x300));
   }
 
   static const __m256i* Vectors(const Code* p) { return reinterpret_cast<const __m256i*>(p); }
@@ -362,9 +358,7 @@ struct Avx2 {
   }
 };
 
-bool Supported() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
-}
+bool Supported() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 
 }  // namespace
 

@@ -101,64 +101,79 @@ struct Avx512 {
     const __m512i centre = _mm512_set1_epi16(kTrellisCentre);
     return {_mm512_sub_epi16(raw.even, centre), _mm512_sub_epi16(raw.odd, centre)};
   }
+  // Bytes of the registers that hold the first and (from 64 on) the second plane, from the byte before a block on.
+  struct TrellisOrder {
+    alignas(64) uint8_t bytes[64];
+  };
+  // A 16-bit lane for each byte of two columns: the byte before it and itself.
+  static constexpr TrellisOrder PairsInOrder() {
+    TrellisOrder order = {};
+    for (int i = 0; i < 64; ++i) order.bytes[i] = static_cast<uint8_t>((i + 1) / 2);
+    return order;
+  }
+  // A 64-bit lane for eight columns: what their windows are in, of the first plane and the byte before them in bytes 0 to 4,
+  // of the second plane in bytes 5 and 6.
+  template <int kBits>
+  static constexpr TrellisOrder LanesInOrder() {
+    TrellisOrder order = {};
+    for (int lane = 0; lane < 8; ++lane) {
+      uint8_t* out = order.bytes + 8 * lane;
+      for (int i = 0; i <= HighBits(kBits); ++i) out[i] = static_cast<uint8_t>(HighBits(kBits) * lane + i);
+      if (LowBits(kBits) == 0) continue;
+      // Windows hold a bit of the column before them, or none.
+      const int first = LowBits(kBits) == 1 ? lane : 2 * lane + 1;
+      out[5] = static_cast<uint8_t>(64 + first);
+      out[6] = static_cast<uint8_t>(64 + first + 1);
+    }
+    return order;
+  }
+  // For the bytes of the four windows of a lane, of its even or odd columns: the bit of the lane that each begins with.
+  template <int kBits>
+  static constexpr uint64_t WindowStarts(int odd) {
+    uint64_t starts = 0;
+    for (int window = 0; window < 4; ++window) {
+      const int column = 2 * window + odd, low = 8 + HighBits(kBits) * (column + 1) - WindowBits(kBits);
+      const int high = LowBits(kBits) == 0 ? low + 8 : LowBits(kBits) == 1 ? 47 + column : 40 + 2 * column;
+      starts |= static_cast<uint64_t>(high << 8 | low) << (16 * window);
+    }
+    return starts;
+  }
+  // The byte before a block of a plane (0 before the first column of a row), then the block.
+  template <int kPlaneBits>
+  static __m512i PlaneFromBefore(const uint8_t* p, bool first) {
+    constexpr uint64_t kNothingBefore = ~uint64_t{1};
+    if constexpr (kPlaneBits == 4) {
+      return first ? _mm512_maskz_loadu_epi8(_cvtu64_mask64(kNothingBefore), p - 1) : _mm512_loadu_si512(p - 1);
+    } else if constexpr (kPlaneBits == 2) {
+      return _mm512_castsi256_si512(first ? _mm256_maskz_loadu_epi8(static_cast<__mmask32>(kNothingBefore), p - 1)
+                                          : _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p - 1)));
+    } else {
+      return _mm512_castsi128_si512(first ? _mm_maskz_loadu_epi8(static_cast<__mmask16>(kNothingBefore), p - 1)
+                                          : _mm_loadu_si128(reinterpret_cast<const __m128i*>(p - 1)));
+    }
+  }
   template <int kBits>
   static Codes LoadRawTrellis(const uint8_t* p0, const uint8_t* p1, bool first) {
-    Codes windows = FirstPlane<kBits>(p0, first);
-    if constexpr (LowBits(kBits) == 1) {
-      uint64_t low;
-      __builtin_memcpy(&low, p1, sizeof(low));
-      constexpr uint64_t kEven = 0x5555555555555555;
-      const uint64_t even = _pext_u64(low, kEven), odd = _pext_u64(low, ~kEven);
-      windows.even = AddBits(windows.even, even, odd << 1 | (first ? 0 : p1[-1] >> 7));
-      windows.odd = AddBits(windows.odd, odd, even);
+    const __m512i in_window = _mm512_set1_epi16(static_cast<int16_t>(kTrellisWindows - 1));
+    static constexpr TrellisOrder kOrder = kBits == 4 ? PairsInOrder() : LanesInOrder<kBits>();
+    const __m512i order = _mm512_load_si512(kOrder.bytes);
+    __m512i bytes = PlaneFromBefore<HighBits(kBits)>(p0, first);
+    if constexpr (LowBits(kBits) == 0) {
+      bytes = _mm512_permutexvar_epi8(order, bytes);
+    } else {
+      bytes = _mm512_permutex2var_epi8(bytes, order, PlaneFromBefore<LowBits(kBits)>(p1, first));
     }
-    if constexpr (LowBits(kBits) == 2) {
-      const __m512i low = LoadUnsigned<2>(p1, p1);
-      windows.even = _mm512_or_si512(windows.even, _mm512_slli_epi16(low, 8));
-      windows.odd = _mm512_or_si512(windows.odd, _mm512_and_si512(low, _mm512_set1_epi16(0x300)));
+    Codes windows;
+    if constexpr (kBits == 4) {
+      windows = {_mm512_and_si512(_mm512_srli_epi16(bytes, 2), in_window), _mm512_srli_epi16(bytes, 6)};
+    } else {
+      const auto at = [bytes, in_window](uint64_t starts) {
+        const __m512i control = _mm512_set1_epi64(static_cast<int64_t>(starts));
+        return _mm512_and_si512(_mm512_multishift_epi64_epi8(control, bytes), in_window);
+      };
+      windows = {at(WindowStarts<kBits>(0)), at(WindowStarts<kBits>(1))};
     }
     return {TrellisValues<kBits>(windows.even), TrellisValues<kBits>(windows.odd)};
-  }
-  // The bits of windows that lie in the first plane.
-  template <int kBits>
-  static Codes FirstPlane(const uint8_t* p, bool first) {
-    constexpr int kWindow = WindowBits(kBits);
-    const __m512i mask = _mm512_set1_epi16((1 << kWindow) - 1);
-    if constexpr (HighBits(kBits) == 4) {
-      // Each byte with the one before it.
-      constexpr __mmask32 kNothingBefore = ~__mmask32{1};
-      const __m256i now = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-      const __m256i last = _mm256_maskz_loadu_epi8(first ? kNothingBefore : ~__mmask32{0}, p - 1);
-      const __m512i pairs = _mm512_or_si512(_mm512_cvtepu8_epi16(last), _mm512_slli_epi16(_mm512_cvtepu8_epi16(now), 8));
-      return {_mm512_and_si512(_mm512_srli_epi16(pairs, 12 - kWindow), mask),
-              _mm512_and_si512(_mm512_srli_epi16(pairs, 16 - kWindow), mask)};
-    } else {
-      constexpr int kEven = (14 - kWindow) << 16 | (10 - kWindow), kOdd = (16 - kWindow) << 16 | (12 - kWindow);
-      const __m512i pairs = TrellisPairs(p, first);
-      return {_mm512_and_si512(_mm512_srlv_epi16(pairs, _mm512_set1_epi32(kEven)), mask),
-              _mm512_and_si512(_mm512_srlv_epi16(pairs, _mm512_set1_epi32(kOdd)), mask)};
-    }
-  }
-  // Bits 9 and 8 of windows: the lowest bit of a lane's column, and of the one before it.
-  static __m512i AddBits(__m512i windows, uint64_t own, uint64_t before) {
-    const auto lanes = [](uint64_t bits) { return _cvtu32_mask32(static_cast<uint32_t>(bits)); };
-    windows = _mm512_mask_add_epi16(windows, lanes(own), windows, _mm512_set1_epi16(0x200));
-    return _mm512_mask_add_epi16(windows, lanes(before), windows, _mm512_set1_epi16(0x100));
-  }
-  // Of a plane of two bits.
-  static __m512i TrellisPairs(const uint8_t* p, bool first) {
-    // Four bytes for each byte b of codes: the one before b, b, and both again: its even columns' windows, or its odd ones'.
-    const __m512i byte = _mm512_cvtepu8_epi32(_mm_set_epi8(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0));
-    const __m512i with_next = _mm512_or_si512(byte, _mm512_slli_epi32(_mm512_add_epi32(byte, _mm512_set1_epi32(1)), 8));
-    const __m512i order = _mm512_or_si512(with_next, _mm512_slli_epi32(with_next, 16));
-    if (first) {
-      constexpr uint64_t kNothingBefore = ~uint64_t{5};
-      const __m512i bytes = _mm512_castsi128_si512(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-      return _mm512_maskz_permutexvar_epi8(_cvtu64_mask64(kNothingBefore), _mm512_sub_epi8(order, _mm512_set1_epi8(1)),
-                                           bytes);
-    }
-    return _mm512_permutexvar_epi8(order,
-                                   _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p - 1))));
   }
 
   static Codes LoadCodes(const Code* p) { return {_mm512_load_si512(p), _mm512_load_si512(p + 32)}; }
@@ -315,7 +330,7 @@ bool Supported() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni") &&
          __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx2") &&
-         __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+         __builtin_cpu_supports("fma");
 }
 
 }  // namespace

@@ -6,7 +6,8 @@
 namespace moepack::jinja {
 namespace {
 
-constexpr uint64_t kMaxSteps = 1 << 18;
+constexpr uint64_t kStepWork = 256;   // bytes that could be copied in the time of a step
+constexpr uint64_t kLoopWork = 2048;  // the same for a turn of a loop, whose variable `loop` is made anew
 constexpr size_t kMaxOutput = 1 << 18;
 constexpr int kMaxDepth = 400;
 
@@ -26,12 +27,11 @@ class Renderer {
   }
 
  private:
-  Status CountStep(uint32_t line) {
-    return ++steps_ > kMaxSteps ? At(line, "the template takes too many steps") : Status::Ok();
-  }
+  Status CountStep(uint32_t line) { return operations_.Charge(line, kStepWork); }
 
-  Status Write(uint32_t line, std::string_view text, std::string* out) const {
+  Status Write(uint32_t line, std::string_view text, std::string* out) {
     if (out->size() + text.size() > kMaxOutput) return At(line, "the template writes too much");
+    MOEPACK_RETURN_IF_ERROR(operations_.Charge(line, text.size()));
     *out += text;
     return Status::Ok();
   }
@@ -69,6 +69,7 @@ class Renderer {
       case StatementKind::kSetBlock: {
         std::string text;
         MOEPACK_ASSIGN_OR_RETURN(const Flow flow, RunBody(statement.bodies[0], &text));
+        MOEPACK_RETURN_IF_ERROR(operations_.Charge(statement.line, text.size()));
         scopes_.back()[statement.text] = Value::Of(std::string_view(text));
         return flow;
       }
@@ -119,6 +120,7 @@ class Renderer {
     Value::List passing;
     for (const Value& item : items) {
       MOEPACK_RETURN_IF_ERROR(CountStep(statement.line));
+      MOEPACK_RETURN_IF_ERROR(operations_.Charge(statement.line, item.Weight()));
       scopes_.emplace_back();
       const Status bound = Bind(statement, item);
       const Result<Value> passes = bound.ok() ? Evaluate(*statement.expressions[1]) : Result<Value>(bound);
@@ -145,6 +147,8 @@ class Renderer {
     if (items.empty() && statement.bodies.size() > 1) return RunBody(statement.bodies[1], out);
     for (size_t i = 0; i < items.size(); ++i) {
       MOEPACK_RETURN_IF_ERROR(CountStep(statement.line));
+      // Bound once, and the neighbour of two.
+      MOEPACK_RETURN_IF_ERROR(operations_.Charge(statement.line, kLoopWork + 3 * items[i].Weight()));
       scopes_.emplace_back();
       scopes_.back()["loop"] = LoopVariable(items, i);
       const Status bound = Bind(statement, items[i]);
@@ -188,6 +192,7 @@ class Renderer {
     if (++depth_ > kMaxDepth) return At(expression.line, "the template goes too deep");
     Result<Value> value = EvaluateKind(expression);
     --depth_;
+    if (value.ok()) MOEPACK_RETURN_IF_ERROR(operations_.Check(expression.line, *value));
     return value;
   }
 
@@ -326,13 +331,14 @@ class Renderer {
     return At(e.line, "raise_exception: " + text.substr(0, 200));
   }
 
-  static Result<Value> Range(uint32_t line, const std::vector<Value>& bounds) {
+  Result<Value> Range(uint32_t line, const std::vector<Value>& bounds) {
     constexpr int64_t kMost = 1 << 13;
     if (bounds.empty() || bounds.size() > 2) return At(line, "range with a step");
     const int64_t begin = bounds.size() == 2 ? bounds[0].number : 0, end = bounds.back().number;
     if (end - begin > kMost) return At(line, "a range that is too long");
     Value::List out;
     for (int64_t i = begin; i < end; ++i) out.push_back(Value::Of(i));
+    MOEPACK_RETURN_IF_ERROR(operations_.Charge(line, out.size() * sizeof(Value)));
     return Value::Of(std::move(out));
   }
 
@@ -351,6 +357,7 @@ class Renderer {
         MOEPACK_ASSIGN_OR_RETURN(value, Evaluate(*macro.expressions[i]));
       }
     }
+    for (const auto& [name, value] : scope) MOEPACK_RETURN_IF_ERROR(operations_.Charge(e.line, value.Weight()));
     const size_t outer = first_scope_;
     first_scope_ = scopes_.size();
     scopes_.push_back(std::move(scope));
@@ -366,7 +373,6 @@ class Renderer {
   Operations operations_;
   std::vector<Value::Map> scopes_;  // the template's, then those of loops and macros
   size_t first_scope_ = 0;          // the first that can be seen beside the template's
-  uint64_t steps_ = 0;
   int depth_ = 0;
 };
 

@@ -1,6 +1,7 @@
 // Renders a chat template for a conversation, as far as its Jinja is of the subset of jinja_syntax.h.
 #pragma once
 
+#include <cstdint>
 #include <set>
 #include <string>
 #include <string_view>
@@ -19,10 +20,16 @@ struct RenderContext {
   std::string content_mark;
   // Out: literals that contents were searched for or compared with.
   std::set<std::string> needles;
+  // Out: bytes of values made, copied and looked through, of all renderings so far.
+  uint64_t work = 0;
 };
 
-// kUnsupported with "line N: " for what is not supported, for raise_exception and strftime_now, and for templates that run
-// too long or write too much.
+// What one rendering may take and all with one context together: time and memory are bounded by it. Templates of the
+// families in docs/families.md take less than 1 MiB and 1 GiB.
+inline constexpr uint64_t kMostWork = uint64_t{1} << 26, kMostWorkOfAll = uint64_t{1} << 32;
+
+// kUnsupported with "line N: " for what is not supported, for raise_exception and strftime_now, and for templates that take
+// or write too much.
 Result<std::string> Render(const Body& body, RenderContext* context);
 
 }  // namespace moepack::jinja

@@ -11,6 +11,7 @@ constexpr std::string_view kStringMethods[] = {"strip",   "lstrip", "rstrip", "s
                                                "replace", "upper",  "lower",  "title", "capitalize"};
 constexpr std::string_view kMapMethods[] = {"items", "keys", "values", "get"};
 constexpr size_t kMaxString = 1 << 17, kMaxList = 1 << 13;
+constexpr uint32_t kMaxValueDepth = 64;
 
 template <size_t N>
 bool Listed(const std::string_view (&list)[N], const std::string& name) {
@@ -33,17 +34,6 @@ std::string WithCase(std::string text, const std::string& name) {
   return text;
 }
 
-std::string Replaced(std::string_view text, std::string_view from, std::string_view to) {
-  std::string out;
-  for (size_t at = 0;;) {
-    const size_t next = from.empty() ? std::string_view::npos : text.find(from, at);
-    out += text.substr(at, next == std::string_view::npos ? next : next - at);
-    if (next == std::string_view::npos) return out;
-    out += to;
-    at = next + from.size();
-  }
-}
-
 }  // namespace
 
 bool Operations::IsContent(const Value& value) const {
@@ -56,6 +46,62 @@ Status Operations::TakenApart(uint32_t line, const std::string& how) const {
 
 void Operations::Search(const Value& subject, const Value& needle) {
   if (IsContent(subject) && needle.is(ValueKind::kString) && !IsContent(needle)) context_->needles.insert(needle.text);
+}
+
+Status Operations::Charge(uint32_t line, uint64_t bytes) {
+  context_->work += bytes;
+  return context_->work > most_work_ ? At(line, "the template takes too much time or memory") : Status::Ok();
+}
+
+Status Operations::Check(uint32_t line, const Value& value) {
+  if (value.depth > kMaxValueDepth) return At(line, "lists in lists go too deep");
+  return Charge(line, value.Weight());
+}
+
+Status Operations::ChargeSearch(uint32_t line, std::string_view text, std::string_view needle) {
+  return Charge(line, text.size() + text.size() * needle.size() / 16);
+}
+
+Status Operations::ChargeList(uint32_t line, const Value::List& list) {
+  if (list.size() > kMaxList) return At(line, "a list that is too long");
+  uint64_t bytes = 0;
+  for (const Value& item : list) bytes += item.Weight();
+  return Charge(line, bytes);
+}
+
+Result<bool> Operations::Same(uint32_t line, const Value& a, const Value& b) {
+  MOEPACK_RETURN_IF_ERROR(Charge(line, a.Weight()));
+  const auto is_number = [](const Value& v) { return v.is(ValueKind::kBool) || v.is(ValueKind::kInteger); };
+  if (is_number(a) && is_number(b)) return a.number == b.number;
+  if (a.kind != b.kind) return false;
+  switch (a.kind) {
+    case ValueKind::kUndefined:
+    case ValueKind::kNone:
+      return true;
+    case ValueKind::kString:
+      return a.text == b.text;
+    case ValueKind::kList: {
+      if (a.list->size() != b.list->size()) return false;
+      for (size_t i = 0; i < a.list->size(); ++i) {
+        MOEPACK_ASSIGN_OR_RETURN(const bool same, Same(line, (*a.list)[i], (*b.list)[i]));
+        if (!same) return false;
+      }
+      return true;
+    }
+    case ValueKind::kMap: {
+      if (a.map == b.map) return true;
+      if (a.map->size() != b.map->size()) return false;
+      for (auto x = a.map->begin(), y = b.map->begin(); x != a.map->end(); ++x, ++y) {
+        MOEPACK_RETURN_IF_ERROR(Charge(line, x->first.size()));
+        if (x->first != y->first) return false;
+        MOEPACK_ASSIGN_OR_RETURN(const bool same, Same(line, x->second, y->second));
+        if (!same) return false;
+      }
+      return true;
+    }
+    default:
+      return false;
+  }
 }
 
 Result<std::string> Operations::Text(uint32_t line, const Value& value) {
@@ -77,10 +123,14 @@ Result<std::string> Operations::Text(uint32_t line, const Value& value) {
 
 Result<Value::List> Operations::Items(uint32_t line, const Value& value) {
   if (IsContent(value)) return TakenApart(line, "a loop over one");
-  if (value.is(ValueKind::kList)) return *value.list;
+  if (value.is(ValueKind::kList)) {
+    MOEPACK_RETURN_IF_ERROR(ChargeList(line, *value.list));
+    return *value.list;
+  }
   Value::List out;
   if (value.is(ValueKind::kMap)) {
     for (const auto& [key, unused] : *value.map) out.push_back(Value::Of(key));
+    MOEPACK_RETURN_IF_ERROR(ChargeList(line, out));
     return out;
   }
   if (value.is(ValueKind::kUndefined)) return out;
@@ -98,9 +148,13 @@ Result<Value> Operations::Length(uint32_t line, const Value& value) {
 
 Result<Value> Operations::Contains(uint32_t line, const Value& needle, const Value& haystack) {
   if (haystack.is(ValueKind::kList)) {
-    for (const Value& item : *haystack.list) Search(needle, item);
-    return Value::Of(
-        std::any_of(haystack.list->begin(), haystack.list->end(), [&](const Value& v) { return v.SameAs(needle); }));
+    bool found = false;
+    for (const Value& item : *haystack.list) {
+      Search(needle, item);
+      MOEPACK_ASSIGN_OR_RETURN(const bool same, Same(line, item, needle));
+      found = found || same;
+    }
+    return Value::Of(found);
   }
   if (haystack.is(ValueKind::kMap)) return Value::Of(needle.is(ValueKind::kString) && haystack.map->contains(needle.text));
   if (haystack.is(ValueKind::kUndefined)) return Value::Of(false);
@@ -109,6 +163,7 @@ Result<Value> Operations::Contains(uint32_t line, const Value& needle, const Val
   }
   if (IsContent(needle)) return TakenApart(line, "'in' with one on its left");
   Search(haystack, needle);
+  MOEPACK_RETURN_IF_ERROR(ChargeSearch(line, haystack.text, needle.text));
   return Value::Of(haystack.text.find(needle.text) != std::string::npos);
 }
 
@@ -117,7 +172,8 @@ Result<Value> Operations::Binary(uint32_t line, const std::string& op, const Val
   if (op == "==" || op == "!=") {
     Search(left, right);
     Search(right, left);
-    return Value::Of(left.SameAs(right) == (op == "=="));
+    MOEPACK_ASSIGN_OR_RETURN(const bool same, Same(line, left, right));
+    return Value::Of(same == (op == "=="));
   }
   const bool texts = left.is(ValueKind::kString) && right.is(ValueKind::kString);
   if (op == "~" || (op == "+" && texts)) {
@@ -129,8 +185,8 @@ Result<Value> Operations::Binary(uint32_t line, const std::string& op, const Val
   if (op == "+" && left.is(ValueKind::kList) && right.is(ValueKind::kList)) {
     Value::List sum = *left.list;
     sum.insert(sum.end(), right.list->begin(), right.list->end());
-    return sum.size() > kMaxList ? Result<Value>(At(line, "a list that is too long"))
-                                 : Result<Value>(Value::Of(std::move(sum)));
+    MOEPACK_RETURN_IF_ERROR(ChargeList(line, sum));
+    return Value::Of(std::move(sum));
   }
   const auto number = [](const Value& v) { return v.is(ValueKind::kInteger) || v.is(ValueKind::kBool); };
   if (!number(left) || !number(right)) {
@@ -159,7 +215,8 @@ Result<Value> Operations::Join(uint32_t line, const Value& value, const Argument
   }
   for (size_t i = 0; i < items.size(); ++i) {
     MOEPACK_ASSIGN_OR_RETURN(const std::string text, Text(line, items[i]));
-    out += (i == 0 ? "" : separator) + text;
+    if (i != 0) out += separator;
+    out += text;
     if (out.size() > kMaxString) return At(line, "a string that is too long");
   }
   return Value::Of(std::string_view(out));
@@ -251,8 +308,12 @@ Result<Value> Operations::Method(uint32_t line, const std::string& name, const V
   for (const auto& [key, value] : *self.map) {
     if (name == "keys") out.push_back(Value::Of(key));
     if (name == "values") out.push_back(value);
-    if (name == "items") out.push_back(Value::Of(Value::List{Value::Of(key), value}));
+    if (name == "items") {
+      MOEPACK_RETURN_IF_ERROR(Charge(line, key.size() + value.Weight()));
+      out.push_back(Value::Of(Value::List{Value::Of(key), value}));
+    }
   }
+  MOEPACK_RETURN_IF_ERROR(ChargeList(line, out));
   return Value::Of(std::move(out));
 }
 
@@ -262,14 +323,30 @@ Result<Value> Operations::Split(uint32_t line, const Value& self, const std::vec
   }
   Search(self, arguments[0]);
   const std::string& separator = arguments[0].text;
+  MOEPACK_RETURN_IF_ERROR(ChargeSearch(line, self.text, separator));
   int64_t most = arguments.size() > 1 ? arguments[1].number : -1;
   Value::List out;
   for (size_t at = 0;;) {
     const size_t next = most == 0 ? std::string::npos : self.text.find(separator, at);
     out.push_back(Value::Of(std::string_view(self.text).substr(at, next == std::string::npos ? next : next - at)));
-    if (next == std::string::npos) return Value::Of(std::move(out));
+    if (next == std::string::npos || out.size() > kMaxList) break;
     at = next + separator.size();
     --most;
+  }
+  MOEPACK_RETURN_IF_ERROR(ChargeList(line, out));
+  return Value::Of(std::move(out));
+}
+
+Result<Value> Operations::Replace(uint32_t line, std::string_view text, std::string_view from, std::string_view to) {
+  MOEPACK_RETURN_IF_ERROR(ChargeSearch(line, text, from));
+  std::string out;
+  for (size_t at = 0;;) {
+    const size_t next = from.empty() ? std::string_view::npos : text.find(from, at);
+    out += text.substr(at, next == std::string_view::npos ? next : next - at);
+    if (next != std::string_view::npos) out += to;
+    if (out.size() > kMaxString) return At(line, "a string that is too long");
+    if (next == std::string_view::npos) return Value::Of(std::string_view(out));
+    at = next + from.size();
   }
 }
 
@@ -282,6 +359,7 @@ Result<Value> Operations::StringMethod(uint32_t line, const std::string& name, c
   const auto is_text = [&](size_t i) { return arguments.size() > i && arguments[i].is(ValueKind::kString); };
   if (name == "strip" || name == "lstrip" || name == "rstrip") {
     const bool left = name != "rstrip", right = name != "lstrip";
+    if (is_text(0)) MOEPACK_RETURN_IF_ERROR(ChargeSearch(line, self.text, arguments[0].text));
     const std::string_view stripped =
         is_text(0) ? StripCharacters(self.text, arguments[0].text, left, right) : StripText(self.text, left, right);
     return Value::Of(stripped);
@@ -295,9 +373,7 @@ Result<Value> Operations::StringMethod(uint32_t line, const std::string& name, c
   if (name == "replace") {
     if (!is_text(0) || !is_text(1)) return At(line, "replace without two strings");
     Search(self, arguments[0]);
-    const std::string out = Replaced(self.text, arguments[0].text, arguments[1].text);
-    if (out.size() > kMaxString) return At(line, "a string that is too long");
-    return Value::Of(std::string_view(out));
+    return Replace(line, self.text, arguments[0].text, arguments[1].text);
   }
   if (IsContent(self)) return TakenApart(line, name + " of one");
   return Value::Of(std::string_view(WithCase(self.text, name)));
@@ -321,6 +397,7 @@ Result<Value> Operations::Item(uint32_t line, const Value& value, const Value& k
 Result<Value> Operations::Slice(uint32_t line, const Value& value, const Value& begin, const Value& end, const Value& step) {
   if (IsContent(value)) return TakenApart(line, "a slice of one");
   if (!value.is(ValueKind::kList)) return At(line, std::string("a slice of ") + KindName(value.kind));
+  MOEPACK_RETURN_IF_ERROR(ChargeList(line, *value.list));
   const auto size = static_cast<int64_t>(value.list->size());
   const int64_t by = step.is(ValueKind::kInteger) ? step.number : 1;
   if (by != 1 && by != -1) return At(line, "a slice by other steps than 1 and -1");

@@ -1,7 +1,9 @@
 // Operations of Jinja on values: filters, tests, methods, operators. Internal to model/chat.
 #pragma once
 
+#include <algorithm>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/status.h"
@@ -17,7 +19,13 @@ struct Arguments {
 
 class Operations {
  public:
-  explicit Operations(RenderContext* context) : context_(context) {}
+  explicit Operations(RenderContext* context)
+      : context_(context), most_work_(std::min(context->work + kMostWork, kMostWorkOfAll)) {}
+
+  // Counts bytes that are about to be made, copied or looked through.
+  Status Charge(uint32_t line, uint64_t bytes);
+  // A value that an expression gave: its bytes, and how deep it is.
+  Status Check(uint32_t line, const Value& value);
 
   Result<Value> Binary(uint32_t line, const std::string& op, const Value& left, const Value& right);
   Result<Value> Filter(uint32_t line, const std::string& name, const Value& value, const Arguments& arguments);
@@ -37,7 +45,13 @@ class Operations {
   Status TakenApart(uint32_t line, const std::string& how) const;
   // Notes what a content is searched for.
   void Search(const Value& subject, const Value& needle);
+  // Charges for a search for `needle` through `text`, at its worst.
+  Status ChargeSearch(uint32_t line, std::string_view text, std::string_view needle);
+  Status ChargeList(uint32_t line, const Value::List& list);
+  // Whether two values are equal as Python has it.
+  Result<bool> Same(uint32_t line, const Value& a, const Value& b);
   Result<Value> Contains(uint32_t line, const Value& needle, const Value& haystack);
+  Result<Value> Replace(uint32_t line, std::string_view text, std::string_view from, std::string_view to);
   Result<Value> StringMethod(uint32_t line, const std::string& name, const Value& self, const std::vector<Value>& arguments);
   Result<Value> Split(uint32_t line, const Value& self, const std::vector<Value>& arguments);
   Result<Value> Select(uint32_t line, const Value& value, const Arguments& arguments, bool wanted);
@@ -45,6 +59,7 @@ class Operations {
   Result<Value> Join(uint32_t line, const Value& value, const Arguments& arguments);
 
   RenderContext* context_;
+  const uint64_t most_work_;
 };
 
 }  // namespace moepack::jinja

@@ -36,6 +36,8 @@ Value Value::Of(std::string_view value) {
 Value Value::Of(List value) {
   Value out;
   out.kind = ValueKind::kList;
+  for (const Value& item : value) out.depth = std::max(out.depth, item.depth);
+  ++out.depth;
   out.list = std::make_shared<List>(std::move(value));
   return out;
 }
@@ -43,6 +45,8 @@ Value Value::Of(List value) {
 Value Value::Of(Map value) {
   Value out;
   out.kind = ValueKind::kMap;
+  for (const auto& [key, item] : value) out.depth = std::max(out.depth, item.depth);
+  ++out.depth;
   out.map = std::make_shared<Map>(std::move(value));
   return out;
 }
@@ -70,28 +74,6 @@ bool Value::Truth() const {
       return !map->empty();
     default:
       return true;
-  }
-}
-
-bool Value::SameAs(const Value& other) const {
-  const auto is_number = [](const Value& v) { return v.is(ValueKind::kBool) || v.is(ValueKind::kInteger); };
-  if (is_number(*this) && is_number(other)) return number == other.number;
-  if (kind != other.kind) return false;
-  const auto same = [](const Value& a, const Value& b) { return a.SameAs(b); };
-  switch (kind) {
-    case ValueKind::kUndefined:
-    case ValueKind::kNone:
-      return true;
-    case ValueKind::kString:
-      return text == other.text;
-    case ValueKind::kList:
-      return std::equal(list->begin(), list->end(), other.list->begin(), other.list->end(), same);
-    case ValueKind::kMap:
-      return map == other.map ||
-             std::equal(map->begin(), map->end(), other.map->begin(), other.map->end(),
-                        [](const auto& a, const auto& b) { return a.first == b.first && a.second.SameAs(b.second); });
-    default:
-      return false;
   }
 }
 

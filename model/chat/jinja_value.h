@@ -26,6 +26,7 @@ struct Value {
   std::shared_ptr<Map> map;
   const Statement* macro = nullptr;
   std::shared_ptr<Value> self;  // kMethod: whose
+  uint32_t depth = 0;           // of kList and kMap: one more than what is in them
 
   static Value None();
   static Value Of(bool value);
@@ -38,7 +39,8 @@ struct Value {
 
   bool is(ValueKind k) const { return kind == k; }
   bool Truth() const;
-  bool SameAs(const Value& other) const;
+  // Bytes that a copy takes; what is shared is not copied.
+  uint64_t Weight() const { return sizeof(Value) + text.size(); }
 };
 
 // For messages: "a string", "a list" ...

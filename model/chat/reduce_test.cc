@@ -304,6 +304,20 @@ TEST(ReduceChatTest, HostileTemplatesEnd) {
   EXPECT_TRUE(
       Has(Refusal("{% set ns = namespace(s='xxxxxxxx') %}{% for a in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}"),
           "a string that is too long"));
+  const std::string kilobytes =
+      "{% set ns = namespace(s='xxxxxxxx') %}{% for a in range(13) %}{% set ns.s = ns.s + ns.s %}{% endfor %}";
+  EXPECT_TRUE(Has(Refusal(kilobytes + "{{ ns.s.replace('x', ns.s) }}"), "a string that is too long"));
+  EXPECT_TRUE(Has(Refusal(kilobytes + "{{ ns.s.split('x')|length }}"), "a list that is too long"));
+  EXPECT_TRUE(Has(Refusal(kilobytes + "{{ (ns.s + 'y') in ns.s }}"), "too much time or memory"));
+  EXPECT_TRUE(Has(Refusal(kilobytes + "{% for a in range(5000) %}{% set b = ns.s + 'a' %}{% endfor %}"), "too much time"));
+  std::string doubled = "{% set a = [1] %}{% set b = [1] %}", wrapped = "{% set a = [] %}",
+              joined = kilobytes + "{% set a = [ns.s] %}";
+  for (int i = 0; i < 40; ++i) doubled += "{% set a = [a, a] %}{% set b = [b, b] %}";
+  EXPECT_TRUE(Has(Refusal(doubled + "{{ a == b }}"), "too much time or memory"));
+  for (int i = 0; i < 100; ++i) wrapped += "{% set a = [a] %}";
+  EXPECT_TRUE(Has(Refusal(wrapped), "lists in lists go too deep"));
+  for (int i = 0; i < 13; ++i) joined += "{% set a = a + a %}";
+  EXPECT_TRUE(Has(Refusal(joined), "too much time or memory"));
   EXPECT_TRUE(Has(Refusal("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"), "too deep"));
   EXPECT_TRUE(Has(Refusal("{{ " + std::string(100000, '(') + "a" + std::string(100000, ')') + " }}"), "too deep"));
   EXPECT_TRUE(Has(Refusal("{{ a" + std::string(100000, '.') + " }}"), "expected a name"));

@@ -292,11 +292,22 @@ bool OnnxImporter::UsedOnce(const std::string& name) const {
   return it != uses_.end() && it->second == 1;
 }
 
+bool OnnxImporter::ReadOnce(const std::string& name) const {
+  const Value* value = FindValue(name);
+  return value != nullptr && read_twice_.count(value->id) == 0 && UsedOnce(name);
+}
+
+void OnnxImporter::AddName(const std::string& name, ValueId id) {
+  const auto uses = uses_.find(name);
+  if (uses != uses_.end() && uses->second > 1) read_twice_.insert(id);
+}
+
 Status OnnxImporter::Define(const OnnxNode& node, int output, const Value& value) {
   const std::string& name = node.output(output);
   if (name.empty()) return node.Bad(StrFormat("output %d has no name", output));
   if (!defined_.insert(name).second || file_.Find(name) != nullptr) return node.Bad("'" + name + "' is produced twice");
   values_.emplace(name, value);
+  AddName(name, value.id);
   return Status::Ok();
 }
 

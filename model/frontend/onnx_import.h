@@ -85,6 +85,10 @@ class OnnxImporter {
   bool IsGraphOutput(const std::string& name) const;
   uint64_t Width(const Value& value) const { return program.values[value.id].width; }
   bool UsedOnce(const std::string& name) const;
+  // Whether one node alone reads the value of `name`, under this name or another: then the node that made it may change.
+  bool ReadOnce(const std::string& name) const;
+  // Notes that a value has this name too.
+  void AddName(const std::string& name, ValueId id);
   Status Define(const OnnxNode& node, int output, const Value& value);
   ValueId Emit(Node node, uint64_t width);
   // A tensor of the program, named after a constant, made of `parts`.
@@ -163,6 +167,7 @@ class OnnxImporter {
   std::unordered_map<std::string, const OnnxTensor*> transposed_;  // results of Transpose
   std::unordered_map<std::string, const OnnxTensor*> reshaped_;    // constants of codes seen in another shape
   std::unordered_map<std::string, uint32_t> uses_;                 // by nodes and graph outputs
+  std::set<ValueId> read_twice_;                                   // values with a name that is used more than once
   std::set<std::string> defined_;                                  // every name that has been produced
   std::set<std::string> integers_;                                 // integer graph inputs and their casts
   std::set<std::string> kv_outputs_;                               // present_key, present_value

@@ -112,7 +112,7 @@ Status OnnxImporter::AddBias(OnnxNode& node, int value_input, int bias_input) {
 bool OnnxImporter::AttachBias(const std::string& name, const Value& value, const OnnxTensor& bias) {
   const uint32_t index = producer_[value.id];
   if (index == kNone || program.nodes[index].kind != NodeKind::kLinear) return false;
-  if (program.nodes[index].linear.bias != kNone || !UsedOnce(name) || bias.elements != Width(value)) return false;
+  if (program.nodes[index].linear.bias != kNone || !ReadOnce(name) || bias.elements != Width(value)) return false;
   program.nodes[index].linear.bias = AddVector(bias);
   return true;
 }
@@ -169,7 +169,7 @@ Status OnnxImporter::ImportMul(OnnxNode& node) {
     Node& made = program.nodes[producer_[s.id]];
     const bool sigmoid = made.kind == NodeKind::kElementwise && made.elementwise.op == ElementOp::kSigmoid;
     if (sigmoid && made.inputs[0] == x.id && s.columns == x.columns && s.rank == x.rank &&
-        UsedOnce(node.input(sigmoid_first ? 0 : 1))) {
+        ReadOnce(node.input(sigmoid_first ? 0 : 1))) {
       made.elementwise.op = ElementOp::kSilu;
       return Define(node, 0, s);
     }

@@ -5,6 +5,13 @@
 
 namespace moepack {
 
+uint64_t MixturePart::Kept() const {
+  uint64_t kept = terms.size() + rest.size();
+  for (const ExpertProduct* product : {&steps.up, &steps.gate, &steps.down})
+    kept += product->weight.size() + product->bias.size();
+  return kept;
+}
+
 std::optional<Axes> Broadcast(const Axes& a, const Axes& b) {
   Axes out(std::max(a.size(), b.size()), Axis::kOne);
   for (size_t i = 0; i < out.size(); ++i) {
@@ -116,13 +123,12 @@ Result<bool> OnnxMixtures::Define(OnnxNode& node, MixturePart part) {
 }
 
 Status OnnxMixtures::Store(const OnnxNode& node, int i, MixturePart part) {
-  constexpr uint64_t kMostKept = 1 << 22;  // of some 100 bytes each
+  constexpr uint64_t kMostKept = 1 << 22;
   const std::string& name = node.output(i);
   if (name.empty()) return node.Bad(StrFormat("output %d has no name", i));
   if (!in_.defined_.insert(name).second) return node.Bad("'" + name + "' is produced twice");
-  for (const ExpertProduct* product : {&part.steps.up, &part.steps.gate, &part.steps.down}) {
-    kept_ += product->weight.size() + product->bias.size();
-  }
+  if (part.kind == Kind::kView) in_.AddName(name, part.value.id);
+  kept_ += part.Kept();
   if (kept_ > kMostKept) return node.Error(ErrorCode::kLimit, "too many steps of too many experts");
   parts_.emplace(name, std::move(part));
   return Status::Ok();

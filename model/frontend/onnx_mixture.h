@@ -88,6 +88,9 @@ struct MixturePart {
   std::vector<ValueId> rest;                                  // what is added beside the terms
   Axes coordinates;                                           // kCoordinates: what each counts
   std::shared_ptr<std::map<uint32_t, ExpertSteps>> branches;  // kScattered, by expert; of the last one of a chain
+
+  // Matrices and terms that it holds, some 50 to 100 bytes each.
+  uint64_t Kept() const;
 };
 
 class OnnxMixtures {
@@ -184,6 +187,8 @@ class OnnxMixtures {
   Result<bool> ImportConcat(OnnxNode& node);
   Result<bool> ImportReduceSum(OnnxNode& node);
   Status CheckExperts(const OnnxNode& node, const MixtureRouter& router, uint64_t experts) const;
+  // Forgets partial sums that node, which has read them, was the only one to read.
+  void DropTerms(const OnnxNode& node);
   Status AddTerms(const OnnxNode& node, const MixturePart& part, MixturePart* all) const;
   Result<bool> DefineTerms(OnnxNode& node, MixturePart terms);
   Result<bool> DefineSum(OnnxNode& node, const MixturePart& weighed, const Axes& axes);
@@ -197,7 +202,7 @@ class OnnxMixtures {
 
   OnnxImporter& in_;
   std::map<std::string, MixturePart> parts_;
-  uint64_t kept_ = 0;           // matrices that parts refer to
+  uint64_t kept_ = 0;           // MixturePart::Kept() of all parts
   std::set<uint32_t> choices_;  // k of every router
   bool found_ = false;
   uint64_t padding_ = 0;

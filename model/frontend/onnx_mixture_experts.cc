@@ -233,6 +233,7 @@ Result<bool> OnnxMixtures::ImportAdd(OnnxNode& node) {
     if (!known) return node.Unsupported(StrFormat("input %d cannot be added to a part of a mixture", i));
     MOEPACK_RETURN_IF_ERROR(AddTerms(node, *part, &all));
   }
+  DropTerms(node);
   return DefineTerms(node, std::move(all));
 }
 

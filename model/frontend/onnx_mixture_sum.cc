@@ -140,6 +140,15 @@ Status OnnxMixtures::AddTerms(const OnnxNode& node, const MixturePart& part, Mix
   return part.columns == all->columns ? Status::Ok() : node.Error(ErrorCode::kShape, "summands of different widths");
 }
 
+void OnnxMixtures::DropTerms(const OnnxNode& node) {
+  for (const std::string& name : node.proto().input()) {
+    const MixturePart* part = Find(name, Kind::kTerms);
+    if (part == nullptr || !in_.UsedOnce(name)) continue;
+    kept_ -= part->Kept();
+    parts_.erase(name);
+  }
+}
+
 Result<bool> OnnxMixtures::DefineTerms(OnnxNode& node, MixturePart terms) {
   if (terms.kind != Kind::kTerms) {  // the operator Sum, of values alone
     if (terms.rest.empty()) return node.Bad("has no inputs");

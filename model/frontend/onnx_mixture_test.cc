@@ -226,8 +226,92 @@ TEST_F(OnnxMixtureTest, RefusesStrippedExperts) {
   stack.Node("Relu", {"middle"}, {"active"});
   stack.Node("MatMul", {"active", "down"}, {"given"});
   stack.Gates();
-  Classifier::SetInt(stack.Node("Transpose", {"gates"}, {"by_expert"}), "unused", 1);
-  ExpectRefused(stack, "attribute 'unused'");
+  stack.Node("Transpose", {"gates"}, {"by_expert"});
+  stack.Ints("axis2", {2});
+  stack.Ints("axis0", {0});
+  stack.Node("Unsqueeze", {"by_expert", "axis2"}, {"column"});
+  stack.Node("Mul", {"given", "column"}, {"weighed"});
+  Classifier::SetInt(stack.Node("ReduceSum", {"weighed", "axis0"}, {"sum"}), "keepdims", 0);
+  stack.Output("sum");
+  ExpectRefused(stack, "there are 2 experts: experts that were stripped");
+}
+
+// A value under a second name is the same value: who reads the first must not get what was done to the second.
+TEST_F(OnnxMixtureTest, ValuesWithTwoNamesAreReadByBoth) {
+  const auto with = [this](const std::vector<std::string>& chain, const std::string& says) {
+    Classifier c = Unrolled();
+    c.Linear("sum2", "product", kHidden, kHidden);
+    c.Ints("axis1", {1});
+    c.Floats("bias", {kHidden});
+    std::string name = "product";
+    for (const std::string& op : chain) {
+      const bool axes = op != "Identity";
+      c.Node(op, axes ? std::vector<std::string>{name, "axis1"} : std::vector<std::string>{name}, {name + "'"});
+      name += "'";
+    }
+    c.Node("Add", {name, "bias"}, {"biased"});
+    c.Node("Add", {"biased", says.empty() ? "sum2" : "product"}, {"both"});
+    c.Output("both");
+    if (!says.empty()) return ExpectRefused(c, says);
+    const auto model = Open(c);
+    ASSERT_TRUE(model.ok()) << model.status().message();
+    EXPECT_NE(model->program.nodes[3].linear.bias, kNone);
+  };
+  with({}, "a constant may be added to a MatMul's own result only");
+  with({"Identity"}, "a constant may be added to a MatMul's own result only");
+  with({"Identity", "Identity"}, "a constant may be added to a MatMul's own result only");
+  with({"Unsqueeze", "Squeeze"}, "a constant may be added to a MatMul's own result only");
+  with({"Identity"}, "");
+  with({"Unsqueeze", "Squeeze"}, "");
+}
+
+TEST_F(OnnxMixtureTest, SigmoidWithTwoNamesStaysOne) {
+  for (const bool twice : {false, true}) {
+    Classifier c = Unrolled();
+    c.Node("Sigmoid", {"sum2"}, {"sigmoid"});
+    c.Node("Identity", {"sigmoid"}, {"again"});
+    c.Node("Mul", {"sum2", "again"}, {"silu"});
+    c.Node("Add", {"silu", twice ? "sigmoid" : "sum2"}, {"both"});
+    c.Output("both");
+    const auto model = Open(c);
+    ASSERT_TRUE(model.ok()) << model.status().message();
+    EXPECT_EQ(model->program.nodes[3].elementwise.op, twice ? ElementOp::kSigmoid : ElementOp::kSilu);
+  }
+}
+
+// Partial sums are not kept: each would hold all experts before it.
+TEST_F(OnnxMixtureTest, SumsOfManyExpertsTakeLittleUnlessReadTwice) {
+  constexpr int kMany = 3000;
+  for (const bool twice : {false, true}) {
+    Classifier c;
+    c.Linear("h", "many", kHidden, kMany);
+    Classifier::SetInt(c.Node("Softmax", {"many"}, {"all"}), "axis", -1);
+    Classifier::SetInt(c.Node("TopK", {"all", "k"}, {"some", "chosen"}), "axis", -1);
+    c.Node("Shape", {"many"}, {"shape"});
+    c.Node("ConstantOfShape", {"shape"}, {"zeros"});
+    Classifier::SetInt(c.Node("ScatterElements", {"zeros", "chosen", "some"}, {"gates"}), "axis", 1);
+    std::string sum;
+    for (int e = 0; e < kMany; ++e) {
+      const std::string p = "e" + std::to_string(e);
+      c.Ints(p, {e});
+      Classifier::SetInt(c.Node("Gather", {"gates", p}, {p + ".gate"}), "axis", 1);
+      c.Linear("h", p + ".up", kHidden, 1);
+      c.Node("Relu", {p + ".up"}, {p + ".active"});
+      c.Linear(p + ".active", p + ".out", 1, kHidden);
+      c.Node("Mul", {p + ".out", p + ".gate"}, {p + ".weighed"});
+      if (e > 0) c.Node("Add", {sum, p + ".weighed"}, {p + ".sum"});
+      if (e > 0 && twice) c.Node("Identity", {p + ".sum"}, {p + ".again"});
+      sum = e > 0 ? p + ".sum" : p + ".weighed";
+    }
+    c.Output(sum);
+    if (twice) {
+      ExpectRefused(c, "too many steps of too many experts");
+      continue;
+    }
+    const auto model = Open(c);
+    ASSERT_TRUE(model.ok()) << model.status().message();
+    EXPECT_EQ(model->program.expert_tables[0].intermediate.size(), static_cast<size_t>(kMany));
+  }
 }
 
 TEST_F(OnnxMixtureTest, RefusesExpertsThatAProgramCannotHold) {

@@ -18,6 +18,9 @@ using moepack::runtime::Knows;
 using moepack::runtime::Usage;
 namespace runtime = moepack::runtime;
 
+static_assert(MOEPACK_ROLE_SYSTEM == static_cast<int>(moepack::ChatRole::kSystem) &&
+              MOEPACK_ROLE_USER == static_cast<int>(moepack::ChatRole::kUser) &&
+              MOEPACK_ROLE_ASSISTANT == static_cast<int>(moepack::ChatRole::kAssistant));
 static_assert(MOEPACK_MOST_NEXT_TOKENS == runtime::kMaxNextTokens);
 
 // Copies what fits whole; a zero byte follows where there is room.
@@ -34,6 +37,26 @@ Status CopyText(std::string_view text, char* out, size_t capacity, size_t* bytes
 Status RequireTokenizer(const moepack_runtime& r) {
   if (r.tokenizer != nullptr) return Status::Ok();
   return Status(ErrorCode::kTokenizer, "the bundle holds no tokenizer, so it takes token ids only");
+}
+
+// Copies what fits whole.
+Status CopyTokens(std::span<const int32_t> all, const char* what, int32_t* tokens, size_t capacity, size_t* count) {
+  *count = all.size();
+  if (all.size() > capacity) return Status(ErrorCode::kLimit, StrFormat("%s has %zu tokens", what, all.size()));
+  std::ranges::copy(all, tokens);
+  return Status::Ok();
+}
+
+Result<std::vector<moepack::ChatMessage>> MessagesOf(std::span<const moepack_runtime_message> given) {
+  std::vector<moepack::ChatMessage> messages;
+  for (const moepack_runtime_message& message : given) {
+    if (!Knows(&message)) return Usage("moepack_runtime_message: struct_bytes must be its size");
+    if (message.role >= moepack::kChatRoles) return Usage("moepack_runtime_message: no such role");
+    if (message.content == nullptr && message.content_bytes != 0) return Usage("moepack_runtime_message: no content");
+    messages.push_back({static_cast<moepack::ChatRole>(message.role),
+                        std::string(message.content != nullptr ? message.content : "", message.content_bytes)});
+  }
+  return messages;
 }
 
 Status RequireTokens(const int32_t* tokens, size_t count) {
@@ -147,10 +170,20 @@ int moepack_runtime_tokenize(moepack_runtime* runtime, const char* text, size_t 
     if (add_beginning != 0) all.assign(r.tokenizer->beginning().begin(), r.tokenizer->beginning().end());
     const std::vector<int32_t> encoded = r.tokenizer->Encode({text != nullptr ? text : "", text_bytes});
     all.insert(all.end(), encoded.begin(), encoded.end());
-    *count = all.size();
-    if (all.size() > capacity) return Status(ErrorCode::kLimit, StrFormat("the text has %zu tokens", all.size()));
-    std::copy(all.begin(), all.end(), tokens);
-    return Status::Ok();
+    return CopyTokens(all, "the text", tokens, capacity, count);
+  });
+}
+
+int moepack_runtime_tokenize_chat(moepack_runtime* runtime, const moepack_runtime_message* messages, size_t message_count,
+                                  int32_t* tokens, size_t capacity, size_t* count) {
+  return Call(runtime, [&](moepack_runtime& r) -> Status {
+    MOEPACK_RETURN_IF_ERROR(RequireTokenizer(r));
+    if (count == nullptr || (tokens == nullptr && capacity != 0) || messages == nullptr || message_count == 0) {
+      return Usage("messages, tokens and count must be set");
+    }
+    MOEPACK_ASSIGN_OR_RETURN(const auto conversation, MessagesOf({messages, message_count}));
+    MOEPACK_ASSIGN_OR_RETURN(const std::vector<int32_t> all, r.tokenizer->EncodeChat(conversation));
+    return CopyTokens(all, "the conversation", tokens, capacity, count);
   });
 }
 

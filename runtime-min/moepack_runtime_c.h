@@ -75,6 +75,11 @@ typedef struct moepack_runtime_trust {
 #define MOEPACK_AUTO_EXPERT_RAM UINT64_MAX
 #define MOEPACK_NO_PREFETCH UINT32_MAX
 
+/* What stands in for an expert that is not resident when the router has decided. All but LOAD change results. */
+#define MOEPACK_ON_MISS_LOAD 0  /* nothing: it is loaded */
+#define MOEPACK_ON_MISS_LOWER 1 /* its lower precision where the bundle has one and the expert matters less */
+#define MOEPACK_ON_MISS_SKIP 2  /* the same, and nothing where it matters least */
+
 /* 0 in any field is its default. */
 typedef struct moepack_runtime_options {
   uint32_t struct_bytes; /* sizeof(moepack_runtime_options) */
@@ -94,6 +99,11 @@ typedef struct moepack_runtime_options {
   /* Most tokens of all sequences together whose state is kept; default: sequences x context. */
   uint64_t state_tokens;
   const char* cache_policy; /* which expert makes room, in the words of --cache-policy; default: the bundle's */
+  uint32_t on_miss;         /* MOEPACK_ON_MISS_ */
+  uint32_t reserved;        /* 0 */
+  /* With LOWER and SKIP, both 0 or 0 <= first <= second <= 1: shares of a token's gate weight, before an expert in order of
+   * weight, above which it is lowered and skipped. Default: 0.6 and 0.9. */
+  double miss_lower_above, miss_skip_above;
 } moepack_runtime_options;
 
 /* What was opened. */
@@ -130,6 +140,18 @@ typedef struct moepack_runtime_batch {
   uint64_t token_count;
 } moepack_runtime_batch;
 
+#define MOEPACK_ROLE_SYSTEM 0
+#define MOEPACK_ROLE_USER 1
+#define MOEPACK_ROLE_ASSISTANT 2
+
+/* A message of a conversation. */
+typedef struct moepack_runtime_message {
+  uint32_t struct_bytes; /* sizeof(moepack_runtime_message) */
+  uint32_t role;         /* MOEPACK_ROLE_ */
+  const char* content;
+  uint64_t content_bytes;
+} moepack_runtime_message;
+
 /* A verified bundle with its sequences. Sequence 0 is always open. */
 typedef struct moepack_runtime moepack_runtime;
 
@@ -156,6 +178,13 @@ int moepack_runtime_get_info(moepack_runtime* runtime, moepack_runtime_info* inf
  * Limit (310); tokens may be NULL when capacity is 0. Tokenizer (309) when the bundle has none. */
 int moepack_runtime_tokenize(moepack_runtime* runtime, const char* text, size_t text_bytes, int add_beginning,
                              int32_t* tokens, size_t capacity, size_t* count);
+/* Tokens of a conversation by the bundle's chat template, up to where the answer begins: the prompt of a sequence without
+ * tokens, nothing goes before it. First a system message or none, as the template has it, then user and assistant in turn,
+ * a user's message last. tokens, capacity and *count as above. Usage (200) when the bundle has no template, for another
+ * order of roles, and for a content that the template treats in a way of its own: never another prompt than the model
+ * knows. */
+int moepack_runtime_tokenize_chat(moepack_runtime* runtime, const moepack_runtime_message* messages, size_t message_count,
+                                  int32_t* tokens, size_t capacity, size_t* count);
 /* Bytes of the tokens, special tokens left out. One token may end inside a UTF-8 character. *text_bytes is how many bytes
  * there are, as `count` above; a zero byte follows them when there is room. */
 int moepack_runtime_detokenize(moepack_runtime* runtime, const int32_t* tokens, size_t count, char* text, size_t capacity,

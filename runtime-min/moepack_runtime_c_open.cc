@@ -17,6 +17,9 @@ using moepack::runtime::Usage;
 namespace runtime = moepack::runtime;
 
 constexpr uint32_t kMaxThreads = 1024;
+constexpr uint32_t kOptionBytesBeforeMisses = 64;  // sizeof(moepack_runtime_options) when cache_policy was its last field
+static_assert(offsetof(moepack_runtime_options, on_miss) <= kOptionBytesBeforeMisses &&
+              offsetof(moepack_runtime_options, miss_lower_above) > kOptionBytesBeforeMisses);
 constexpr const char* kBroken = "an exception left the runtime half changed; it can only be closed";
 
 Result<moepack::verify::TrustPolicy> ReadGivenTrust(const moepack_runtime_trust& trust) {
@@ -69,23 +72,41 @@ Result<runtime::EngineOptions> EngineOptionsOf(const moepack_runtime_options& gi
     options.expert_ram_bytes = given.expert_ram_bytes;
   }
   if (given.expert_ram_start_bytes != 0) options.expert_ram_start_bytes = given.expert_ram_start_bytes;
+  if (given.on_miss != MOEPACK_ON_MISS_LOAD) {
+    options.misses.on_miss = given.on_miss == MOEPACK_ON_MISS_LOWER ? runtime::OnMiss::kLower : runtime::OnMiss::kSkip;
+    if (given.miss_lower_above != 0 || given.miss_skip_above != 0) {
+      options.misses.lower_above = given.miss_lower_above;
+      options.misses.skip_above = given.miss_skip_above;
+    }
+    MOEPACK_RETURN_IF_ERROR(options.misses.Check());
+  }
   if (given.cache_policy == nullptr) return options;
   MOEPACK_ASSIGN_OR_RETURN(options.cache_policy, moepack::ParseCachePolicy(given.cache_policy));
   return options;
 }
 
-Status CheckOptions(const moepack_runtime_options* options) {
-  if (options == nullptr) return Status::Ok();
-  if (!Knows(options)) return Usage("moepack_runtime_options: struct_bytes must be its size");
-  if (options->kv_bits != 0 && options->kv_bits != 8 && options->kv_bits != 32) {
-    return Usage("kv_bits: expected 32 or 8");
+// The caller's options, fields that its header did not have yet with their defaults.
+Result<moepack_runtime_options> ReadOptions(const moepack_runtime_options* given) {
+  moepack_runtime_options options = {};
+  if (given == nullptr) return options;
+  if (!Knows(given) && given->struct_bytes != kOptionBytesBeforeMisses) {
+    return Usage("moepack_runtime_options: struct_bytes must be its size");
   }
-  return options->threads <= kMaxThreads ? Status::Ok() : Usage("threads: expected at most 1024");
+  std::memcpy(&options, given, given->struct_bytes);
+  if (options.kv_bits != 0 && options.kv_bits != 8 && options.kv_bits != 32) return Usage("kv_bits: expected 32 or 8");
+  const bool thresholds = options.miss_lower_above != 0 || options.miss_skip_above != 0;
+  if (options.on_miss > MOEPACK_ON_MISS_SKIP || options.reserved != 0 ||
+      (options.on_miss == MOEPACK_ON_MISS_LOAD && thresholds)) {
+    return Usage("on_miss: expected a MOEPACK_ON_MISS_ value, thresholds with LOWER and SKIP only, and reserved 0");
+  }
+  if (options.threads > kMaxThreads) return Usage("threads: expected at most 1024");
+  return options;
 }
 
 // No threads but the caller's will work.
 bool IsAlone(const moepack_runtime_options* options) {
-  return Knows(options) && options->threads == 1 && options->prefetch == MOEPACK_NO_PREFETCH;
+  return options != nullptr && options->struct_bytes >= kOptionBytesBeforeMisses && options->threads == 1 &&
+         options->prefetch == MOEPACK_NO_PREFETCH;
 }
 
 Status Open(const char* path, const moepack_runtime_trust* trust, const moepack_runtime_options& options,
@@ -112,8 +133,7 @@ Status Open(const char* path, const moepack_runtime_trust* trust, const moepack_
 Result<moepack_runtime*> OpenHandle(const char* path, const moepack_runtime_trust* trust,
                                     const moepack_runtime_options* options) {
   if (path == nullptr) return Usage("moepack_runtime_open: bundle_path must be set");
-  MOEPACK_RETURN_IF_ERROR(CheckOptions(options));
-  const moepack_runtime_options given = options != nullptr ? *options : moepack_runtime_options{};
+  MOEPACK_ASSIGN_OR_RETURN(const moepack_runtime_options given, ReadOptions(options));
   moepack_runtime* const handle = new moepack_runtime;
   handle->alone = IsAlone(options);
   if (Status status = Open(path, trust, given, handle); !status.ok()) {

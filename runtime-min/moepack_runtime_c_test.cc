@@ -54,6 +54,12 @@ Bytes ByteTokenizer() {
   TokenizerData data;
   for (int byte = 0; byte < 256; ++byte) data.tokens.push_back(std::string(1, static_cast<char>(byte)));
   data.beginning = {1};
+  data.chat.emplace();
+  data.chat->without_system = true;
+  for (const ChatPlace place : {ChatPlace::kBeforeUser, ChatPlace::kUserToAssistant, ChatPlace::kAssistantToUser}) {
+    data.chat->pieces[static_cast<size_t>(place)] = {ChatPiece{"|"}};
+  }
+  data.chat->pieces[static_cast<size_t>(ChatPlace::kUserToAnswer)] = {ChatPiece{">"}};
   return SerializeTokenizer(data);
 }
 
@@ -364,6 +370,89 @@ TEST_F(RuntimeC, TextGoesIntoTheCallersBuffers) {
   EXPECT_STREQ(text, "123");
 }
 
+TEST_F(RuntimeC, AConversationBecomesItsTokens) {
+  ASSERT_EQ(Open(), MOEPACK_OK) << message_;
+  moepack_runtime_message messages[3] = {};
+  const char* const contents[] = {"ab", "c", nullptr};
+  for (uint32_t i = 0; i < 3; ++i) {
+    messages[i].struct_bytes = sizeof(messages[i]);
+    messages[i].role = i == 1 ? MOEPACK_ROLE_ASSISTANT : MOEPACK_ROLE_USER;
+    messages[i].content = contents[i];
+    messages[i].content_bytes = contents[i] != nullptr ? std::strlen(contents[i]) : 0;
+  }
+  int32_t tokens[16] = {};
+  size_t count = 0;
+  ASSERT_EQ(moepack_runtime_tokenize_chat(runtime_, messages, 3, tokens, 16, &count), MOEPACK_OK)
+      << moepack_runtime_last_error(runtime_);
+  EXPECT_EQ(std::string(tokens, tokens + count), "|ab|c|>") << "no beginning before it";
+  EXPECT_EQ(moepack_runtime_tokenize_chat(runtime_, messages, 3, tokens, 6, &count), kLimit);
+  EXPECT_EQ(count, 7u);
+  const auto refused = [&](size_t message_count, const char* says) {
+    EXPECT_EQ(moepack_runtime_tokenize_chat(runtime_, messages, message_count, tokens, 16, &count), kUsage);
+    EXPECT_NE(std::strstr(moepack_runtime_last_error(runtime_), says), nullptr) << moepack_runtime_last_error(runtime_);
+  };
+  refused(0, "must be set");
+  refused(2, "the last message is not the user's");
+  messages[0].role = 3;
+  refused(3, "no such role");
+  messages[0].role = MOEPACK_ROLE_SYSTEM;
+  refused(3, "message 1");
+  messages[0].role = MOEPACK_ROLE_USER;
+  messages[2].content_bytes = 1;
+  refused(3, "no content");
+  messages[2].struct_bytes -= 4;
+  refused(3, "struct_bytes");
+}
+
+TEST_F(RuntimeC, ExpertsAreSkippedOnlyWhenAskedFor) {
+  ASSERT_EQ(Open(), MOEPACK_OK) << message_;
+  Generate(0, {5, 6, 7}, 30);
+  moepack_runtime_info info = {};
+  info.struct_bytes = sizeof(info);
+  ASSERT_EQ(moepack_runtime_get_info(runtime_, &info), MOEPACK_OK);
+  options_.expert_ram_bytes = info.expert_bytes / 2;
+  options_.prefetch = MOEPACK_NO_PREFETCH;
+  const auto skipped = [&] {
+    EXPECT_EQ(Open(), MOEPACK_OK) << message_;
+    Generate(0, {5, 6, 7}, 30);
+    char json[1 << 14];
+    size_t bytes = 0;
+    EXPECT_EQ(moepack_runtime_metrics(runtime_, MOEPACK_METRICS_JSON, json, sizeof(json), &bytes), MOEPACK_OK);
+    return std::strstr(json, "\"experts_skipped\": 0,") == nullptr;
+  };
+  EXPECT_FALSE(skipped());
+  options_.on_miss = MOEPACK_ON_MISS_SKIP;
+  options_.miss_lower_above = options_.miss_skip_above = 1e-9;
+  EXPECT_TRUE(skipped());
+  options_.miss_lower_above = options_.miss_skip_above = 1;
+  EXPECT_FALSE(skipped()) << "no expert is behind all of the weight";
+  const auto refused = [&] { return Open() == kUsage && runtime_ == nullptr; };
+  options_.miss_lower_above = 2;
+  EXPECT_TRUE(refused()) << message_;
+  options_.miss_lower_above = std::nan("");
+  EXPECT_TRUE(refused()) << message_;
+  options_.miss_lower_above = 0;
+  options_.on_miss = 3;
+  EXPECT_TRUE(refused()) << message_;
+  options_.on_miss = MOEPACK_ON_MISS_LOAD;
+  EXPECT_TRUE(refused()) << "thresholds without a use";
+  options_.miss_skip_above = 0;
+  options_.reserved = 1;
+  EXPECT_TRUE(refused()) << message_;
+}
+
+// Programs built with an earlier header give options that end where misses begin.
+TEST_F(RuntimeC, TakesOptionsOfEarlierHeaders) {
+  options_.struct_bytes = 64;
+  options_.on_miss = 99;
+  options_.sequences = 3;
+  ASSERT_EQ(Open(), MOEPACK_OK) << message_;
+  moepack_runtime_info info = {};
+  info.struct_bytes = sizeof(info);
+  ASSERT_EQ(moepack_runtime_get_info(runtime_, &info), MOEPACK_OK);
+  EXPECT_EQ(info.sequences, 3u);
+}
+
 TEST_F(RuntimeC, MetricsInBothForms) {
   ASSERT_EQ(Open(), MOEPACK_OK) << message_;
   (void)Generate(0, {1, 2, 3}, 6);
@@ -557,6 +646,7 @@ TEST_F(RuntimeC, MisuseIsAnErrorNotACrash) {
     EXPECT_EQ(moepack_runtime_get_info(runtime, nullptr), kUsage);
     EXPECT_EQ(moepack_runtime_tokenize(runtime, nullptr, 1, 0, nullptr, 0, &size), kUsage);
     EXPECT_EQ(moepack_runtime_tokenize(runtime, "", 0, 0, nullptr, 0, nullptr), kUsage);
+    EXPECT_EQ(moepack_runtime_tokenize_chat(runtime, nullptr, 1, nullptr, 0, &size), kUsage);
     EXPECT_EQ(moepack_runtime_detokenize(runtime, nullptr, 1, nullptr, 0, &size), kUsage);
     EXPECT_EQ(moepack_runtime_is_end_of_text(runtime, 1, nullptr), kUsage);
     EXPECT_EQ(moepack_runtime_evaluate(runtime, 0, nullptr, 1), kUsage);

@@ -21,7 +21,7 @@ from bench_lib import ROOT, run
 BUILD = ROOT / "build/release"
 MOEPACK = BUILD / "bin/moepack"
 OUT = ROOT / "docs/results/runtime.md"
-PAIRS = (("i8g64", "Q8_0"), ("i4mg64", "Q4_K_M"), ("i3g64", "Q3_K_M"))
+PAIRS = (("i8g64", "Q8_0"), ("i4mg64", "Q4_K_M"), ("t4g128", "Q4_K_M"), ("i3g64", "Q3_K_M"), ("t3g128", "Q3_K_M"))
 THREADS, PROMPT, DECODE = 2, 512, 64
 
 

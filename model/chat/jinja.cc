@@ -20,6 +20,9 @@ class Renderer {
   }
 
   Result<std::string> Run(const Body& body) {
+    for (const auto& [name, value] : scopes_[0]) {
+      MOEPACK_RETURN_IF_ERROR(operations_.Charge(1, name.size() + value.Weight()));
+    }
     std::string out;
     MOEPACK_ASSIGN_OR_RETURN(const Flow flow, RunBody(body, &out));
     (void)flow;
@@ -101,6 +104,7 @@ class Renderer {
 
   // Sets the targets of a loop in the innermost scope.
   Status Bind(const Statement& statement, const Value& item) {
+    MOEPACK_RETURN_IF_ERROR(operations_.Charge(statement.line, item.Weight()));
     if (statement.names.size() == 1) {
       scopes_.back()[statement.names[0]] = item;
       return Status::Ok();
@@ -108,7 +112,10 @@ class Renderer {
     if (!item.is(ValueKind::kList) || item.list->size() != statement.names.size()) {
       return At(statement.line, "a loop over several names");
     }
-    for (size_t i = 0; i < statement.names.size(); ++i) scopes_.back()[statement.names[i]] = (*item.list)[i];
+    for (size_t i = 0; i < statement.names.size(); ++i) {
+      MOEPACK_RETURN_IF_ERROR(operations_.Charge(statement.line, kStepWork + (*item.list)[i].Weight()));
+      scopes_.back()[statement.names[i]] = (*item.list)[i];
+    }
     return Status::Ok();
   }
 
@@ -120,7 +127,6 @@ class Renderer {
     Value::List passing;
     for (const Value& item : items) {
       MOEPACK_RETURN_IF_ERROR(CountStep(statement.line));
-      MOEPACK_RETURN_IF_ERROR(operations_.Charge(statement.line, item.Weight()));
       scopes_.emplace_back();
       const Status bound = Bind(statement, item);
       const Result<Value> passes = bound.ok() ? Evaluate(*statement.expressions[1]) : Result<Value>(bound);
@@ -147,8 +153,8 @@ class Renderer {
     if (items.empty() && statement.bodies.size() > 1) return RunBody(statement.bodies[1], out);
     for (size_t i = 0; i < items.size(); ++i) {
       MOEPACK_RETURN_IF_ERROR(CountStep(statement.line));
-      // Bound once, and the neighbour of two.
-      MOEPACK_RETURN_IF_ERROR(operations_.Charge(statement.line, kLoopWork + 3 * items[i].Weight()));
+      // It is the neighbour of two.
+      MOEPACK_RETURN_IF_ERROR(operations_.Charge(statement.line, kLoopWork + 2 * items[i].Weight()));
       scopes_.emplace_back();
       scopes_.back()["loop"] = LoopVariable(items, i);
       const Status bound = Bind(statement, items[i]);
@@ -168,9 +174,10 @@ class Renderer {
     }
     const Value target = Lookup(statement.text);
     if (!target.is(ValueKind::kMap)) return At(statement.line, statement.text + " is no namespace");
-    if (value.is(ValueKind::kMap) || value.is(ValueKind::kList)) {
-      return At(statement.line, "a namespace that holds a list or a map");  // it could hold itself
-    }
+    const bool plain = value.is(ValueKind::kNone) || value.is(ValueKind::kBool) || value.is(ValueKind::kInteger) ||
+                       value.is(ValueKind::kString) || value.is(ValueKind::kUndefined);
+    // It could hold itself.
+    if (!plain) return At(statement.line, std::string("a namespace that holds ") + KindName(value.kind));
     (*target.map)[statement.attribute] = std::move(value);
     return Status::Ok();
   }
@@ -214,6 +221,7 @@ class Renderer {
       case ExpressionKind::kNone:
         return Value::None();
       case ExpressionKind::kName:
+        MOEPACK_RETURN_IF_ERROR(operations_.Charge(e.line, 16 * (scopes_.size() - first_scope_)));
         return Lookup(e.text);
       case ExpressionKind::kList:
       case ExpressionKind::kMap:
@@ -269,6 +277,8 @@ class Renderer {
     Value method;
     method.kind = ValueKind::kMethod;
     method.text = e.text;
+    method.depth = value.depth + 1;
+    MOEPACK_RETURN_IF_ERROR(operations_.Charge(e.line, value.Weight()));
     method.self = std::make_shared<Value>(value);
     return method;
   }
@@ -347,6 +357,7 @@ class Renderer {
     if (arguments.values.size() > macro.names.size()) return At(e.line, "too many arguments of " + macro.text);
     Value::Map scope;
     for (size_t i = 0; i < macro.names.size(); ++i) {
+      MOEPACK_RETURN_IF_ERROR(CountStep(e.line));
       Value& value = scope[macro.names[i]];
       const auto named = arguments.named.find(macro.names[i]);
       if (i < arguments.values.size()) {

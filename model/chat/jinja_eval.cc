@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "model/chat/jinja_lexer.h"
+#include "tokenizer/chat_template.h"
 
 namespace moepack::jinja {
 namespace {
@@ -45,7 +46,12 @@ Status Operations::TakenApart(uint32_t line, const std::string& how) const {
 }
 
 void Operations::Search(const Value& subject, const Value& needle) {
-  if (IsContent(subject) && needle.is(ValueKind::kString) && !IsContent(needle)) context_->needles.insert(needle.text);
+  if (!IsContent(subject) || !needle.is(ValueKind::kString) || IsContent(needle)) return;
+  if (needle.text.size() > kMaxChatExclusionText) {
+    context_->long_needle = true;
+  } else if (context_->needles.size() <= kMaxNeedles) {
+    context_->needles.insert(needle.text);
+  }
 }
 
 Status Operations::Charge(uint32_t line, uint64_t bytes) {
@@ -149,8 +155,9 @@ Result<Value> Operations::Length(uint32_t line, const Value& value) {
 Result<Value> Operations::Contains(uint32_t line, const Value& needle, const Value& haystack) {
   if (haystack.is(ValueKind::kList)) {
     bool found = false;
+    const bool content = IsContent(needle);
     for (const Value& item : *haystack.list) {
-      Search(needle, item);
+      if (content) Search(needle, item);
       MOEPACK_ASSIGN_OR_RETURN(const bool same, Same(line, item, needle));
       found = found || same;
     }
@@ -226,13 +233,15 @@ Result<Value> Operations::Join(uint32_t line, const Value& value, const Argument
 Result<Value> Operations::Select(uint32_t line, const Value& value, const Arguments& arguments, bool wanted) {
   MOEPACK_ASSIGN_OR_RETURN(const Value::List items, Items(line, value));
   if (arguments.values.empty()) return At(line, "a filter without the attribute it goes by");
+  const bool tested = arguments.values.size() > 1;
+  const std::vector<Value> rest(arguments.values.begin() + (tested ? 2 : 1), arguments.values.end());
   Value::List out;
   for (const Value& item : items) {
     MOEPACK_ASSIGN_OR_RETURN(const Value attribute, Item(line, item, arguments.values[0]));
+    MOEPACK_RETURN_IF_ERROR(Charge(line, arguments.values[0].Weight() + attribute.Weight()));
     bool passes = attribute.Truth();
-    if (arguments.values.size() > 1) {
-      MOEPACK_ASSIGN_OR_RETURN(
-          passes, Test(line, arguments.values[1].text, attribute, {arguments.values.begin() + 2, arguments.values.end()}));
+    if (tested) {
+      MOEPACK_ASSIGN_OR_RETURN(passes, Test(line, arguments.values[1].text, attribute, rest));
     }
     if (passes == wanted) out.push_back(item);
   }

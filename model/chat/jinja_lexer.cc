@@ -129,6 +129,7 @@ class Lexer {
     size_t length = 0;
     if (IsNameStart(rest[0])) {
       while (length < rest.size() && (IsNameStart(rest[length]) || IsDigit(rest[length]))) ++length;
+      if (length > 256) return At(line_, "a name of more than 256 characters");
       Add(TokenKind::kName, std::string(rest.substr(0, length)));
     } else if (IsDigit(rest[0])) {
       while (length < rest.size() && IsDigit(rest[length])) ++length;

@@ -8,6 +8,7 @@ namespace moepack::jinja {
 namespace {
 
 constexpr int kMaxDepth = 100;  // of expressions and of blocks
+constexpr uint32_t kMaxTreeDepth = 400;
 constexpr int kMaxLinks = 200;  // of a chain such as a.b.c or a + b + c
 constexpr std::string_view kReserved[] = {"and", "or", "not", "in", "is", "if", "else"};
 
@@ -212,9 +213,21 @@ class Parser {
     return out;
   }
 
+  static void Adopt(ExpressionPtr operand, Expression* parent) {
+    if (operand != nullptr) parent->depth = std::max(parent->depth, operand->depth + 1);
+    parent->operands.push_back(std::move(operand));
+  }
+
   Result<ExpressionPtr> ParseExpression() {
     const Depth depth(&depth_);
     if (depth.too_deep()) return At(Now().line, "an expression that is too deep");
+    MOEPACK_ASSIGN_OR_RETURN(ExpressionPtr out, ParseConditional());
+    // Chains are trees too, and chains of chains deep ones.
+    if (out->depth > kMaxTreeDepth) return At(out->line, "an expression that is too deep");
+    return out;
+  }
+
+  Result<ExpressionPtr> ParseConditional() {
     MOEPACK_ASSIGN_OR_RETURN(ExpressionPtr value, ParseBinary(0));
     const uint32_t line = Now().line;
     if (!TakeWord("if")) return value;
@@ -223,9 +236,9 @@ class Parser {
     if (TakeWord("else")) {
       MOEPACK_ASSIGN_OR_RETURN(otherwise, ParseExpression());
     }
-    out->operands.push_back(std::move(condition));
-    out->operands.push_back(std::move(value));
-    out->operands.push_back(std::move(otherwise));
+    Adopt(std::move(condition), out.get());
+    Adopt(std::move(value), out.get());
+    Adopt(std::move(otherwise), out.get());
     return out;
   }
 
@@ -254,7 +267,7 @@ class Parser {
       if (depth.too_deep()) return At(line, "an expression that is too deep");
       ExpressionPtr out = Make(ExpressionKind::kNot, line);
       MOEPACK_ASSIGN_OR_RETURN(ExpressionPtr value, ParseBinary(level));
-      out->operands.push_back(std::move(value));
+      Adopt(std::move(value), out.get());
       return out;
     }
     MOEPACK_ASSIGN_OR_RETURN(ExpressionPtr left, ParseBinary(level + 1));
@@ -264,12 +277,12 @@ class Parser {
       const bool negated = op == "not in";
       ExpressionPtr out = Make(ExpressionKind::kBinary, line, negated ? "in" : op);
       MOEPACK_ASSIGN_OR_RETURN(ExpressionPtr right, ParseBinary(level + 1));
-      out->operands.push_back(std::move(left));
-      out->operands.push_back(std::move(right));
+      Adopt(std::move(left), out.get());
+      Adopt(std::move(right), out.get());
       left = std::move(out);
       if (!negated) continue;
       out = Make(ExpressionKind::kNot, line);
-      out->operands.push_back(std::move(left));
+      Adopt(std::move(left), out.get());
       left = std::move(out);
     }
     return left;
@@ -282,7 +295,7 @@ class Parser {
     if (depth.too_deep()) return At(line, "an expression that is too deep");
     ExpressionPtr out = Make(ExpressionKind::kNegative, line);
     MOEPACK_ASSIGN_OR_RETURN(ExpressionPtr value, ParseUnary());
-    out->operands.push_back(std::move(value));
+    Adopt(std::move(value), out.get());
     return out;
   }
 
@@ -295,17 +308,17 @@ class Parser {
       if (TakeOperator(".")) {
         if (Now().kind != TokenKind::kName) return Unexpected("a name");
         out = Make(ExpressionKind::kAttribute, line, Next().text);
-        out->operands.push_back(std::move(value));
+        Adopt(std::move(value), out.get());
       } else if (TakeOperator("[")) {
         MOEPACK_ASSIGN_OR_RETURN(out, ParseSubscript(std::move(value), line));
       } else if (IsOperator("(")) {
         out = Make(ExpressionKind::kCall, line);
-        out->operands.push_back(std::move(value));
+        Adopt(std::move(value), out.get());
         MOEPACK_RETURN_IF_ERROR(ParseArguments(out.get()));
       } else if (TakeOperator("|")) {
         MOEPACK_ASSIGN_OR_RETURN(std::string name, Name());
         out = Make(ExpressionKind::kFilter, line, std::move(name));
-        out->operands.push_back(std::move(value));
+        Adopt(std::move(value), out.get());
         if (IsOperator("(")) MOEPACK_RETURN_IF_ERROR(ParseArguments(out.get()));
       } else if (TakeWord("is")) {
         MOEPACK_ASSIGN_OR_RETURN(out, ParseTest(std::move(value), line));
@@ -320,7 +333,7 @@ class Parser {
     const bool negated = TakeWord("not");
     MOEPACK_ASSIGN_OR_RETURN(std::string name, Name());
     ExpressionPtr out = Make(ExpressionKind::kTest, line, std::move(name));
-    out->operands.push_back(std::move(value));
+    Adopt(std::move(value), out.get());
     const bool reserved =
         std::find(std::begin(kReserved), std::end(kReserved), std::string_view(Now().text)) != std::end(kReserved);
     if (IsOperator("(")) {
@@ -328,25 +341,25 @@ class Parser {
     } else if (Now().kind == TokenKind::kString || Now().kind == TokenKind::kInteger ||
                (Now().kind == TokenKind::kName && !reserved)) {
       MOEPACK_ASSIGN_OR_RETURN(ExpressionPtr argument, ParsePrimary());
-      out->operands.push_back(std::move(argument));
+      Adopt(std::move(argument), out.get());
     }
     if (!negated) return out;
     ExpressionPtr inverse = Make(ExpressionKind::kNot, line);
-    inverse->operands.push_back(std::move(out));
+    Adopt(std::move(out), inverse.get());
     return inverse;
   }
 
   // Behind the "[" of value[...].
   Result<ExpressionPtr> ParseSubscript(ExpressionPtr value, uint32_t line) {
     ExpressionPtr out = Make(ExpressionKind::kIndex, line);
-    out->operands.push_back(std::move(value));
+    Adopt(std::move(value), out.get());
     bool slice = false;
     for (int part = 0; part < 3; ++part) {
       ExpressionPtr bound;
       if (!IsOperator(":") && !IsOperator("]")) {
         MOEPACK_ASSIGN_OR_RETURN(bound, ParseExpression());
       }
-      out->operands.push_back(std::move(bound));
+      Adopt(std::move(bound), out.get());
       if (!TakeOperator(":")) break;
       slice = true;
     }
@@ -370,7 +383,7 @@ class Parser {
       }
       MOEPACK_ASSIGN_OR_RETURN(ExpressionPtr value, ParseExpression());
       out->names.push_back(std::move(name));
-      out->operands.push_back(std::move(value));
+      Adopt(std::move(value), out);
       if (!IsOperator(")")) MOEPACK_RETURN_IF_ERROR(ExpectOperator(","));
     }
     return Status::Ok();
@@ -408,11 +421,11 @@ class Parser {
   Result<ExpressionPtr> ParseItems(ExpressionPtr out, std::string_view end) {
     while (!TakeOperator(end)) {
       MOEPACK_ASSIGN_OR_RETURN(ExpressionPtr item, ParseExpression());
-      out->operands.push_back(std::move(item));
+      Adopt(std::move(item), out.get());
       if (out->kind == ExpressionKind::kMap) {
         MOEPACK_RETURN_IF_ERROR(ExpectOperator(":"));
         MOEPACK_ASSIGN_OR_RETURN(ExpressionPtr value, ParseExpression());
-        out->operands.push_back(std::move(value));
+        Adopt(std::move(value), out.get());
       }
       if (!IsOperator(end)) MOEPACK_RETURN_IF_ERROR(ExpectOperator(","));
     }

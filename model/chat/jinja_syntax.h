@@ -42,6 +42,7 @@ enum class ExpressionKind : uint8_t {
 struct Expression {
   ExpressionKind kind = ExpressionKind::kNone;
   uint32_t line = 0;
+  uint32_t depth = 0;  // one more than the operands'
   std::string text;
   int64_t number = 0;
   std::vector<ExpressionPtr> operands;

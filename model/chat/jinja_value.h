@@ -26,7 +26,7 @@ struct Value {
   std::shared_ptr<Map> map;
   const Statement* macro = nullptr;
   std::shared_ptr<Value> self;  // kMethod: whose
-  uint32_t depth = 0;           // of kList and kMap: one more than what is in them
+  uint32_t depth = 0;           // one more than what is in a list or map, or whose method it is
 
   static Value None();
   static Value Of(bool value);

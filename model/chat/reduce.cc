@@ -10,7 +10,6 @@ namespace moepack {
 namespace {
 
 constexpr size_t kMaxTemplate = 1 << 18;
-constexpr size_t kMaxNeedles = 16;
 constexpr size_t kMostTurns = 4;
 constexpr char kMark[] = "\xEE\x84\xA3";  // U+E123, of a private range: no template writes it
 
@@ -62,12 +61,15 @@ class Reducer {
   // The template for conversations with a system message, or for those without.
   Result<ChatTemplate> Reduce(bool system) {
     context_.needles.clear();
+    context_.long_needle = false;
     ChatTemplate chat;
     (system ? chat.with_system : chat.without_system) = true;
     MOEPACK_RETURN_IF_ERROR(FindPieces(system, &chat));
     MOEPACK_RETURN_IF_ERROR(FindTrims(system, &chat));
     for (const Style& style : Styles()) MOEPACK_RETURN_IF_ERROR(Confirm(system, style, chat));
     MOEPACK_RETURN_IF_ERROR(FindExclusions(system, &chat));
+    // Then a conversation may have been called different for want of time.
+    if (context_.work >= jinja::kMostWorkOfAll) return Unsupported("it takes too much time or memory");
     return chat;
   }
 
@@ -192,14 +194,14 @@ class Reducer {
           if (!HoldsWith(system, static_cast<ChatRole>(role), needle, *chat))
             excluded.emplace(static_cast<ChatRole>(role), needle);
         }
-        if (context_.needles.size() > kMaxNeedles) return Unsupported("contents are searched for too many texts");
+        if (context_.needles.size() > jinja::kMaxNeedles) return Unsupported("contents are searched for too many texts");
         next.clear();
         std::set_difference(context_.needles.begin(), context_.needles.end(), tried.begin(), tried.end(),
                             std::inserter(next, next.end()));
       }
     }
+    if (context_.long_needle) return Unsupported("contents are searched for a long text");
     for (const auto& [role, text] : excluded) {
-      if (text.size() > kMaxChatExclusionText) return Unsupported("contents are searched for a long text");
       chat->exclusions.push_back({role, text});
     }
     return excluded.size() > kMaxChatExclusions ? Unsupported("too many contents are treated in another way") : Status::Ok();

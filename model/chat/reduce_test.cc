@@ -299,6 +299,12 @@ TEST(ReduceChatTest, RefusesWithLineAndReason) {
   EXPECT_TRUE(Has(Refusal("{% for m in messages %}{{ raise_exception('never') }}{% endfor %}"), "raise_exception: never"));
 }
 
+std::string Repeated(const std::string& text, int times) {
+  std::string out;
+  for (int i = 0; i < times; ++i) out += text;
+  return out;
+}
+
 TEST(ReduceChatTest, HostileTemplatesEnd) {
   EXPECT_TRUE(Has(Refusal("{% for a in range(8000) %}{% for b in range(8000) %}x{% endfor %}{% endfor %}"), "too m"));
   EXPECT_TRUE(
@@ -310,14 +316,31 @@ TEST(ReduceChatTest, HostileTemplatesEnd) {
   EXPECT_TRUE(Has(Refusal(kilobytes + "{{ ns.s.split('x')|length }}"), "a list that is too long"));
   EXPECT_TRUE(Has(Refusal(kilobytes + "{{ (ns.s + 'y') in ns.s }}"), "too much time or memory"));
   EXPECT_TRUE(Has(Refusal(kilobytes + "{% for a in range(5000) %}{% set b = ns.s + 'a' %}{% endfor %}"), "too much time"));
-  std::string doubled = "{% set a = [1] %}{% set b = [1] %}", wrapped = "{% set a = [] %}",
-              joined = kilobytes + "{% set a = [ns.s] %}";
-  for (int i = 0; i < 40; ++i) doubled += "{% set a = [a, a] %}{% set b = [b, b] %}";
+  const std::string doubled =
+      "{% set a = [1] %}{% set b = [1] %}" + Repeated("{% set a = [a, a] %}{% set b = [b, b] %}", 40);
   EXPECT_TRUE(Has(Refusal(doubled + "{{ a == b }}"), "too much time or memory"));
-  for (int i = 0; i < 100; ++i) wrapped += "{% set a = [a] %}";
-  EXPECT_TRUE(Has(Refusal(wrapped), "lists in lists go too deep"));
-  for (int i = 0; i < 13; ++i) joined += "{% set a = a + a %}";
-  EXPECT_TRUE(Has(Refusal(joined), "too much time or memory"));
+  EXPECT_TRUE(Has(Refusal("{% set a = [] %}" + Repeated("{% set a = [a] %}", 100)), "lists in lists go too deep"));
+  EXPECT_TRUE(
+      Has(Refusal(kilobytes + "{% set a = [ns.s] %}" + Repeated("{% set a = a + a %}", 13)), "too much time or memory"));
+  // Values that hold each other, or each the last one.
+  EXPECT_TRUE(Has(Refusal("{% set n = namespace() %}{% set n.m = n.get %}"), "a namespace that holds a function"));
+  EXPECT_TRUE(
+      Has(Refusal("{% set n = {}.get %}" + Repeated("{% set n = {'': n}.get %}", 100)), "lists in lists go too deep"));
+  // What is copied or looked through beside the values of expressions.
+  const std::string rows =
+      kilobytes + "{% set l = [[" + Repeated("ns.s, ", 199) + "ns.s]] %}" + Repeated("{% set l = l + l %}", 10);
+  std::string names = "n0";
+  for (int i = 1; i < 200; ++i) names += ", n" + std::to_string(i);
+  EXPECT_TRUE(Has(Refusal(rows + "{% for " + names + " in l %}{% endfor %}"), "too much time or memory"));
+  const std::string maps = kilobytes + "{% set l = [{'a': ns.s}] %}" + Repeated("{% set l = l + l %}", 12);
+  EXPECT_TRUE(Has(Refusal(maps + "{{ l | selectattr('a') | length }}"), "too much time or memory"));
+  EXPECT_TRUE(Has(
+      Refusal("{% macro f(" + Repeated("a, ", 20000) + "a) %}{% endmacro %}{% for i in range(8000) %}{{ f() }}{% endfor %}"),
+      "too much time or memory"));
+  EXPECT_TRUE(Has(Refusal("{{ " + std::string(1000, 'x') + " }}"), "a name of more than 256 characters"));
+  std::string tree = "a";
+  for (int i = 0; i < 90; ++i) tree = "(" + tree + ")" + Repeated(".a", 150) + Repeated(" * a", 150) + Repeated(" + a", 150);
+  EXPECT_TRUE(Has(Refusal("{{ " + tree + " }}"), "an expression that is too deep"));
   EXPECT_TRUE(Has(Refusal("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"), "too deep"));
   EXPECT_TRUE(Has(Refusal("{{ " + std::string(100000, '(') + "a" + std::string(100000, ')') + " }}"), "too deep"));
   EXPECT_TRUE(Has(Refusal("{{ a" + std::string(100000, '.') + " }}"), "expected a name"));

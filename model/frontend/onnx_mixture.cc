@@ -113,6 +113,14 @@ std::optional<MixturePart> OnnxMixtures::Operand(const std::string& name) const 
   return view;
 }
 
+std::optional<MixturePart> OnnxMixtures::TakeOperand(const std::string& name) {
+  if (Find(name, Kind::kTerms) == nullptr || !in_.UsedOnce(name)) return Operand(name);
+  MixturePart part = std::move(parts_.at(name));
+  parts_.erase(name);
+  kept_ -= part.Kept();
+  return part;
+}
+
 Result<bool> OnnxMixtures::Define(OnnxNode& node, MixturePart part) {
   if (part.kind == Kind::kView && part.axes == Axes{Axis::kRows, Axis::kColumns}) {
     MOEPACK_RETURN_IF_ERROR(in_.Define(node, 0, part.value));

@@ -114,6 +114,8 @@ class OnnxMixtures {
   const MixturePart* Find(const std::string& name) const;
   const MixturePart* Find(const std::string& name, Kind kind) const;
   std::optional<MixturePart> Operand(const std::string& name) const;
+  // The same; partial sums that nobody else reads are given away, so that each is not copied into the next.
+  std::optional<MixturePart> TakeOperand(const std::string& name);
   Result<bool> Define(OnnxNode& node, MixturePart part);
   // Keeps the part that output `i` stands for. kLimit when parts would take too much memory.
   Status Store(const OnnxNode& node, int i, MixturePart part);
@@ -187,9 +189,7 @@ class OnnxMixtures {
   Result<bool> ImportConcat(OnnxNode& node);
   Result<bool> ImportReduceSum(OnnxNode& node);
   Status CheckExperts(const OnnxNode& node, const MixtureRouter& router, uint64_t experts) const;
-  // Forgets partial sums that node, which has read them, was the only one to read.
-  void DropTerms(const OnnxNode& node);
-  Status AddTerms(const OnnxNode& node, const MixturePart& part, MixturePart* all) const;
+  Status AddTerms(const OnnxNode& node, MixturePart part, MixturePart* all) const;
   Result<bool> DefineTerms(OnnxNode& node, MixturePart terms);
   Result<bool> DefineSum(OnnxNode& node, const MixturePart& weighed, const Axes& axes);
   ValueId AddValues(ValueId a, ValueId b);

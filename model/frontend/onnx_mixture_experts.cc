@@ -228,12 +228,11 @@ Result<bool> OnnxMixtures::ImportAdd(OnnxNode& node) {
   }
   MixturePart all;
   for (int i = 0; i < node.inputs(); ++i) {
-    const std::optional<MixturePart> part = Operand(node.input(i));
+    std::optional<MixturePart> part = TakeOperand(node.input(i));
     const bool known = part && (part->kind == Kind::kTerms || part->kind == Kind::kView);
     if (!known) return node.Unsupported(StrFormat("input %d cannot be added to a part of a mixture", i));
-    MOEPACK_RETURN_IF_ERROR(AddTerms(node, *part, &all));
+    MOEPACK_RETURN_IF_ERROR(AddTerms(node, *std::move(part), &all));
   }
-  DropTerms(node);
   return DefineTerms(node, std::move(all));
 }
 

@@ -118,35 +118,28 @@ Result<bool> OnnxMixtures::ImportConcat(OnnxNode& node) {
 }
 
 // Adds a term, terms or a value to a sum that may be empty.
-Status OnnxMixtures::AddTerms(const OnnxNode& node, const MixturePart& part, MixturePart* all) const {
+Status OnnxMixtures::AddTerms(const OnnxNode& node, MixturePart part, MixturePart* all) const {
+  const uint64_t columns = part.columns;
   if (part.kind == Kind::kView) {
     if (part.axes != Axes{Axis::kRows, Axis::kColumns}) return node.Unsupported("a value of other dimensions is added");
-    if (all->kind != Kind::kTerms && all->rest.empty()) all->columns = part.columns;
+    if (all->kind != Kind::kTerms && all->rest.empty()) all->columns = columns;
     all->rest.push_back(part.value.id);
   } else if (all->kind != Kind::kTerms) {
     std::vector<ValueId> rest = std::move(all->rest);
-    const bool fits = rest.empty() || all->columns == part.columns;
-    *all = part;
+    const bool fits = rest.empty() || all->columns == columns;
+    *all = std::move(part);
     all->rest.insert(all->rest.begin(), rest.begin(), rest.end());
     if (!fits) return node.Error(ErrorCode::kShape, "summands of different widths");
   } else {
     if (!(part.router == all->router) || part.axes != all->axes)
       return node.Unsupported("experts of two routers are added up before either is complete");
+    if (part.terms.size() > all->terms.size()) part.terms.swap(all->terms);
     for (const auto& [expert, value] : part.terms) {
       if (!all->terms.emplace(expert, value).second) return node.Unsupported(StrFormat("expert %u is added twice", expert));
     }
     all->rest.insert(all->rest.end(), part.rest.begin(), part.rest.end());
   }
-  return part.columns == all->columns ? Status::Ok() : node.Error(ErrorCode::kShape, "summands of different widths");
-}
-
-void OnnxMixtures::DropTerms(const OnnxNode& node) {
-  for (const std::string& name : node.proto().input()) {
-    const MixturePart* part = Find(name, Kind::kTerms);
-    if (part == nullptr || !in_.UsedOnce(name)) continue;
-    kept_ -= part->Kept();
-    parts_.erase(name);
-  }
+  return columns == all->columns ? Status::Ok() : node.Error(ErrorCode::kShape, "summands of different widths");
 }
 
 Result<bool> OnnxMixtures::DefineTerms(OnnxNode& node, MixturePart terms) {

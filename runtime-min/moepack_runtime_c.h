@@ -77,7 +77,7 @@ typedef struct moepack_runtime_trust {
 
 /* What stands in for an expert that is not resident when the router has decided. All but LOAD change results. */
 #define MOEPACK_ON_MISS_LOAD 0  /* nothing: it is loaded */
-#define MOEPACK_ON_MISS_LOWER 1 /* its lower precision where the bundle has one and the expert matters less */
+#define MOEPACK_ON_MISS_LOWER 1 /* its lower precision where the expert matters less; Usage for a bundle without any */
 #define MOEPACK_ON_MISS_SKIP 2  /* the same, and nothing where it matters least */
 
 /* 0 in any field is its default. */

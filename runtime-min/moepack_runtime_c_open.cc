@@ -92,7 +92,7 @@ Result<moepack_runtime_options> ReadOptions(const moepack_runtime_options* given
   if (!Knows(given) && given->struct_bytes != kOptionBytesBeforeMisses) {
     return Usage("moepack_runtime_options: struct_bytes must be its size");
   }
-  std::memcpy(&options, given, given->struct_bytes);
+  std::memcpy(&options, given, Knows(given) ? sizeof(options) : offsetof(moepack_runtime_options, on_miss));
   if (options.kv_bits != 0 && options.kv_bits != 8 && options.kv_bits != 32) return Usage("kv_bits: expected 32 or 8");
   const bool thresholds = options.miss_lower_above != 0 || options.miss_skip_above != 0;
   if (options.on_miss > MOEPACK_ON_MISS_SKIP || options.reserved != 0 ||

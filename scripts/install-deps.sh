@@ -6,7 +6,7 @@ packages=(build-essential cmake ninja-build ccache pkg-config git python3
   protobuf-compiler libprotobuf-dev libonnx-dev libeigen3-dev libzstd-dev libsodium-dev libssl-dev
   libboost-program-options-dev libyaml-cpp-dev nlohmann-json3-dev libgtest-dev libgmock-dev)
 device=(g++-aarch64-linux-gnu qemu-user libprotobuf-dev:arm64 libzstd-dev:arm64 libsodium-dev:arm64 libssl-dev:arm64
-  libboost-program-options-dev:arm64)
+  libboost-program-options-dev:arm64 libgtest-dev:arm64 libgmock-dev:arm64)
 checks=(clang clang-format clang-tidy libclang-rt-14-dev python3-numpy python3-cryptography python3-zstandard
   python3-jsonschema)
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything CI checks, from a fresh machine: dependencies, release build, static device programs for x86-64 and aarch64,
 # shared libraries, the quick suite under ASan+UBSan, the threaded parts under TSan, and all tests (the aarch64 programs
-# under qemu-user).
+# and the kernels' tests under qemu-user).
 # MOEPACK_OUTSIDE=1 also runs scripts/outside.sh: our exports in ONNX Runtime and llama.cpp from npm.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 

@@ -296,6 +296,11 @@ TEST(KernelList, EverySetIsCompleteAndScalarIsThere) {
   EXPECT_EQ(SupportedIsas().back(), BestIsa());
 }
 
+#if defined(__aarch64__)
+// Then the tests above were of NEON too.
+TEST(KernelList, ArmHasDots) { EXPECT_EQ(BestIsa(), Isa::kNeonDot); }
+#endif
+
 }  // namespace
 }  // namespace kernels
 }  // namespace moepack

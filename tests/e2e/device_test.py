@@ -1,4 +1,4 @@
-"""The aarch64 programs under qemu-user verify and run the same bundle and give the same tokens."""
+"""The aarch64 programs under qemu-user verify and run the same bundle and give the same tokens; its kernels pass their tests."""
 import json
 import shutil
 import subprocess
@@ -17,7 +17,7 @@ class Device(Case):
 
     def device(self, program, *args, expect=0):
         outcome = subprocess.run(["qemu-aarch64", "-cpu", "max", DEVICE / program, *map(str, args)], capture_output=True, text=True)
-        self.assertEqual(outcome.returncode, expect, outcome.stderr)
+        self.assertEqual(outcome.returncode, expect, outcome.stdout[-2000:] + outcome.stderr)
         return outcome.stdout
 
     def test_verify(self):
@@ -32,3 +32,6 @@ class Device(Case):
             args = ("generate", WORK / f"wren-{codec}.moeb", "--trust", TRUST, "--prompt", PROMPT, "-n", 16, "--json")
             there = json.loads(self.device("moepack-run", *args, "--threads", 1))
             self.assertEqual(there["tokens"], run("run", *args).json()["tokens"], codec)
+
+    def test_kernels(self):
+        self.assertIn("[       OK ] KernelList.ArmHasDots", self.device("../tests/kernels_test"))

@@ -4,6 +4,10 @@
 
 #include "runtime-min/run/session.h"
 
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
+
 namespace moepack::run {
 namespace {
 
@@ -49,5 +53,10 @@ Status Dispatch(int argc, char** argv) {
 }  // namespace moepack::run
 
 int main(int argc, char** argv) {
+#if defined(__GLIBC__)
+  // Large buffers go back to the system when they are freed. Left alone, glibc keeps all that are no larger than one freed
+  // before: 11 MB beside a model of 650.
+  mallopt(M_MMAP_THRESHOLD, 1 << 20);
+#endif
   return moepack::cli::Main("moepack run", [&] { return moepack::run::Dispatch(argc, argv); });
 }

@@ -8,6 +8,7 @@ namespace {
 
 constexpr uint64_t kStepWork = 256;   // bytes that could be copied in the time of a step
 constexpr uint64_t kLoopWork = 2048;  // the same for a turn of a loop, whose variable `loop` is made anew
+constexpr uint64_t kScopeWork = 16;   // of a scope in which a name is looked up
 constexpr size_t kMaxOutput = 1 << 18;
 constexpr int kMaxDepth = 400;
 
@@ -221,7 +222,7 @@ class Renderer {
       case ExpressionKind::kNone:
         return Value::None();
       case ExpressionKind::kName:
-        MOEPACK_RETURN_IF_ERROR(operations_.Charge(e.line, 16 * (scopes_.size() - first_scope_)));
+        MOEPACK_RETURN_IF_ERROR(operations_.Charge(e.line, kScopeWork * (scopes_.size() - first_scope_)));
         return Lookup(e.text);
       case ExpressionKind::kList:
       case ExpressionKind::kMap:

@@ -292,11 +292,6 @@ bool OnnxImporter::UsedOnce(const std::string& name) const {
   return it != uses_.end() && it->second == 1;
 }
 
-bool OnnxImporter::ReadOnce(const std::string& name) const {
-  const Value* value = FindValue(name);
-  return value != nullptr && read_twice_.count(value->id) == 0 && UsedOnce(name);
-}
-
 void OnnxImporter::AddName(const std::string& name, ValueId id) {
   const auto uses = uses_.find(name);
   if (uses != uses_.end() && uses->second > 1) read_twice_.insert(id);

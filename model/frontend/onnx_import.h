@@ -85,8 +85,8 @@ class OnnxImporter {
   bool IsGraphOutput(const std::string& name) const;
   uint64_t Width(const Value& value) const { return program.values[value.id].width; }
   bool UsedOnce(const std::string& name) const;
-  // Whether one node alone reads the value of `name`, under this name or another: then the node that made it may change.
-  bool ReadOnce(const std::string& name) const;
+  // Whether one node alone reads a value, under whichever name: then the node that made it may change.
+  bool ReadOnce(ValueId id) const { return read_twice_.count(id) == 0; }
   // Notes that a value has this name too.
   void AddName(const std::string& name, ValueId id);
   Status Define(const OnnxNode& node, int output, const Value& value);
@@ -112,7 +112,7 @@ class OnnxImporter {
   Status ImportConcat(OnnxNode& node);
   Status ImportConstant(OnnxNode& node);
   Status AddBias(OnnxNode& node, int value_input, int bias_input);
-  bool AttachBias(const std::string& name, const Value& value, const OnnxTensor& bias);
+  bool AttachBias(const Value& value, const OnnxTensor& bias);
   Status AddElementwise(OnnxNode& node, ElementOp op, const Value& a, const Value& b);
   Status EmitUnary(OnnxNode& node, ElementOp op, float alpha, const Value& in);
   Status EmitEmbedding(OnnxNode& node, const OnnxMatrix& table);

@@ -102,17 +102,17 @@ Status OnnxImporter::AddBias(OnnxNode& node, int value_input, int bias_input) {
   MOEPACK_ASSIGN_OR_RETURN(const Value in, PlainInput(node, value_input));
   MOEPACK_ASSIGN_OR_RETURN(const OnnxTensor* bias, VectorInput(node, bias_input));
   if (bias->elements != Width(in)) return node.Error(ErrorCode::kShape, "the bias does not fit its value");
-  if (!AttachBias(node.input(value_input), in, *bias)) {
+  if (!AttachBias(in, *bias)) {
     return node.Unsupported("a constant may be added to a MatMul's own result only");
   }
   return Define(node, 0, in);
 }
 
-// Gives the bias to the linear node that makes `value`, when that has none and only this node reads `name`.
-bool OnnxImporter::AttachBias(const std::string& name, const Value& value, const OnnxTensor& bias) {
+// Gives the bias to the linear node that makes `value`, when that has none and only this node reads the value.
+bool OnnxImporter::AttachBias(const Value& value, const OnnxTensor& bias) {
   const uint32_t index = producer_[value.id];
   if (index == kNone || program.nodes[index].kind != NodeKind::kLinear) return false;
-  if (program.nodes[index].linear.bias != kNone || !ReadOnce(name) || bias.elements != Width(value)) return false;
+  if (program.nodes[index].linear.bias != kNone || !ReadOnce(value.id) || bias.elements != Width(value)) return false;
   program.nodes[index].linear.bias = AddVector(bias);
   return true;
 }
@@ -168,8 +168,7 @@ Status OnnxImporter::ImportMul(OnnxNode& node) {
     if (ProducerOf(s.id) == nullptr) continue;
     Node& made = program.nodes[producer_[s.id]];
     const bool sigmoid = made.kind == NodeKind::kElementwise && made.elementwise.op == ElementOp::kSigmoid;
-    if (sigmoid && made.inputs[0] == x.id && s.columns == x.columns && s.rank == x.rank &&
-        ReadOnce(node.input(sigmoid_first ? 0 : 1))) {
+    if (sigmoid && made.inputs[0] == x.id && s.columns == x.columns && s.rank == x.rank && ReadOnce(s.id)) {
       made.elementwise.op = ElementOp::kSilu;
       return Define(node, 0, s);
     }

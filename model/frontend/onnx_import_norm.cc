@@ -57,7 +57,7 @@ Result<OnnxImporter::Value> OnnxImporter::SkipSum(OnnxNode& node, int bias) {
   if (Width(a) != Width(b) || a.rank != b.rank) return node.Error(ErrorCode::kShape, "input and skip differ in shape");
   if (!node.input(bias).empty()) {
     MOEPACK_ASSIGN_OR_RETURN(const OnnxTensor* vector, VectorInput(node, bias));
-    if (!AttachBias(node.input(0), a, *vector) && !AttachBias(node.input(1), b, *vector)) {
+    if (!AttachBias(a, *vector) && !AttachBias(b, *vector)) {
       return node.Unsupported("a bias, when neither input is a MatMul's own result as wide as it");
     }
   }

@@ -21,6 +21,11 @@ class Spelled {
   enum class Rows : uint8_t { kElements, kNd };         // how outputs return to their rows
   enum class Pairs : uint8_t { kSum, kElements, kNd };  // the same for all pairs at once
 
+  enum class Count : uint8_t { kScatter, kHot, kHotPairs, kCompare, kEach };  // how pairs of each expert are counted
+  enum class Runs : uint8_t { kEnds, kOffsets, kChain, kSplit };              // how they are told apart
+  enum class Back : uint8_t { kPut, kPutElements, kPlaces, kAdd, kAddRuns };  // how outputs return to their rows
+  enum class Numbers : uint8_t { kDivide, kRange };                           // how rows of sorted pairs are found
+
   Spelled() {
     Constants();
     const auto nodes = tiny.graph().node();
@@ -138,6 +143,72 @@ class Spelled {
     return "pair_sum";
   }
 
+  // Pairs sorted by expert, a slice and matrices for each, put behind each other: DeepSeek's inference as traced.
+  std::string Sorted(int experts, Count count, Runs runs, Back back, Numbers numbers, bool gemm = false) {
+    N("Reshape", {"ids", "flat"}, {"pair_ids"});
+    N("Shape", {"pair_ids"}, {"pairs_shape"});
+    N("Gather", {"pairs_shape", "last"}, {"pairs"});
+    TinyOnnx::SetInt(N("TopK", {"pair_ids", "pairs"}, {"sorted_ids", "order"}), "largest", 0);
+    if (numbers == Numbers::kDivide) {
+      N("Div", {"order", "two_number"}, {"rows64"});
+      TinyOnnx::SetInt(N("Cast", {"rows64"}, {"rows"}), "to", onnx::TensorProto::INT32);
+    } else {
+      N("Gather", {"x_shape", "zero"}, {"tokens"});
+      N("Range", {"zero", "tokens", "one_number"}, {"numbers"});
+      N("Unsqueeze", {"numbers", "axis1"}, {"numbers1"});
+      N("Expand", {"numbers1", "one_two"}, {"repeated"});
+      N("Reshape", {"repeated", "flat"}, {"pair_rows"});
+      N("Gather", {"pair_rows", "order"}, {"rows"});
+    }
+    N("Gather", {"x", "rows"}, {"taken"});
+    CountPairs(count);
+    Bounds(runs);
+    if (back == Back::kAdd || back == Back::kAddRuns) {
+      N("Reshape", {"w", "flat"}, {"pair_weights"});
+      N("Gather", {"pair_weights", "order"}, {"weights"});
+      N("Unsqueeze", {"weights", "last"}, {"weights1"});
+      N("Unsqueeze", {"rows", "last"}, {"rows1"});
+    }
+    std::vector<std::string> outputs;
+    std::string sum = "sum0";
+    for (int e = 0; e < experts; ++e) {
+      const std::string p = "e" + std::to_string(e) + ".";
+      Run(p, e, runs, "taken", p + "taken");
+      Feed(p, p + "taken", gemm);
+      outputs.push_back(p + "down");
+      if (back != Back::kAddRuns) continue;
+      Run(p, e, Runs::kEnds, "weights1", p + "weights");
+      Run(p, e, Runs::kEnds, "rows1", p + "rows");
+      N("Mul", {p + "down", p + "weights"}, {p + "weighed"});
+      TinyOnnx::SetText(N("ScatterND", {sum, p + "rows", p + "weighed"}, {p + "sum"}), "reduction", "add");
+      sum = p + "sum";
+    }
+    if (back == Back::kAddRuns) return sum;
+    TinyOnnx::SetInt(N("Concat", outputs, {"out"}), "axis", 0);
+    if (back == Back::kAdd) {
+      N("Mul", {"out", "weights1"}, {"weighed"});
+      TinyOnnx::SetText(N("ScatterND", {sum, "rows1", "weighed"}, {"pair_sum"}), "reduction", "add");
+      return "pair_sum";
+    }
+    if (back == Back::kPlaces) {
+      TinyOnnx::SetInt(N("TopK", {"order", "order_count"}, {"", "places"}), "largest", 0);
+      N("Gather", {"out", "places"}, {"pair_out"});
+    } else {
+      N("Shape", {"out"}, {"out_shape"});
+      N("ConstantOfShape", {"out_shape"}, {"empty"});
+      N("Unsqueeze", {"order", "last"}, {"order1"});
+      N("Expand", {"order1", "out_shape"}, {"order_all"});
+      const bool whole = back == Back::kPut;
+      auto* put = N(whole ? "ScatterND" : "ScatterElements", {"empty", whole ? "order1" : "order_all", "out"}, {"pair_out"});
+      if (!whole) TinyOnnx::SetInt(put, "axis", 0);
+    }
+    N("Reshape", {"pair_out", "by_choice"}, {"apart"});
+    N("Unsqueeze", {"w", "last"}, {"w1"});
+    N("Mul", {"apart", "w1"}, {"weighed"});
+    TinyOnnx::SetInt(N("ReduceSum", {"weighed", "axis1"}, {"pair_sum"}), "keepdims", 0);
+    return "pair_sum";
+  }
+
   onnx::NodeProto* N(const std::string& op, const std::vector<std::string>& inputs,
                      const std::vector<std::string>& outputs) {
     return tiny.Node("", op, inputs, outputs);
@@ -159,12 +230,88 @@ class Spelled {
                                                                    {"column", {-1, 1}},
                                                                    {"one_two", {1, 2}},
                                                                    {"far", {1 << 30}},
+                                                                   {"experts", {0, 1, 2}},
+                                                                   {"both_axes", {0, 1}},
                                                                    {"by_choice", {-1, 2, 16}}}) {
       tiny.Ints(name, values);
     }
     tiny.Int("zero", 0);
     tiny.Int("one_number", 1);
+    tiny.Int("two_number", 2);
     for (int e = 0; e < 3; ++e) Matrices(e);
+  }
+
+  // "counts" of all experts.
+  void CountPairs(Count count) {
+    std::string hot = "hot";
+    std::vector<std::string> over = {"axis0"};
+    if (count == Count::kEach) {
+      std::vector<std::string> each;
+      for (int e = 0; e < 3; ++e) {
+        const std::string p = "e" + std::to_string(e) + ".";
+        N("Equal", {"pair_ids", p + "id"}, {p + "is"});
+        TinyOnnx::SetInt(N("Cast", {p + "is"}, {p + "is64"}), "to", onnx::TensorProto::INT64);
+        TinyOnnx::SetInt(N("ReduceSum", {p + "is64"}, {p + "count"}), "keepdims", 0);
+        N("Unsqueeze", {p + "count", "axis0"}, {p + "count1"});
+        each.push_back(p + "count1");
+      }
+      TinyOnnx::SetInt(N("Concat", each, {"counts"}), "axis", 0);
+      return;
+    }
+    if (count == Count::kScatter) {
+      N("Gather", {"x_shape", "axis0"}, {"tokens1"});
+      TinyOnnx::SetInt(N("Concat", {"tokens1", "three"}, {"hot_shape"}), "axis", 0);
+      N("ConstantOfShape", {"hot_shape"}, {"no_hot"});
+      N("Shape", {"ids"}, {"ids_shape"});
+      N("Expand", {"one_number", "ids_shape"}, {"ones"});
+      TinyOnnx::SetInt(N("ScatterElements", {"no_hot", "ids", "ones"}, {"hot"}), "axis", 1);
+    } else if (count == Count::kCompare) {
+      N("Unsqueeze", {"pair_ids", "last"}, {"pair_ids1"});
+      N("Equal", {"pair_ids1", "experts"}, {"is"});
+      TinyOnnx::SetInt(N("Cast", {"is"}, {"hot"}), "to", onnx::TensorProto::INT64);
+    } else {
+      const bool pairs = count == Count::kHotPairs;
+      TinyOnnx::SetInt(N("OneHot", {pairs ? "pair_ids" : "ids", "three", "off_on"}, {"hot"}), "axis", -1);
+      if (!pairs) over = {"both_axes"};
+    }
+    TinyOnnx::SetInt(N("ReduceSum", {hot, over[0]}, {"counts"}), "keepdims", 0);
+  }
+
+  // Where the runs begin and end.
+  void Bounds(Runs runs) {
+    N("Shape", {"order"}, {"order_shape"});
+    N("Gather", {"order_shape", "last"}, {"order_count"});
+    N("CumSum", {"counts", "zero"}, {"ends"});
+    if (runs == Runs::kOffsets) {
+      TinyOnnx::SetInt(N("Concat", {"axis0", "ends"}, {"offsets"}), "axis", 0);
+      N("Slice", {"offsets", "axis0", "last", "axis0"}, {"begins"});
+    } else {
+      N("Sub", {"ends", "counts"}, {"begins"});
+    }
+    if (runs == Runs::kSplit) {
+      TinyOnnx::SetInt(N("Split", {"taken", "counts"}, {"e0.taken", "e1.taken", "e2.taken"}), "axis", 0);
+    }
+  }
+
+  // The run of expert e of what belongs to sorted pairs.
+  void Run(const std::string& p, int e, Runs runs, const std::string& of, const std::string& name) {
+    if (runs == Runs::kSplit) return;
+    std::string begin = name + ".begin", end = name + ".end";
+    if (runs == Runs::kChain) {
+      N("Gather", {"counts", p + "id"}, {name + ".count"});
+      const std::string before = e == 0 ? "" : "e" + std::to_string(e - 1) + ".taken.end";
+      if (e == 0) begin = "axis0", end = name + ".count";
+      if (e == 1) begin = "e0.taken.count";
+      if (e > 1) begin = before;
+      if (e > 0) N("Add", {begin, name + ".count"}, {end});
+    } else {
+      N("Gather", {"begins", p + "id"}, {begin});
+      N("Gather", {"ends", p + "id"}, {end});
+    }
+    std::string begin1 = begin;
+    if (begin != "axis0") N("Unsqueeze", {begin, "axis0"}, {begin1 = name + ".begin1"});
+    N("Unsqueeze", {end, "axis0"}, {name + ".end1"});
+    N("Slice", {of, begin1, name + ".end1", "axis0"}, {name});
   }
 
   // What com.microsoft.MoE has in fc1 and fc2, each matrix alone and [in, out].
@@ -276,6 +423,65 @@ TEST_F(OnnxLoopTest, GatheredMatricesOfAllPairs) {
   }
 }
 
+TEST_F(OnnxLoopTest, PairsSortedByExpert) {
+  using S = Spelled;
+  const struct {
+    S::Count count;
+    S::Runs runs;
+    S::Back back;
+    S::Numbers numbers;
+  } cases[] = {{S::Count::kScatter, S::Runs::kEnds, S::Back::kPut, S::Numbers::kDivide},
+               {S::Count::kHot, S::Runs::kOffsets, S::Back::kPutElements, S::Numbers::kRange},
+               {S::Count::kHotPairs, S::Runs::kChain, S::Back::kPlaces, S::Numbers::kDivide},
+               {S::Count::kCompare, S::Runs::kSplit, S::Back::kAdd, S::Numbers::kRange},
+               {S::Count::kEach, S::Runs::kEnds, S::Back::kAddRuns, S::Numbers::kDivide}};
+  for (const auto& c : cases) {
+    SCOPED_TRACE(&c - cases);
+    Spelled spelled;
+    ExpectTheSame(spelled.Finish(spelled.Sorted(3, c.count, c.runs, c.back, c.numbers)));
+  }
+  Spelled biased;
+  ExpectTheSame(biased.Finish(biased.Sorted(3, S::Count::kHot, S::Runs::kEnds, S::Back::kPut, S::Numbers::kDivide, true)),
+                true);
+}
+
+TEST_F(OnnxLoopTest, RefusesSortedPairsInAnotherForm) {
+  using S = Spelled;
+  const auto with = [&](const std::string& part, const std::function<void(TinyOnnx&)>& change,
+                        S::Back back = S::Back::kPut) {
+    Spelled spelled;
+    TinyOnnx& tiny = spelled.Finish(spelled.Sorted(3, S::Count::kHot, S::Runs::kEnds, back, S::Numbers::kDivide));
+    change(tiny);
+    ExpectRefused(tiny, part);
+  };
+  with("in rising order", [](TinyOnnx& t) { TinyOnnx::SetInt(&t.Giving("sorted_ids"), "largest", 1); });
+  with("in rising order", [](TinyOnnx& t) { TinyOnnx::SetInt(&t.Giving("sorted_ids"), "sorted", 0); });
+  with("by the number of choices", [](TinyOnnx& t) { t.Constant("two_number").set_int64_data(0, 3); });
+  with("only the run of one expert", [](TinyOnnx& t) { t.Giving("e1.taken").set_input(1, "e0.taken.begin1"); });
+  with("expert 1 stands in the place of expert 2", [](TinyOnnx& t) { t.Constant("e2.id").set_int64_data(0, 1); });
+  with("the router is 3 wide, but there are 2 experts", [](TinyOnnx& t) { t.Giving("out").mutable_input()->RemoveLast(); });
+  with("only over all rows and choices", [](TinyOnnx& t) { t.Constant("both_axes").set_int64_data(0, 2); });
+  with("from the first on", [](TinyOnnx& t) { TinyOnnx::SetInt(&t.Giving("ends"), "reverse", 1); });
+  with("where runs end less how long", [](TinyOnnx& t) { t.Giving("begins").set_input(1, "ends"); });
+  with(
+      "sorts what belongs to its own pairs", [](TinyOnnx& t) { t.Giving("weights").set_input(0, "weights_of_rows"); },
+      S::Back::kAdd);
+  with("each to its own place", [](TinyOnnx& t) { t.Giving("pair_out").set_input(2, "taken"); });
+  with(
+      "weighed by weights of another", [](TinyOnnx& t) { t.Giving("e1.weighed").set_input(1, "e0.weights"); },
+      S::Back::kAddRuns);
+  with(
+      "the rows are those of other outputs", [](TinyOnnx& t) { t.Giving("e1.sum").set_input(1, "e0.rows"); },
+      S::Back::kAddRuns);
+  with(
+      "reduction must be 'add'",
+      [](TinyOnnx& t) {
+        t.Giving("pair_sum").clear_attribute();
+        t.Giving("pair_sum").set_op_type("ScatterElements");
+      },
+      S::Back::kAdd);
+}
+
 TEST_F(OnnxLoopTest, RenormalisedAndScaledWeights) {
   Spelled spelled;
   TinyOnnx::SetInt(spelled.N("ReduceSum", {"w", "last"}, {"weight_sum"}), "keepdims", 1);
@@ -322,7 +528,7 @@ TEST_F(OnnxLoopTest, RefusesWhatIsNotAMixture) {
   });
   with("does not fit its input", [](TinyOnnx& t) { t.Giving("e1.gate").set_input(1, "e1.down.weight"); });
   with("used twice", [](TinyOnnx& t) { t.Giving("e2.sum").set_input(0, "e0.sum"); });
-  // Sorting tokens by expert is not read.
+  // Sorted by expert, but no more.
   with("(TopK)", [](TinyOnnx& t) { TinyOnnx::SetInt(&t.First("TopK"), "largest", 0); });
 }
 

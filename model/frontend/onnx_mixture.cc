@@ -6,7 +6,7 @@
 namespace moepack {
 
 uint64_t MixturePart::Kept() const {
-  uint64_t kept = terms.size() + rest.size();
+  uint64_t kept = terms.size() + rest.size() + list.size();
   for (const ExpertProduct* product : {&steps.up, &steps.gate, &steps.down})
     kept += product->weight.size() + product->bias.size();
   return kept;
@@ -36,6 +36,8 @@ const std::map<std::string, OnnxMixtures::Handler>& OnnxMixtures::Handlers() {
       {"Gemm", &OnnxMixtures::ImportGemm},
       {"OneHot", &OnnxMixtures::ImportOneHot},
       {"Div", &OnnxMixtures::ImportDiv},
+      {"CumSum", &OnnxMixtures::ImportCumSum},
+      {"Sub", &OnnxMixtures::ImportSub},
       {"Equal", &OnnxMixtures::ImportEqual},
       {"Where", &OnnxMixtures::ImportWhere},
       {"Shape", &OnnxMixtures::ImportShape},
@@ -167,7 +169,8 @@ Result<bool> OnnxMixtures::ImportIdentity(OnnxNode& node) {
     const int64_t to = node.Int("to", 0);
     node.Int("saturate", 1);
     const bool ids = part->kind == Kind::kIds || part->kind == Kind::kShape || part->kind == Kind::kRowIds ||
-                     part->kind == Kind::kChoiceIds || part->kind == Kind::kCoordinates;
+                     part->kind == Kind::kChoiceIds || part->kind == Kind::kCoordinates || part->kind == Kind::kOrder ||
+                     part->kind == Kind::kPlaces || part->kind == Kind::kCounts || part->kind == Kind::kBounds;
     const bool truth = part->kind == Kind::kMask || part->kind == Kind::kOneHot;
     const bool integer = to == onnx::TensorProto::INT32 || to == onnx::TensorProto::INT64;
     const bool real =

@@ -4,8 +4,8 @@
 // kept as parts: what they stand for, and what each of their dimensions runs over. When the last part, the weighted sum, is
 // reached, one MoE node takes its place. Forms: all experts computed as one stack of matrices, or one by one, and weighed by
 // gates [rows, experts]; or the matrices of the chosen experts gathered and weighed by [rows, k]; or for each expert the
-// rows that chose it gathered, and what it gives added back to them. An expert is down(act(up(x))) or
-// down(act(gate(x)) * up(x)), with biases or without. The rows come in one dimension.
+// rows that chose it gathered, and what it gives added back to them; or all choices sorted by expert, a run for each. An
+// expert is down(act(up(x))) or down(act(gate(x)) * up(x)), with biases or without. The rows come in one dimension.
 #pragma once
 
 #include <map>
@@ -19,8 +19,23 @@ namespace moepack {
 
 // What a dimension runs over.
 // kPairs: rows times choices, choices fastest. kHits: the (row, choice) pairs of one expert. kParts: coordinates of such a
-// pair. kBatch, kSequence: of a value that is not in rows yet. kAny: the -1 of a shape.
-enum class Axis : uint8_t { kOne, kRows, kExperts, kChoices, kColumns, kPairs, kHits, kParts, kBatch, kSequence, kAny };
+// pair. kSorted: all pairs by rising expert. kRun: those of one expert among them. kBatch, kSequence: of a value that is not
+// in rows yet. kAny: the -1 of a shape.
+enum class Axis : uint8_t {
+  kOne,
+  kRows,
+  kExperts,
+  kChoices,
+  kColumns,
+  kPairs,
+  kHits,
+  kParts,
+  kSorted,
+  kRun,
+  kBatch,
+  kSequence,
+  kAny
+};
 using Axes = std::vector<Axis>;
 
 // Dimensions of an elementwise result by NumPy's rules; nothing when they do not fit.
@@ -41,6 +56,9 @@ struct ExpertSteps {
   ExpertProduct up, gate, down;
   bool gated = false;
   Activation function = Activation::kIdentity;
+
+  // All experts are there and computed to the end; biases that none of them has are dropped.
+  void Complete();
 };
 
 // Which router decides, and how.
@@ -74,13 +92,18 @@ struct MixturePart {
     kChoiceIds,    // numbers of choices of a hit
     kCoordinates,  // [kParts, kHits]: both of them
     kScattered,    // what some experts gave, added to their rows
+    kOrder,        // [kSorted] the pair that stands there
+    kPlaces,       // [kPairs] where a pair stands among the sorted
+    kCounts,       // how many pairs chose the experts of `list`
+    kBounds,       // how many chose an expert below those of `list`: where their runs begin
   };
   Kind kind = Kind::kView;
   Axes axes;
   uint64_t columns = 0;  // entries of kColumns
   MixtureRouter router;
   OnnxImporter::Value value;                                  // kView
-  uint32_t expert = 0;                                        // kMask, kGate, and what runs over kHits
+  uint32_t expert = 0;                                        // kMask, kGate, and what runs over kHits or kRun
+  std::vector<uint32_t> list;                                 // kCounts, kBounds
   float number = 0;                                           // kFill; what was added to a kSum
   const OnnxTensor* tensor = nullptr;                         // kPicked
   ExpertSteps steps;                                          // kStack, kWeighted
@@ -144,12 +167,15 @@ class OnnxMixtures {
   Result<bool> ImportScatter(OnnxNode& node);
   Result<bool> ImportOneHot(OnnxNode& node);
   Result<bool> ImportDiv(OnnxNode& node);
+  Result<bool> CompareAll(OnnxNode& node, const MixturePart& ids, const std::vector<int64_t>& experts, int constant);
   Result<bool> ImportEqual(OnnxNode& node);
   Result<bool> ImportWhere(OnnxNode& node);
   Result<bool> ImportSlice(OnnxNode& node);
   Result<bool> ImportSplit(OnnxNode& node);
   Result<bool> ImportGather(OnnxNode& node);
   Result<bool> DefineGate(OnnxNode& node, const MixturePart& gates, int64_t expert, int output);
+  // Constant numbers, integers or floats.
+  Result<std::vector<float>> NumbersInput(const OnnxNode& node, int i) const;
   bool IsFill(const std::string& name, float number) const;
 
   // onnx_mixture_experts.cc
@@ -168,6 +194,7 @@ class OnnxMixtures {
   Result<bool> ImportConstantOfShape(OnnxNode& node);
   Result<bool> ImportExpand(OnnxNode& node);
   Result<bool> ImportRange(OnnxNode& node);
+  Result<bool> SliceFill(OnnxNode& node, MixturePart fill);
   Result<bool> GatherSizes(OnnxNode& node, const MixturePart& sizes);
   Result<bool> SliceSizes(OnnxNode& node, const MixturePart& sizes);
   Result<bool> ConcatSizes(OnnxNode& node);
@@ -184,6 +211,26 @@ class OnnxMixtures {
   Result<bool> MultiplyBranch(OnnxNode& node, const MixturePart& x, const OnnxMatrix& weight, const OnnxTensor* bias);
   Result<bool> ScatterAdd(OnnxNode& node, bool by_element);
   Result<bool> AddBranch(OnnxNode& node, const MixturePart& update);
+
+  // onnx_mixture_sorted.cc
+  Result<bool> SortPairs(OnnxNode& node, MixturePart part);
+  Result<bool> DivideOrder(OnnxNode& node, MixturePart order);
+  Result<bool> Reorder(OnnxNode& node, const MixturePart& by);
+  Result<bool> Unsort(OnnxNode& node, bool by_element);
+  Result<bool> ScatterOnes(OnnxNode& node, const MixturePart& ids, const MixturePart& ones);
+  Result<bool> CountPairs(OnnxNode& node, MixturePart part);
+  Result<bool> ImportCumSum(OnnxNode& node);
+  Result<bool> AddCounts(OnnxNode& node);
+  Result<bool> ImportSub(OnnxNode& node);
+  Result<bool> TakeNumbers(OnnxNode& node, MixturePart numbers, const std::vector<int64_t>& places, Axes axes, int output);
+  Result<bool> GatherNumbers(OnnxNode& node, const MixturePart& numbers);
+  Result<bool> SliceNumbers(OnnxNode& node, const MixturePart& numbers);
+  Result<bool> ConcatNumbers(OnnxNode& node);
+  Result<uint32_t> BoundInput(OnnxNode& node, int i, const MixturePart& sorted) const;
+  Result<bool> SliceRun(OnnxNode& node, const MixturePart& sorted);
+  Status StoreRun(OnnxNode& node, MixturePart sorted, uint32_t expert, int output);
+  Result<bool> SplitRuns(OnnxNode& node, const MixturePart& sorted, const MixturePart& counts);
+  Result<bool> ConcatRuns(OnnxNode& node, const MixturePart& first);
 
   // onnx_mixture_sum.cc
   Result<bool> ImportConcat(OnnxNode& node);

@@ -9,7 +9,7 @@ namespace {
 using Stage = ExpertSteps::Stage;
 
 bool Twice(const Axes& axes) {
-  for (const Axis axis : {Axis::kRows, Axis::kExperts, Axis::kChoices, Axis::kColumns, Axis::kPairs}) {
+  for (const Axis axis : {Axis::kRows, Axis::kExperts, Axis::kChoices, Axis::kColumns, Axis::kPairs, Axis::kSorted}) {
     if (std::count(axes.begin(), axes.end(), axis) > 1) return true;
   }
   return false;
@@ -39,7 +39,7 @@ MixturePart AllMatrices(const OnnxTensor* tensor) {
 
 Result<bool> OnnxMixtures::ImportMatMul(OnnxNode& node) {
   const MixturePart* x = Find(node.input(0));
-  if (x != nullptr && std::find(x->axes.begin(), x->axes.end(), Axis::kHits) != x->axes.end()) {
+  if (x != nullptr && !x->axes.empty() && (x->axes[0] == Axis::kHits || x->axes[0] == Axis::kRun)) {
     const auto transposed = in_.transposed_.find(node.input(1));
     const bool turned = transposed != in_.transposed_.end();
     const OnnxTensor* weight = turned ? transposed->second : in_.file_.Find(node.input(1));
@@ -214,6 +214,9 @@ Result<bool> OnnxMixtures::ImportAdd(OnnxNode& node) {
                                  [&](const std::string& name) { return Find(name) != nullptr; });
   if (!parts && node.op() != "Sum") return false;
   MOEPACK_RETURN_IF_ERROR(node.Finish());
+  for (const std::string& name : node.proto().input()) {
+    if (Find(name, Kind::kCounts) != nullptr || Find(name, Kind::kBounds) != nullptr) return AddCounts(node);
+  }
   for (const int i : {0, 1}) {
     if (node.inputs() != 2) break;
     if (const MixturePart* stack = Find(node.input(i), Kind::kStack); stack != nullptr)
@@ -229,6 +232,9 @@ Result<bool> OnnxMixtures::ImportAdd(OnnxNode& node) {
   MixturePart all;
   for (int i = 0; i < node.inputs(); ++i) {
     std::optional<MixturePart> part = TakeOperand(node.input(i));
+    const bool zeros =
+        part && part->kind == Kind::kFill && part->number == 0 && part->axes == Axes{Axis::kRows, Axis::kColumns};
+    if (zeros && node.inputs() > 1) continue;
     const bool known = part && (part->kind == Kind::kTerms || part->kind == Kind::kView);
     if (!known) return node.Unsupported(StrFormat("input %d cannot be added to a part of a mixture", i));
     MOEPACK_RETURN_IF_ERROR(AddTerms(node, *std::move(part), &all));
@@ -266,8 +272,11 @@ Result<MixturePart> OnnxMixtures::Weighed(const OnnxNode& node, const MixturePar
   const auto runs_over = [&](Axis axis) {
     return std::find(stack.axes.begin(), stack.axes.end(), axis) != stack.axes.end();
   };
-  const bool hits = runs_over(Axis::kHits);
-  const Axis over = !chosen ? Axis::kExperts : hits ? Axis::kHits : runs_over(Axis::kPairs) ? Axis::kPairs : Axis::kChoices;
+  Axis over = chosen ? Axis::kChoices : Axis::kExperts;
+  for (const Axis pairs : {Axis::kHits, Axis::kRun, Axis::kSorted, Axis::kPairs}) {
+    if (chosen && runs_over(pairs)) over = pairs;
+  }
+  const bool hits = over == Axis::kHits || over == Axis::kRun;
   const bool known = stack.kind == Kind::kStack && stack.steps.stage == Stage::kOutput &&
                      (chosen || by.kind == Kind::kGates || by.kind == Kind::kScores);
   if (!known) return node.Unsupported("only what experts give can be weighed, by weights of a router");

@@ -9,7 +9,10 @@ namespace {
 
 using Stage = ExpertSteps::Stage;
 
-bool Has(const Axes& axes, Axis axis) { return std::find(axes.begin(), axes.end(), axis) != axes.end(); }
+// Whether a part holds rows that chose one expert.
+bool OfOneExpert(const Axes& axes) {
+  return std::any_of(axes.begin(), axes.end(), [](Axis axis) { return axis == Axis::kHits || axis == Axis::kRun; });
+}
 
 }  // namespace
 
@@ -133,7 +136,7 @@ Result<bool> OnnxMixtures::ImportGatherNd(OnnxNode& node) {
 // x W^T + b, rows that chose the expert.
 Result<bool> OnnxMixtures::MultiplyBranch(OnnxNode& node, const MixturePart& x, const OnnxMatrix& weight,
                                           const OnnxTensor* bias) {
-  if (!Has(x.axes, Axis::kHits) || x.axes.back() != Axis::kColumns) {
+  if (!OfOneExpert(x.axes) || x.axes.back() != Axis::kColumns) {
     return node.Unsupported("of a mixture's parts only the rows that chose an expert are multiplied by its matrix");
   }
   if (weight.cols != x.columns) return node.Error(ErrorCode::kShape, "the matrix does not fit its input");
@@ -178,9 +181,11 @@ Result<bool> OnnxMixtures::ImportGemm(OnnxNode& node) {
 }
 
 Result<bool> OnnxMixtures::ImportScatterNd(OnnxNode& node) {
-  if (Find(node.input(1), Kind::kRowIds) == nullptr) return false;
+  const bool order = Find(node.input(1), Kind::kOrder) != nullptr;
+  if (!order && Find(node.input(1), Kind::kRowIds) == nullptr) return false;
   const std::string reduction = node.Text("reduction", "none");
   MOEPACK_RETURN_IF_ERROR(node.Finish());
+  if (order && reduction == "none") return Unsort(node, false);
   if (reduction != "add") return node.Unsupported("only with reduction 'add'");
   return ScatterAdd(node, false);
 }
@@ -188,13 +193,17 @@ Result<bool> OnnxMixtures::ImportScatterNd(OnnxNode& node) {
 // Weighted outputs to the rows that they belong to. `by_element`: a row number for each column too.
 Result<bool> OnnxMixtures::ScatterAdd(OnnxNode& node, bool by_element) {
   const MixturePart *rows = Find(node.input(1), Kind::kRowIds), *update = Find(node.input(2), Kind::kWeighted);
-  const Axis over = update != nullptr && Has(update->axes, Axis::kHits) ? Axis::kHits : Axis::kPairs;
+  const bool one = update != nullptr && OfOneExpert(update->axes);
+  const bool sorted = update != nullptr && !update->axes.empty() && update->axes[0] == Axis::kSorted;
+  const Axis over = one ? update->axes[0] : sorted ? Axis::kSorted : Axis::kPairs;
   const Axes want = {over, by_element ? Axis::kColumns : Axis::kOne};
   if (update == nullptr || update->axes != Axes{over, Axis::kColumns} || rows->axes != want) {
     return node.Unsupported("only weighted outputs of experts, each to its own row");
   }
-  const bool own = over == Axis::kPairs ? rows->router.routing.k == update->router.routing.k
-                                        : rows->expert == update->expert && rows->router.logits == update->router.logits;
+  const bool same_router = rows->router.logits == update->router.logits;
+  const bool own = one      ? rows->expert == update->expert && same_router
+                   : sorted ? same_router
+                            : rows->router.routing.k == update->router.routing.k;
   if (!own) return node.Unsupported("the rows are those of other outputs");
   const MixturePart* sum = Find(node.input(0), Kind::kScattered);
   const OnnxImporter::Value* value = in_.FindValue(node.input(0));
@@ -203,7 +212,7 @@ Result<bool> OnnxMixtures::ScatterAdd(OnnxNode& node, bool by_element) {
       (fill != nullptr && fill->axes == Axes{Axis::kRows, Axis::kColumns} && fill->columns == update->columns) ||
       (value != nullptr && value->columns == update->columns);
   const bool zeros = shaped && IsFill(node.input(0), 0);
-  if (over == Axis::kHits && (sum != nullptr || zeros)) return AddBranch(node, MixturePart(*update));
+  if (one && (sum != nullptr || zeros)) return AddBranch(node, MixturePart(*update));
   if (!zeros) return node.Unsupported("only into zeros [rows, columns], or what other experts gave");
   return DefineSum(node, MixturePart(*update), {Axis::kRows, Axis::kColumns});
 }
@@ -228,12 +237,7 @@ Result<bool> OnnxMixtures::AddBranch(OnnxNode& node, const MixturePart& update) 
   for (const auto& [expert, steps] : *sum.branches) {
     MOEPACK_RETURN_IF_ERROR(AppendSteps(node, expert, steps, &sum.steps));
   }
-  for (ExpertProduct* product : {&sum.steps.up, &sum.steps.gate, &sum.steps.down}) {
-    if (std::all_of(product->bias.begin(), product->bias.end(), [](const OnnxMatrix& row) { return row.rows == 0; })) {
-      product->bias.clear();
-    }
-  }
-  sum.steps.stage = Stage::kOutput;
+  sum.steps.Complete();
   return DefineSum(node, sum, {Axis::kRows, Axis::kColumns});
 }
 

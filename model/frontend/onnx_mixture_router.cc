@@ -56,6 +56,9 @@ Result<bool> OnnxMixtures::ImportSoftmax(OnnxNode& node) {
 }
 
 Result<bool> OnnxMixtures::ImportTopK(OnnxNode& node) {
+  for (const Kind kind : {Kind::kIds, Kind::kOrder}) {
+    if (const MixturePart* part = Find(node.input(0), kind); part != nullptr) return SortPairs(node, *part);
+  }
   const int64_t axis = node.Int("axis", -1), largest = node.Int("largest", 1);
   node.Int("sorted", 1);
   MOEPACK_RETURN_IF_ERROR(node.Finish());
@@ -96,7 +99,19 @@ Result<bool> OnnxMixtures::ImportScatter(OnnxNode& node) {
     if (axis != 0) return node.Unsupported("only to rows");
     return ScatterAdd(node, true);
   }
+  if (reduction == "none" && Find(node.input(1), Kind::kOrder) != nullptr) {
+    if (axis != 0 && axis != -2) return node.Unsupported("only to the places of pairs");
+    return Unsort(node, true);
+  }
+  if (reduction == "none" && Find(node.input(1), Kind::kRowIds) != nullptr) {
+    return node.Unsupported(
+        "rows that chose several experts would keep one of them: reduction must be 'add', which "
+        "torch.onnx leaves out below version 2");
+  }
   const MixturePart *ids = Find(node.input(1), Kind::kIds), *weights = Find(node.input(2), Kind::kWeights);
+  if (const MixturePart* ones = Find(node.input(2), Kind::kFill); ids != nullptr && ones != nullptr && IsLast(axis, 2)) {
+    return ScatterOnes(node, *ids, *ones);
+  }
   const Axes chosen = {Axis::kRows, Axis::kChoices};
   if (ids == nullptr || weights == nullptr || ids->axes != chosen || weights->axes != chosen || !IsLast(axis, 2) ||
       ids->router.logits != weights->router.logits || reduction != "none") {
@@ -113,29 +128,36 @@ Result<bool> OnnxMixtures::ImportScatter(OnnxNode& node) {
   return Define(node, std::move(gates));
 }
 
+Result<std::vector<float>> OnnxMixtures::NumbersInput(const OnnxNode& node, int i) const {
+  MOEPACK_ASSIGN_OR_RETURN(const OnnxTensor* tensor, in_.ConstantInput(node, i));
+  constexpr uint64_t kMost = 16;
+  if (tensor->elements > kMost) return node.Unsupported(StrFormat("input %d must be a few numbers", i));
+  Codec codec;
+  if (!DtypeCodec(tensor->dtype, &codec)) {
+    MOEPACK_ASSIGN_OR_RETURN(const std::vector<int64_t> integers, in_.IntsInput(node, i));
+    return std::vector<float>(integers.begin(), integers.end());
+  }
+  auto floats = in_.file_.ReadFloats(*tensor, 0, tensor->elements);
+  if (!floats.ok()) return node.Error(floats.status().code(), floats.status().message());
+  return floats;
+}
+
 Result<bool> OnnxMixtures::ImportOneHot(OnnxNode& node) {
   const int64_t axis = node.Int("axis", -1);
   MOEPACK_RETURN_IF_ERROR(node.Finish());
   const MixturePart* ids = Find(node.input(0), Kind::kIds);
-  if (ids == nullptr || ids->axes.size() != 2 || !IsLast(axis, 3)) return node.Unsupported("only of chosen experts");
+  if (ids == nullptr || ids->axes.size() > 2 || !IsLast(axis, ids->axes.size() + 1))
+    return node.Unsupported("only of chosen experts");
   MOEPACK_ASSIGN_OR_RETURN(const std::vector<int64_t> depth, in_.IntsInput(node, 1));
-  MOEPACK_ASSIGN_OR_RETURN(const OnnxTensor* values, in_.ConstantInput(node, 2));
+  MOEPACK_ASSIGN_OR_RETURN(const std::vector<float> numbers, NumbersInput(node, 2));
   if (depth.size() != 1 || depth[0] != static_cast<int64_t>(ids->router.experts)) {
     return node.Unsupported("the depth must be the number of experts");
   }
-  if (values->elements != 2) return node.Bad("values must be two numbers");
-  Codec codec;
-  std::vector<float> numbers;
-  if (DtypeCodec(values->dtype, &codec)) {
-    MOEPACK_ASSIGN_OR_RETURN(numbers, in_.file_.ReadFloats(*values, 0, 2));
-  } else {
-    MOEPACK_ASSIGN_OR_RETURN(const std::vector<int64_t> integers, in_.IntsInput(node, 2));
-    numbers.assign(integers.begin(), integers.end());
-  }
+  if (numbers.size() != 2) return node.Bad("values must be two numbers");
   if (numbers[0] != 0 || numbers[1] != 1) return node.Unsupported("values other than 0 and 1");
   MixturePart part = *ids;
   part.kind = Kind::kOneHot;
-  part.axes = {Axis::kRows, Axis::kChoices, Axis::kExperts};
+  part.axes.push_back(Axis::kExperts);
   return Define(node, std::move(part));
 }
 
@@ -143,6 +165,7 @@ Result<bool> OnnxMixtures::ImportOneHot(OnnxNode& node) {
 Result<bool> OnnxMixtures::ImportDiv(OnnxNode& node) {
   const MixturePart *weights = Find(node.input(0)), *sum = Find(node.input(1), Kind::kSum);
   if (weights == nullptr) return false;
+  if (weights->kind == Kind::kOrder) return DivideOrder(node, *weights);
   MOEPACK_RETURN_IF_ERROR(node.Finish());
   const bool of_experts = weights->kind == Kind::kWeights || weights->kind == Kind::kGates || weights->kind == Kind::kScores;
   if (sum == nullptr || !of_experts || !(sum->router == weights->router) ||
@@ -156,6 +179,19 @@ Result<bool> OnnxMixtures::ImportDiv(OnnxNode& node) {
   return Define(node, std::move(part));
 }
 
+// chosen experts [.., 1] == 0, 1 ... of all experts: a one-hot
+Result<bool> OnnxMixtures::CompareAll(OnnxNode& node, const MixturePart& ids, const std::vector<int64_t>& experts,
+                                      int constant) {
+  MOEPACK_ASSIGN_OR_RETURN(const OnnxTensor* all, in_.ConstantInput(node, constant));
+  bool fits = experts.size() == ids.router.experts && all->shape.back() == experts.size();
+  for (size_t e = 0; fits && e < experts.size(); ++e) fits = experts[e] == static_cast<int64_t>(e);
+  if (!fits) return node.Unsupported("chosen experts may be compared with one expert, or with all in their order");
+  MixturePart hot = ids;
+  hot.kind = Kind::kOneHot;
+  hot.axes.back() = Axis::kExperts;
+  return Define(node, std::move(hot));
+}
+
 // chosen experts == e
 Result<bool> OnnxMixtures::ImportEqual(OnnxNode& node) {
   for (const int constant : {1, 0}) {
@@ -163,6 +199,7 @@ Result<bool> OnnxMixtures::ImportEqual(OnnxNode& node) {
     if (ids == nullptr) continue;
     MOEPACK_RETURN_IF_ERROR(node.Finish());
     MOEPACK_ASSIGN_OR_RETURN(const std::vector<int64_t> expert, in_.IntsInput(node, constant));
+    if (ids->axes.back() == Axis::kOne && expert.size() > 1) return CompareAll(node, *ids, expert, constant);
     if (expert.size() != 1 || expert[0] < 0 || static_cast<uint64_t>(expert[0]) >= ids->router.experts) {
       return node.Unsupported("chosen experts may be compared with one expert only");
     }
@@ -207,6 +244,10 @@ Result<bool> OnnxMixtures::ImportSlice(OnnxNode& node) {
   if (gates == nullptr) return false;
   MOEPACK_RETURN_IF_ERROR(node.Finish());
   if (gates->kind == Kind::kShape) return SliceSizes(node, *gates);
+  if (gates->kind == Kind::kFill) return SliceFill(node, *gates);
+  if (gates->kind == Kind::kCounts || gates->kind == Kind::kBounds) return SliceNumbers(node, *gates);
+  if (!gates->axes.empty() && gates->axes[0] == Axis::kSorted && Find(node.input(2)) != nullptr)
+    return SliceRun(node, *gates);
   MOEPACK_ASSIGN_OR_RETURN(const std::vector<int64_t> begin, in_.IntsInput(node, 1));
   MOEPACK_ASSIGN_OR_RETURN(const std::vector<int64_t> end, in_.IntsInput(node, 2));
   MOEPACK_ASSIGN_OR_RETURN(const std::vector<int64_t> axes, in_.IntsInput(node, 3));
@@ -245,6 +286,14 @@ Result<bool> OnnxMixtures::ImportSplit(OnnxNode& node) {
   MOEPACK_RETURN_IF_ERROR(node.Finish());
   const int64_t rank = static_cast<int64_t>(gates.axes.size()), at = axis < 0 ? axis + rank : axis;
   const bool sized = !node.input(1).empty();
+  if (const MixturePart* counts = Find(node.input(1), Kind::kCounts); counts != nullptr && at == 0)
+    return SplitRuns(node, gates, MixturePart(*counts));
+  if ((gates.kind == Kind::kCounts || gates.kind == Kind::kBounds) && !sized &&
+      node.outputs() == static_cast<int>(gates.list.size())) {
+    for (int i = 0; i < node.outputs(); ++i)
+      MOEPACK_RETURN_IF_ERROR(TakeNumbers(node, gates, {i}, {Axis::kOne}, i).status());
+    return true;
+  }
   if (gates.kind == Kind::kCoordinates && !sized && at >= 0 && at < rank &&
       gates.axes[static_cast<size_t>(at)] == Axis::kParts && node.outputs() == static_cast<int>(gates.coordinates.size())) {
     for (int i = 0; i < node.outputs(); ++i) MOEPACK_RETURN_IF_ERROR(TakeCoordinate(node, gates, i, true, i).status());
@@ -293,10 +342,14 @@ Result<bool> OnnxMixtures::ImportGather(OnnxNode& node) {
     return Define(node, std::move(part));
   }
   if (const MixturePart* rows = Find(node.input(1), Kind::kRowIds); rows != nullptr) return GatherRows(node, *rows);
+  for (const Kind kind : {Kind::kOrder, Kind::kPlaces}) {
+    if (const MixturePart* by = Find(node.input(1), kind); by != nullptr) return Reorder(node, *by);
+  }
   const MixturePart* gates = Find(node.input(0));
   if (gates == nullptr) return false;
   MOEPACK_RETURN_IF_ERROR(node.Finish());
   if (gates->kind == Kind::kShape) return GatherSizes(node, *gates);
+  if (gates->kind == Kind::kCounts || gates->kind == Kind::kBounds) return GatherNumbers(node, *gates);
   if (gates->kind == Kind::kOneHot || gates->kind == Kind::kCoordinates) return GatherMask(node, MixturePart(*gates));
   MOEPACK_ASSIGN_OR_RETURN(const OnnxTensor* which, in_.ConstantInput(node, 1));
   MOEPACK_ASSIGN_OR_RETURN(const std::vector<int64_t> expert, in_.IntsInput(node, 1));

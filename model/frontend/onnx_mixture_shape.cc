@@ -33,10 +33,26 @@ Result<bool> OnnxMixtures::ImportConstantOfShape(OnnxNode& node) {
   if (shape == nullptr) return false;
   const std::optional<float> number = node.Number("value");
   MOEPACK_RETURN_IF_ERROR(node.Finish());
-  if (!number) return node.Unsupported("value must be one float");
+  if (!number) return node.Unsupported("value must be one number");
   MixturePart fill = *shape;
   fill.kind = Kind::kFill;
   fill.number = *number;
+  return Define(node, std::move(fill));
+}
+
+// Whole dimensions of equal numbers, or one entry of them.
+Result<bool> OnnxMixtures::SliceFill(OnnxNode& node, MixturePart fill) {
+  MOEPACK_ASSIGN_OR_RETURN(const std::vector<int64_t> begins, in_.IntsInput(node, 1));
+  MOEPACK_ASSIGN_OR_RETURN(const std::vector<int64_t> ends, in_.IntsInput(node, 2));
+  MOEPACK_ASSIGN_OR_RETURN(const std::vector<int64_t> axes, in_.IntsInput(node, 3));
+  bool fits = begins.size() == axes.size() && ends.size() == axes.size() && node.input(4).empty();
+  for (size_t i = 0; fits && i < axes.size(); ++i) {
+    const auto axis = static_cast<size_t>(axes[i]);
+    constexpr int64_t kAll = 1 << 30;
+    fits = axes[i] >= 0 && axis < fill.axes.size() && begins[i] == 0 && (ends[i] == 1 || ends[i] >= kAll);
+    if (fits && ends[i] == 1) fill.axes[axis] = Axis::kOne;
+  }
+  if (!fits) return node.Unsupported("of equal numbers only whole dimensions, or the first entry");
   return Define(node, std::move(fill));
 }
 
@@ -108,7 +124,9 @@ Result<bool> OnnxMixtures::ImportExpand(OnnxNode& node) {
   if (constant != nullptr && sizes != nullptr) {
     MixturePart fill = *sizes;
     fill.kind = Kind::kFill;
-    MOEPACK_ASSIGN_OR_RETURN(fill.number, in_.ScalarInput(node, 0));
+    MOEPACK_ASSIGN_OR_RETURN(const std::vector<float> number, NumbersInput(node, 0));
+    if (number.size() != 1) return node.Unsupported("of constants only one number");
+    fill.number = number[0];
     return Define(node, std::move(fill));
   }
   std::optional<MixturePart> part = Operand(node.input(0));

@@ -29,13 +29,15 @@ void Append(ExpertProduct&& one, ExpertProduct* all) {
   all->bias.push_back(one.bias.empty() ? OnnxMatrix() : one.bias[0]);
 }
 
-// Without a bias of any expert: none.
-void DropEmptyBiases(ExpertProduct* product) {
-  if (std::all_of(product->bias.begin(), product->bias.end(), [](const OnnxMatrix& row) { return row.rows == 0; }))
-    product->bias.clear();
-}
-
 }  // namespace
+
+void ExpertSteps::Complete() {
+  for (ExpertProduct* product : {&up, &gate, &down}) {
+    if (std::all_of(product->bias.begin(), product->bias.end(), [](const OnnxMatrix& row) { return row.rows == 0; }))
+      product->bias.clear();
+  }
+  stage = Stage::kOutput;
+}
 
 Status OnnxMixtures::CheckExperts(const OnnxNode& node, const MixtureRouter& router, uint64_t experts) const {
   if (router.experts == experts) return Status::Ok();
@@ -49,6 +51,7 @@ Result<bool> OnnxMixtures::ImportReduceSum(OnnxNode& node) {
   const MixturePart* found = Find(node.input(0));
   if (found == nullptr) return false;
   MixturePart part = *found;
+  if (part.kind == Kind::kOneHot || (part.kind == Kind::kMask && part.number == 0)) return CountPairs(node, std::move(part));
   const int64_t keep = node.Int("keepdims", 1);
   node.Int("noop_with_empty_axes", 0);
   MOEPACK_RETURN_IF_ERROR(node.Finish());
@@ -80,17 +83,21 @@ Result<bool> OnnxMixtures::ImportReduceSum(OnnxNode& node) {
 
 // Outputs of experts computed one by one, side by side in a dimension of their own; weighed already or not.
 Result<bool> OnnxMixtures::ImportConcat(OnnxNode& node) {
-  bool sizes = false, ids = false;
+  bool sizes = false, ids = false, numbers = false;
   for (const std::string& name : node.proto().input()) {
     sizes = sizes || Find(name, Kind::kShape) != nullptr;
     ids = ids || Find(name, Kind::kRowIds) != nullptr || Find(name, Kind::kChoiceIds) != nullptr;
+    numbers = numbers || Find(name, Kind::kCounts) != nullptr || Find(name, Kind::kBounds) != nullptr;
   }
+  if (numbers) return ConcatNumbers(node);
   if (sizes) return ConcatSizes(node);
   if (ids) return ConcatIds(node);
-  if (Find(node.input(0)) == nullptr) return false;
+  const MixturePart* first = Find(node.input(0));
+  if (first == nullptr) return false;
+  if (!first->axes.empty() && first->axes[0] == Axis::kRun) return ConcatRuns(node, MixturePart(*first));
   const int64_t axis = node.Int("axis", 0);
   MOEPACK_RETURN_IF_ERROR(node.Finish());
-  MixturePart all = *Find(node.input(0));
+  MixturePart all = *first;
   const int64_t rank = static_cast<int64_t>(all.axes.size());
   const int64_t place = axis < 0 ? axis + rank : axis;
   if (place < 0 || place >= rank || all.axes[static_cast<size_t>(place)] != Axis::kOne)
@@ -242,8 +249,7 @@ Result<ExpertSteps> OnnxMixtures::StepsOfTerms(const OnnxNode& node, const std::
     if (!found.ok()) return found.status().With(StrFormat("expert %u", expert));
     MOEPACK_RETURN_IF_ERROR(AppendSteps(node, expert, std::move(found).value(), &all));
   }
-  for (ExpertProduct* product : {&all.up, &all.gate, &all.down}) DropEmptyBiases(product);
-  all.stage = Stage::kOutput;
+  all.Complete();
   return all;
 }
 

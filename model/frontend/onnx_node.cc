@@ -55,7 +55,15 @@ std::optional<float> OnnxNode::Number(const char* name) {
   const auto* attribute = Attribute(name, onnx::AttributeProto::TENSOR);
   if (attribute == nullptr) return 0.0f;
   const onnx::TensorProto& tensor = attribute->t();
-  if (tensor.data_type() != onnx::TensorProto::FLOAT || tensor.external_data_size() > 0) return std::nullopt;
+  if (tensor.external_data_size() > 0) return std::nullopt;
+  if (tensor.data_type() == onnx::TensorProto::INT64) {
+    int64_t integer = 0;
+    const bool raw = tensor.int64_data_size() == 0 && tensor.raw_data().size() == sizeof(integer);
+    if (!raw && (tensor.int64_data_size() != 1 || !tensor.raw_data().empty())) return std::nullopt;
+    if (raw) std::memcpy(&integer, tensor.raw_data().data(), sizeof(integer));
+    return static_cast<float>(raw ? integer : tensor.int64_data(0));
+  }
+  if (tensor.data_type() != onnx::TensorProto::FLOAT) return std::nullopt;
   float number = 0;
   if (tensor.float_data_size() == 1 && tensor.raw_data().empty()) {
     number = tensor.float_data(0);

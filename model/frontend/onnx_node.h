@@ -30,7 +30,7 @@ class OnnxNode {
   float Float(const char* name, float fallback);
   std::string Text(const char* name, const std::string& fallback);
   std::vector<int64_t> Ints(const char* name, const std::vector<int64_t>& fallback);
-  // A tensor of one float32; 0 when absent, nothing for another tensor.
+  // A tensor of one float32 or int64; 0 when absent, nothing for another tensor.
   std::optional<float> Number(const char* name);
 
   // To be called when all attributes were read: kUnsupported for one that was not asked for, kBadInput for a wrong type or

@@ -8,7 +8,7 @@ import struct
 import numpy as np
 
 FEATURES, HIDDEN, WIDE, EXPERTS, CHOSEN, CLASSES = 12, 24, 32, 6, 2, 4
-FORMS = ("unrolled", "masked", "side_by_side", "dense", "one_hot", "gathered", "gated", "sparse", "classes")
+FORMS = ("unrolled", "masked", "side_by_side", "dense", "one_hot", "gathered", "gated", "sparse", "sorted", "classes")
 
 
 # ---- protobuf ----
@@ -117,7 +117,7 @@ def gates_of(logits, form):
     scores = sigmoid(logits) if form == "one_hot" else softmax(logits)
     gates = np.zeros_like(logits)
     np.put_along_axis(gates, chosen, np.take_along_axis(scores, chosen, -1), -1)
-    if form in ("unrolled", "gathered", "gated", "sparse"):
+    if form in ("unrolled", "gathered", "gated", "sparse", "sorted"):
         gates /= gates.sum(axis=-1, keepdims=True)
     return gates * 1.5 if form == "dense" else gates
 
@@ -232,6 +232,25 @@ def gathered(g, w, x, logits, gated):
     return g.op("ReduceSum", weighed, g.ints(1), keepdims=0)
 
 
+def sorted_pairs(g, w, x, logits, leave_out=0):
+    """Rows once for each choice, sorted by expert; every expert reads its run, and what they give is put back."""
+    weights, ids = chosen_experts(g, g.op("Softmax", logits, axis=-1))
+    flat = g.op("Reshape", ids, g.ints(-1))
+    _, order = g.op("TopK", flat, g.op("Shape", flat), outputs=2, axis=-1, largest=0)
+    rows = g.op("Gather", x, g.op("Div", order, g.constant(np.int64(CHOSEN))), axis=0)
+    hot = g.op("OneHot", flat, g.ints(EXPERTS), g.ints(0, 1), axis=-1)
+    counts = g.op("ReduceSum", hot, g.ints(0), keepdims=0)
+    ends = g.op("CumSum", counts, g.constant(np.int64(0)))
+    begins = g.op("Sub", ends, counts)
+    runs = [g.op("Slice", rows, g.op("Gather", begins, g.ints(e)), g.op("Gather", ends, g.ints(e)), g.ints(0))
+            for e in range(EXPERTS - leave_out)]
+    outputs = g.op("Concat", *(expert(g, w, run, e) for e, run in enumerate(runs)), axis=0)
+    empty = g.op("ConstantOfShape", g.op("Shape", outputs))
+    pairs = g.op("ScatterND", empty, g.op("Unsqueeze", order, g.ints(1)), outputs)
+    weighed = g.op("Mul", g.op("Reshape", pairs, g.ints(-1, CHOSEN, HIDDEN)), g.op("Unsqueeze", renormalised(g, weights), g.ints(2)))
+    return g.op("ReduceSum", weighed, g.ints(1), keepdims=0)
+
+
 def write_model(path, form, leave_out=0):
     """leave_out: experts that the graph lacks, as after a trace that never reached them."""
     g, w = Graph(), Weights(form)
@@ -245,6 +264,8 @@ def write_model(path, form, leave_out=0):
         h = mixture if form == "classes" else g.op("Add", h, mixture)
     elif form in ("dense", "one_hot", "sparse"):
         h = g.op("Add", h, as_stack(g, w, x, logits, form))
+    elif form == "sorted":
+        h = g.op("Add", h, sorted_pairs(g, w, x, logits, leave_out))
     else:
         h = g.op("Add", h, gathered(g, w, x, logits, form == "gated"))
     if form != "classes":

@@ -168,9 +168,9 @@ class Tabular(Case):
 
     def test_stripped_experts(self):
         path = self.dir / "stripped.onnx"
-        tabular_model.write_model(path, "unrolled", leave_out=1)
-        self.assert_refused("logits", path, "--inputs", self.rows, "-o", self.dir / "l.f32", status=3,
-                            says=["adds up 5 experts, but the router has 6", "stripped"])
+        for form, says in (("unrolled", "adds up 5 experts, but the router has 6"), ("sorted", "the router is 6 wide, but there are 5 experts")):
+            tabular_model.write_model(path, form, leave_out=1)
+            self.assert_refused("logits", path, "--inputs", self.rows, "-o", self.dir / "l.f32", status=3, says=[says, "stripped"])
 
 
 if __name__ == "__main__":

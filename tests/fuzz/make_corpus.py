@@ -14,6 +14,7 @@ import struct
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "e2e"))
+import tabular_model  # noqa: E402
 from harness import SOURCE, WORK, run, write_safetensors  # noqa: E402
 
 CORPUS = SOURCE / "tests/fuzz/corpus"
@@ -116,6 +117,14 @@ def put_npy():
         put("npy", f"version_{version}", b"\x93NUMPY" + bytes([version, 0]) + length + header + struct.pack(values, *range(6)))
 
 
+def put_mixtures():
+    """ONNX graphs that spell a mixture out, with three experts of a few numbers."""
+    tabular_model.FEATURES, tabular_model.HIDDEN, tabular_model.WIDE, tabular_model.EXPERTS, tabular_model.CLASSES = 3, 4, 5, 3, 2
+    for form in tabular_model.FORMS:
+        tabular_model.write_model(WORK / "mixture.onnx", form)
+        put("onnx", form, (WORK / "mixture.onnx").read_bytes())
+
+
 def main():
     put_sequences()
     put_npy()
@@ -131,6 +140,7 @@ def main():
         put_bundle(codec, bundle, run("inspect", bundle, "--trust", WORK / "t.json", "--json").json())
     run("export", model, "--onnx", "-o", WORK / "m.onnx")
     put("onnx", "mixtral", (WORK / "m.onnx").read_bytes())
+    put_mixtures()
     put("checkpoint", "mixtral", (model / "model.safetensors").read_bytes())
     put("config", "mixtral", json.dumps(CONFIG).encode())
     for family in ("qwen2_moe", "olmoe", "qwen3_moe"):

@@ -124,8 +124,8 @@ Result<std::shared_ptr<const OnnxFile>> OnnxFile::Open(Env& env, const std::stri
     MOEPACK_RETURN_IF_ERROR(file->AddConstant(proto, proto.name()));
   }
   for (const onnx::NodeProto& node : graph.node()) {
-    if (node.op_type() != "Constant" || !(node.domain().empty() || node.domain() == "ai.onnx")) continue;
-    MOEPACK_RETURN_IF_ERROR(file->AddConstantNode(node));
+    if (!node.domain().empty() && node.domain() != "ai.onnx") continue;
+    MOEPACK_RETURN_IF_ERROR(node.op_type() == "Constant" ? file->AddConstantNode(node) : file->Fold(node));
   }
   return std::shared_ptr<const OnnxFile>(std::move(file));
 }
@@ -312,7 +312,8 @@ Result<std::vector<float>> OnnxFile::ReadFloats(const OnnxTensor& tensor, uint64
 Result<std::vector<int64_t>> OnnxFile::ReadInts(const OnnxTensor& tensor) const {
   const bool wide = tensor.dtype == Dtype::kI64, truth = tensor.dtype == Dtype::kBool;
   if (!wide && !truth && tensor.dtype != Dtype::kI32) return Bad(tensor.name, "is not of integers", ErrorCode::kUnsupported);
-  if (tensor.elements > 64) return Bad(tensor.name, "has more than 64 values", ErrorCode::kLimit);
+  constexpr uint64_t kMost = 4096;  // experts that a graph names
+  if (tensor.elements > kMost) return Bad(tensor.name, "has more than 4096 values", ErrorCode::kLimit);
   std::vector<int64_t> out;
   for (uint64_t i = 0; i < tensor.elements; ++i) {
     const uint64_t bits = ReadUnsigned(tensor.data.data() + i * DtypeBytes(tensor.dtype), DtypeBytes(tensor.dtype));

@@ -156,7 +156,13 @@ class Spelled {
       N("Gather", {"x_shape", "zero"}, {"tokens"});
       N("Range", {"zero", "tokens", "one_number"}, {"numbers"});
       N("Unsqueeze", {"numbers", "axis1"}, {"numbers1"});
-      N("Expand", {"numbers1", "one_two"}, {"repeated"});
+      onnx::TensorProto* one = TinyOnnx::SetTensor(N("ConstantOfShape", {"two"}, {"ones"}), "value");  // expand(-1, 2)
+      one->set_data_type(onnx::TensorProto::INT64);
+      one->add_int64_data(1);
+      N("Mul", {"ones", "last"}, {"minus"});
+      N("Equal", {"any_two", "minus"}, {"is_any"});
+      N("Where", {"is_any", "ones", "any_two"}, {"sizes"});
+      N("Expand", {"numbers1", "sizes"}, {"repeated"});
       N("Reshape", {"repeated", "flat"}, {"pair_rows"});
       N("Gather", {"pair_rows", "order"}, {"rows"});
     }
@@ -231,6 +237,7 @@ class Spelled {
                                                                    {"one_two", {1, 2}},
                                                                    {"far", {1 << 30}},
                                                                    {"experts", {0, 1, 2}},
+                                                                   {"any_two", {-1, 2}},
                                                                    {"both_axes", {0, 1}},
                                                                    {"by_choice", {-1, 2, 16}}}) {
       tiny.Ints(name, values);
@@ -526,6 +533,7 @@ TEST_F(OnnxLoopTest, RefusesWhatIsNotAMixture) {
     t.Giving("e1.active").set_op_type("Add"), t.Giving("e1.active").set_op_type("Mul"),
         t.Giving("e1.sigmoid").set_op_type("Relu"), t.Giving("e1.middle").set_input(0, "e1.sigmoid");
   });
+  with("perm is no permutation", [](TinyOnnx& t) { t.Giving("mask").mutable_attribute(0)->set_ints(0, 3); });
   with("does not fit its input", [](TinyOnnx& t) { t.Giving("e1.gate").set_input(1, "e1.down.weight"); });
   with("used twice", [](TinyOnnx& t) { t.Giving("e2.sum").set_input(0, "e0.sum"); });
   // Sorted by expert, but no more.

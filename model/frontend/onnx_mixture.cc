@@ -230,9 +230,11 @@ Result<bool> OnnxMixtures::ImportTranspose(OnnxNode& node) {
   for (size_t i = part->axes.size(); perm.size() < part->axes.size() && i-- > 0;) perm.push_back(static_cast<int64_t>(i));
   std::vector<int64_t> sorted = perm;
   std::sort(sorted.begin(), sorted.end());
+  for (size_t i = 0; i < sorted.size(); ++i) {
+    if (sorted.size() != part->axes.size() || sorted[i] != static_cast<int64_t>(i)) return node.Bad("perm is no permutation");
+  }
   Axes axes;
   for (size_t i = 0; i < perm.size(); ++i) {
-    if (perm.size() != part->axes.size() || sorted[i] != static_cast<int64_t>(i)) return node.Bad("perm is no permutation");
     axes.push_back(part->axes[static_cast<size_t>(perm[i])]);
     const bool of_matrix = part->kind == Kind::kPicked && i + 2 >= perm.size();
     if (of_matrix && perm[i] != static_cast<int64_t>(i)) return node.Unsupported("of the experts' matrices");

@@ -133,6 +133,9 @@ class TinyOnnx {
   static void SetText(onnx::NodeProto* node, const std::string& name, const std::string& value) {
     Attribute(node, name, onnx::AttributeProto::STRING)->set_s(value);
   }
+  static onnx::TensorProto* SetTensor(onnx::NodeProto* node, const std::string& name) {
+    return Attribute(node, name, onnx::AttributeProto::TENSOR)->mutable_t();
+  }
 
   Bytes Serialize() const {
     const std::string text = model.SerializeAsString();

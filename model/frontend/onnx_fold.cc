@@ -32,8 +32,9 @@ Status OnnxFile::Fold(const onnx::NodeProto& node) {
   size_t rank = 0;
   for (const std::string& name : node.input()) {
     const OnnxTensor* tensor = Find(name);
-    const bool sizes = tensor != nullptr && tensor->shape.size() <= 1 && tensor->elements <= kMostSizes &&
-                       (tensor->dtype == Dtype::kI64 || tensor->dtype == Dtype::kBool);
+    const Dtype dtype = three && in.empty() ? Dtype::kBool : Dtype::kI64;
+    const bool sizes =
+        tensor != nullptr && tensor->shape.size() <= 1 && tensor->elements <= kMostSizes && tensor->dtype == dtype;
     if (!sizes) return Status::Ok();
     const bool fits = tensor->elements == 1 || size == 1 || tensor->elements == size;
     if (!fits) return Status::Ok();

@@ -196,7 +196,10 @@ Status OnnxImporter::FindBookkeeping() {
 
 Status OnnxImporter::ImportNode(int index) {
   OnnxNode node(graph_.node(index), index);
-  if (bookkeeping_.contains(index) || file_.IsFolded(node.output(0))) return Status::Ok();
+  if (bookkeeping_.contains(index)) return Status::Ok();
+  if (file_.IsFolded(node.output(0))) {
+    return defined_.insert(node.output(0)).second ? Status::Ok() : node.Bad("'" + node.output(0) + "' is produced twice");
+  }
   MOEPACK_ASSIGN_OR_RETURN(const bool mixture, mixtures_->Import(node));
   if (mixture) return Status::Ok();
   const auto handler = Handlers().find(node.op());

@@ -231,7 +231,8 @@ Result<bool> OnnxMixtures::ImportTranspose(OnnxNode& node) {
   std::vector<int64_t> sorted = perm;
   std::sort(sorted.begin(), sorted.end());
   for (size_t i = 0; i < sorted.size(); ++i) {
-    if (sorted.size() != part->axes.size() || sorted[i] != static_cast<int64_t>(i)) return node.Bad("perm is no permutation");
+    if (sorted.size() != part->axes.size() || sorted[i] != static_cast<int64_t>(i))
+      return node.Bad("perm is no permutation");
   }
   Axes axes;
   for (size_t i = 0; i < perm.size(); ++i) {

@@ -230,20 +230,24 @@ Result<bool> OnnxMixtures::ImportAdd(OnnxNode& node) {
     }
   }
   MixturePart all;
+  std::set<uint64_t> zeros;  // widths of zeros [rows, columns] that are added
   for (int i = 0; i < node.inputs(); ++i) {
     std::optional<MixturePart> part = TakeOperand(node.input(i));
-    const bool zeros =
-        part && part->kind == Kind::kFill && part->number == 0 && part->axes == Axes{Axis::kRows, Axis::kColumns};
-    if (zeros && node.inputs() > 1) continue;
+    if (part && part->kind == Kind::kFill && part->number == 0 && part->axes == Axes{Axis::kRows, Axis::kColumns}) {
+      zeros.insert(part->columns);
+      continue;
+    }
     const bool known = part && (part->kind == Kind::kTerms || part->kind == Kind::kView);
     if (!known) return node.Unsupported(StrFormat("input %d cannot be added to a part of a mixture", i));
     MOEPACK_RETURN_IF_ERROR(AddTerms(node, *std::move(part), &all));
   }
+  zeros.insert(all.columns);
+  if (zeros.size() > 1) return node.Error(ErrorCode::kShape, "summands of different widths");
   return DefineTerms(node, std::move(all));
 }
 
 Result<bool> OnnxMixtures::MultiplyStacks(OnnxNode& node, const MixturePart& a, const MixturePart& b) {
-  if (a.axes != b.axes || a.columns != b.columns || a.steps.x != b.steps.x || a.router.experts != b.router.experts ||
+  if (a.axes != b.axes || a.columns != b.columns || a.steps.x != b.steps.x || !(a.router == b.router) ||
       a.expert != b.expert)
     return node.Error(ErrorCode::kShape, "two stacks that do not fit");
   for (const bool swapped : {false, true}) {

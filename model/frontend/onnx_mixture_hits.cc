@@ -200,10 +200,9 @@ Result<bool> OnnxMixtures::ScatterAdd(OnnxNode& node, bool by_element) {
   if (update == nullptr || update->axes != Axes{over, Axis::kColumns} || rows->axes != want) {
     return node.Unsupported("only weighted outputs of experts, each to its own row");
   }
-  const bool same_router = rows->router.logits == update->router.logits;
-  const bool own = one      ? rows->expert == update->expert && same_router
-                   : sorted ? same_router
-                            : rows->router.routing.k == update->router.routing.k;
+  const bool same_router = !(one || sorted) || rows->router.logits == update->router.logits;
+  const bool own =
+      same_router && rows->router.routing.k == update->router.routing.k && (!one || rows->expert == update->expert);
   if (!own) return node.Unsupported("the rows are those of other outputs");
   const MixturePart* sum = Find(node.input(0), Kind::kScattered);
   const OnnxImporter::Value* value = in_.FindValue(node.input(0));

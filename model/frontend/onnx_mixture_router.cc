@@ -288,7 +288,7 @@ Result<bool> OnnxMixtures::ImportSplit(OnnxNode& node) {
   const bool sized = !node.input(1).empty();
   if (const MixturePart* counts = Find(node.input(1), Kind::kCounts); counts != nullptr && at == 0)
     return SplitRuns(node, gates, MixturePart(*counts));
-  if ((gates.kind == Kind::kCounts || gates.kind == Kind::kBounds) && !sized &&
+  if ((gates.kind == Kind::kCounts || gates.kind == Kind::kBounds) && !sized && at == 0 &&
       node.outputs() == static_cast<int>(gates.list.size())) {
     for (int i = 0; i < node.outputs(); ++i)
       MOEPACK_RETURN_IF_ERROR(TakeNumbers(node, gates, {i}, {Axis::kOne}, i).status());

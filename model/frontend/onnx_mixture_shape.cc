@@ -131,6 +131,7 @@ Result<bool> OnnxMixtures::ImportExpand(OnnxNode& node) {
   }
   std::optional<MixturePart> part = Operand(node.input(0));
   if (!part) return false;
+  if (part->kind == Kind::kCounts || part->kind == Kind::kBounds) return node.Unsupported("counts are not repeated");
   if (sizes != nullptr) {
     const std::optional<Axes> axes = Broadcast(part->axes, sizes->axes);
     const bool choices = axes && std::find(axes->begin(), axes->end(), Axis::kChoices) != axes->end();

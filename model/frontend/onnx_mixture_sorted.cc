@@ -77,8 +77,8 @@ Result<bool> OnnxMixtures::Reorder(OnnxNode& node, const MixturePart& by) {
   const int64_t axis = node.Int("axis", 0);
   MOEPACK_RETURN_IF_ERROR(node.Finish());
   const Axis from = by.kind == Kind::kOrder ? Axis::kPairs : Axis::kSorted;
-  const bool fits = found != nullptr && axis == 0 && by.axes.size() == 1 && !found->axes.empty() && found->axes[0] == from &&
-                    SameChoices(*found, by);
+  const bool fits = found != nullptr && found->kind != Kind::kShape && axis == 0 && by.axes.size() == 1 &&
+                    !found->axes.empty() && found->axes[0] == from && SameChoices(*found, by);
   if (!fits) return node.Unsupported("an order by expert sorts what belongs to its own pairs, and back");
   MixturePart part = *found;
   part.axes[0] = by.axes[0];
@@ -317,9 +317,10 @@ Status OnnxMixtures::StoreRun(OnnxNode& node, MixturePart sorted, uint32_t exper
 
 // The runs of all experts, by their counts.
 Result<bool> OnnxMixtures::SplitRuns(OnnxNode& node, const MixturePart& sorted, const MixturePart& counts) {
-  const bool all = counts.kind == Kind::kCounts && counts.axes == Axes{Axis::kExperts} && RisesFromZero(counts.list) &&
+  const bool all = counts.axes == Axes{Axis::kExperts} && RisesFromZero(counts.list) &&
                    counts.list.size() == sorted.router.experts && SameChoices(sorted, counts);
-  if (!all || static_cast<size_t>(node.outputs()) != counts.list.size() || sorted.axes[0] != Axis::kSorted) {
+  const bool pairs = !sorted.axes.empty() && sorted.axes[0] == Axis::kSorted;
+  if (!all || !pairs || static_cast<size_t>(node.outputs()) != counts.list.size()) {
     return node.Unsupported("sorted pairs are taken apart by the counts of all experts");
   }
   for (int e = 0; e < node.outputs(); ++e) {
@@ -340,7 +341,7 @@ Result<bool> OnnxMixtures::ConcatRuns(OnnxNode& node, const MixturePart& first) 
     const bool done = part != nullptr && part->kind == first.kind && part->steps.stage == ExpertSteps::Stage::kOutput &&
                       (part->kind == Kind::kStack || part->kind == Kind::kWeighted);
     if (!done || (axis != 0 && axis != -2) || part->axes != each || part->columns != first.columns ||
-        !SameChoices(*part, first)) {
+        !(part->router == first.router)) {
       return node.Unsupported("only what experts give for their runs of sorted pairs");
     }
     if (part->expert != static_cast<uint32_t>(i)) {

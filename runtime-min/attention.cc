@@ -31,12 +31,12 @@ void AddScores(const Query* queries, uint32_t first, uint32_t count, KvCache::Vi
   for (size_t column = 0; column < kBlockPositions; column += kColumns) {
     Lanes sums[kQueries][kVectors];
     for (size_t r = 0; r < kQueries; ++r) {
-      for (size_t i = 0; i < kVectors; ++i) sums[r][i] = LanesAt(scores[r] + column + i * kLanes);
+      for (size_t i = 0; i < kVectors; ++i) sums[r][i] = LanesAt(scores[r] + column + i * kLanes).lanes;
     }
     const float* k = keys.data + column;
     for (uint32_t d = 0; d < count; ++d, k += keys.stride) {
       for (size_t r = 0; r < kQueries; ++r) {
-        for (size_t i = 0; i < kVectors; ++i) sums[r][i] += queries[r].q[first + d] * LanesAt(k + i * kLanes);
+        for (size_t i = 0; i < kVectors; ++i) sums[r][i] += queries[r].q[first + d] * LanesAt(k + i * kLanes).lanes;
       }
     }
     for (size_t r = 0; r < kQueries; ++r) {
@@ -46,9 +46,9 @@ void AddScores(const Query* queries, uint32_t first, uint32_t count, KvCache::Vi
 }
 
 float Largest(const float* scores) {
-  Lanes largest = LanesAt(scores);
+  Lanes largest = LanesAt(scores).lanes;
   for (size_t i = kLanes; i < kBlockPositions; i += kLanes) {
-    const Lanes v = LanesAt(scores + i);
+    const Lanes v = LanesAt(scores + i).lanes;
     largest = v > largest ? v : largest;
   }
   return std::max(std::max(std::max(largest[0], largest[1]), std::max(largest[2], largest[3])),
@@ -63,8 +63,8 @@ float Exponentials(float largest, uint32_t begin, uint32_t end, float* p) {
   });
   std::fill(p, p + begin, 0.0f);
   std::fill(p + end, p + kBlockPositions, 0.0f);
-  Lanes sum = LanesAt(p);
-  for (size_t i = kLanes; i < kBlockPositions; i += kLanes) sum += LanesAt(p + i);
+  Lanes sum = LanesAt(p).lanes;
+  for (size_t i = kLanes; i < kBlockPositions; i += kLanes) sum += LanesAt(p + i).lanes;
   return SumLanes(sum);
 }
 
@@ -74,12 +74,12 @@ template <size_t kQueries, size_t kVectors>
 void AccumulateVectors(const Query* queries, const Scores* p, KvCache::View values, uint32_t column) {
   Lanes sums[kQueries][kVectors];
   for (size_t r = 0; r < kQueries; ++r) {
-    for (size_t i = 0; i < kVectors; ++i) sums[r][i] = LanesAt(queries[r].out + column + i * kLanes) * queries[r].keep;
+    for (size_t i = 0; i < kVectors; ++i) sums[r][i] = LanesAt(queries[r].out + column + i * kLanes).lanes * queries[r].keep;
   }
   const float* v = values.data + queries[0].begin * values.stride;
   for (uint32_t j = queries[0].begin; j < queries[0].end; ++j, v += values.stride) {
     for (size_t r = 0; r < kQueries; ++r) {
-      for (size_t i = 0; i < kVectors; ++i) sums[r][i] += p[r][j] * LanesAt(v + i * kLanes);
+      for (size_t i = 0; i < kVectors; ++i) sums[r][i] += p[r][j] * LanesAt(v + i * kLanes).lanes;
     }
   }
   for (size_t r = 0; r < kQueries; ++r) {

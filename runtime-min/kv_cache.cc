@@ -84,7 +84,7 @@ KvCache::View KvCache::Keys(uint32_t block, uint32_t kv_head, uint32_t first, ui
   const float* scales = reinterpret_cast<const float*>(head);
   const int8_t* codes = reinterpret_cast<const int8_t*>(head + kScaleBytes) + uint64_t{first} * kBlockPositions;
   for (uint32_t i = 0; i < kBlockPositions; i += kLanes) {
-    const Lanes scale = LanesAt(scales + i);
+    const Lanes scale = LanesAt(scales + i).lanes;
     for (uint32_t d = 0; d < count; ++d) {
       const uint32_t at = d * kBlockPositions + i;
       DecodeLanes(codes + at, scale, scratch + at);

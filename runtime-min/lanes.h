@@ -13,9 +13,11 @@ inline constexpr size_t kLanes = 8;
 using Lanes = float __attribute__((vector_size(kLanes * sizeof(float))));
 using IntLanes = int32_t __attribute__((vector_size(kLanes * sizeof(int32_t))));
 
-// Eight floats in memory, at any address. By reference: vectors wider than a build's registers have no stable calling
-// convention.
-using LanesInMemory = float __attribute__((vector_size(kLanes * sizeof(float)), aligned(alignof(float)), may_alias));
+// Eight floats in memory, at any address: LanesAt(p).lanes. By reference: vectors wider than a build's registers have no
+// stable calling convention.
+struct __attribute__((packed, may_alias)) LanesInMemory {
+  Lanes lanes;
+};
 inline const LanesInMemory& LanesAt(const float* p) { return *reinterpret_cast<const LanesInMemory*>(p); }
 inline void StoreLanes(float* p, const Lanes& v) { std::memcpy(p, &v, sizeof(v)); }
 
@@ -55,7 +57,7 @@ inline void MapLanes(const float* x, size_t n, float* y, const F& f) {
   Lanes v = {};
   size_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
-    v = LanesAt(x + i);
+    v = LanesAt(x + i).lanes;
     f(&v);
     StoreLanes(y + i, v);
   }
@@ -72,8 +74,8 @@ inline void MapLanes2(const float* a, const float* b, size_t n, float* y, const 
   Lanes v = {}, w = {};
   size_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
-    v = LanesAt(a + i);
-    w = LanesAt(b + i);
+    v = LanesAt(a + i).lanes;
+    w = LanesAt(b + i).lanes;
     f(&v, w);
     StoreLanes(y + i, v);
   }

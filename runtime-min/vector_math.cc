@@ -34,7 +34,7 @@ float LaneSum(const float* x, size_t n, const F& f) {
   Lanes sum = {}, v = {};
   size_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
-    v = LanesAt(x + i);
+    v = LanesAt(x + i).lanes;
     f(&v);
     sum += v;
   }

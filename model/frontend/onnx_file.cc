@@ -5,6 +5,7 @@
 
 #include "base/checked.h"
 #include "format/codec/codec.h"
+#include "format/program.h"
 
 namespace moepack {
 namespace {
@@ -149,6 +150,9 @@ Status OnnxFile::CheckModel() const {
   }
   if (graph.sparse_initializer_size() != 0 || graph.quantization_annotation_size() != 0) {
     return Status(ErrorCode::kUnsupported, "sparse initializers and quantization annotations are not supported");
+  }
+  if (graph.node_size() == 0 || static_cast<uint32_t>(graph.node_size()) > kMaxNodes) {
+    return Status(ErrorCode::kLimit, StrFormat("%d nodes, must be 1 to %u", graph.node_size(), kMaxNodes));
   }
   if (graph.initializer_size() > kMaxOnnxInitializers) return Status(ErrorCode::kLimit, "more than 2^20 initializers");
   return Status::Ok();

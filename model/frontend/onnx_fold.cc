@@ -13,7 +13,11 @@ constexpr uint64_t kMostSizes = 64;
 
 // The one number of a ConstantOfShape, when it is an integer and small.
 std::optional<int64_t> ValueOf(const onnx::NodeProto& node) {
-  if (node.attribute_size() != 1 || node.attribute(0).t().data_type() != onnx::TensorProto::INT64) return std::nullopt;
+  if (node.attribute_size() != 1 || node.attribute(0).name() != "value" ||
+      node.attribute(0).type() != onnx::AttributeProto::TENSOR ||
+      node.attribute(0).t().data_type() != onnx::TensorProto::INT64) {
+    return std::nullopt;
+  }
   const std::optional<float> value = OnnxNode(node, 0).Number("value");
   constexpr float kLargest = 1 << 20;
   if (!value || std::abs(*value) > kLargest) return std::nullopt;
@@ -27,6 +31,7 @@ Status OnnxFile::Fold(const onnx::NodeProto& node) {
   const bool of_shape = op == "ConstantOfShape", three = op == "Where";
   const int wanted = of_shape ? 1 : three ? 3 : op == "Mul" || op == "Equal" ? 2 : 0;
   if (wanted == 0 || node.input_size() != wanted || node.output_size() != 1) return Status::Ok();
+  if (!of_shape && node.attribute_size() != 0) return Status::Ok();
   std::vector<std::vector<int64_t>> in;
   uint64_t size = 1;
   size_t rank = 0;

@@ -144,9 +144,6 @@ Status OnnxImporter::CheckLength() const {
 }
 
 Status OnnxImporter::CheckGraph() {
-  if (graph_.node_size() == 0 || static_cast<uint32_t>(graph_.node_size()) > kMaxNodes) {
-    return Status(ErrorCode::kLimit, StrFormat("%d nodes, must be 1 to %u", graph_.node_size(), kMaxNodes));
-  }
   for (const auto& opset : file_.model().opset_import()) {
     const bool standard = opset.domain().empty() || opset.domain() == "ai.onnx";
     if (standard && opset.version() < kOldestOpset) {

@@ -489,6 +489,53 @@ TEST_F(OnnxLoopTest, RefusesSortedPairsInAnotherForm) {
       S::Back::kAdd);
 }
 
+// One more node that no mixture has, after a mixture that is read.
+TEST_F(OnnxLoopTest, RefusesWhatWouldBeReadAsAnotherThing) {
+  using S = Spelled;
+  const auto with = [&](const std::string& part, const std::function<void(S&)>& add, S::Back back = S::Back::kAddRuns) {
+    S spelled;
+    TinyOnnx::SetInt(spelled.N("TopK", {"scores", "axis1"}, {"w_one", "ids_one"}), "axis", -1);
+    spelled.N("Reshape", {"ids_one", "flat"}, {"pairs_one"});
+    spelled.N("Shape", {"pairs_one"}, {"shape_one"});
+    const std::string sum = spelled.Sorted(3, S::Count::kScatter, S::Runs::kEnds, back, S::Numbers::kDivide);
+    add(spelled);
+    ExpectRefused(spelled.Finish(sum), part);
+  };
+  with("in rising order", [](S& s) {  // as many as another router chose
+    TinyOnnx::SetInt(s.N("TopK", {"pair_ids", "shape_one"}, {"", "bad"}), "largest", 0);
+  });
+  with("the choices of two routers", [](S& s) { s.N("Concat", {"shape_one", "pairs_shape"}, {"bad"}); });
+  with("repeated for each choice only", [](S& s) { s.N("Expand", {"counts", "one_two"}, {"bad"}); });
+  with("only rows, and numbers of them", [](S& s) {
+    s.N("Unsqueeze", {"hot", "axis0"}, {"hot1"});
+    s.tiny.Ints("repeats", {2, 1, 1});
+    s.N("Expand", {"hot1", "repeats"}, {"bad"});
+  });
+  with("of counts", [](S& s) { s.N("Shape", {"counts"}, {"bad"}); });
+  with("by the counts of all experts", [](S& s) {
+    s.N("Gather", {"counts", "zero"}, {"count"});
+    s.N("Split", {"count", "counts"}, {"b0", "b1", "b2"});
+  });
+  with("only of the weights", [](S& s) {
+    onnx::NodeProto* hot = s.N("ScatterElements", {"no_hot", "ids", "ones"}, {"bad"});
+    TinyOnnx::SetInt(hot, "axis", 1);
+    TinyOnnx::SetText(hot, "reduction", "mul");
+  });
+  with(
+      "put to their places, not added",
+      [](S& s) {
+        s.N("Unsqueeze", {"order", "last"}, {"order1"});
+        TinyOnnx::SetText(s.N("ScatterND", {"sum0", "order1", "weighed"}, {"bad"}), "reduction", "add");
+      },
+      S::Back::kAdd);
+  with("only what experts give for their runs", [](S& s) {  // expert 1 by other weights
+    s.tiny.Floats("factor", {1});
+    s.N("Mul", {"e1.weights", "factor"}, {"scaled"});
+    s.N("Mul", {"e1.down", "scaled"}, {"other"});
+    s.N("Concat", {"e0.weighed", "other", "e2.weighed"}, {"bad"});
+  });
+}
+
 TEST_F(OnnxLoopTest, RenormalisedAndScaledWeights) {
   Spelled spelled;
   TinyOnnx::SetInt(spelled.N("ReduceSum", {"w", "last"}, {"weight_sum"}), "keepdims", 1);

@@ -12,6 +12,15 @@ uint64_t MixturePart::Kept() const {
   return kept;
 }
 
+bool SameChoices(const MixturePart& a, const MixturePart& b) {
+  return a.router.routing.k == b.router.routing.k &&
+         (a.router.logits == b.router.logits || a.router.logits == kNone || b.router.logits == kNone);
+}
+
+bool OfOneExpert(const Axes& axes) {
+  return std::any_of(axes.begin(), axes.end(), [](Axis axis) { return axis == Axis::kHits || axis == Axis::kRun; });
+}
+
 std::optional<Axes> Broadcast(const Axes& a, const Axes& b) {
   Axes out(std::max(a.size(), b.size()), Axis::kOne);
   for (size_t i = 0; i < out.size(); ++i) {
@@ -139,6 +148,8 @@ Status OnnxMixtures::Store(const OnnxNode& node, int i, MixturePart part) {
   if (!in_.defined_.insert(name).second) return node.Bad("'" + name + "' is produced twice");
   if (part.kind == Kind::kView) in_.AddName(name, part.value.id);
   kept_ += part.Kept();
+  constexpr size_t kMostAxes = 2 * kMaxOnnxRank;
+  if (part.axes.size() > kMostAxes) return node.Error(ErrorCode::kLimit, "too many dimensions");
   if (kept_ > kMostKept) return node.Error(ErrorCode::kLimit, "too many steps of too many experts");
   parts_.emplace(name, std::move(part));
   return Status::Ok();
@@ -170,7 +181,7 @@ Result<bool> OnnxMixtures::ImportIdentity(OnnxNode& node) {
     node.Int("saturate", 1);
     const bool ids = part->kind == Kind::kIds || part->kind == Kind::kShape || part->kind == Kind::kRowIds ||
                      part->kind == Kind::kChoiceIds || part->kind == Kind::kCoordinates || part->kind == Kind::kOrder ||
-                     part->kind == Kind::kPlaces || part->kind == Kind::kCounts || part->kind == Kind::kBounds;
+                     part->kind == Kind::kPlaces || part->counted();
     const bool truth = part->kind == Kind::kMask || part->kind == Kind::kOneHot;
     const bool integer = to == onnx::TensorProto::INT32 || to == onnx::TensorProto::INT64;
     const bool real =
@@ -255,6 +266,7 @@ Result<std::vector<OnnxMixtures::Entry>> OnnxMixtures::ShapeInput(const OnnxNode
     return shape;
   }
   MOEPACK_ASSIGN_OR_RETURN(const std::vector<int64_t> numbers, in_.IntsInput(node, i));
+  if (numbers.size() > kMaxOnnxRank) return node.Error(ErrorCode::kLimit, "more than 8 dimensions");
   for (const int64_t number : numbers) shape.push_back({number, Axis::kOne, false});
   return shape;
 }

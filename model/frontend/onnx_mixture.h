@@ -104,6 +104,7 @@ struct MixturePart {
   OnnxImporter::Value value;                                  // kView
   uint32_t expert = 0;                                        // kMask, kGate, and what runs over kHits or kRun
   std::vector<uint32_t> list;                                 // kCounts, kBounds
+  bool by_choice = false;                                     // what runs over kHits: in the order of choices, then rows
   float number = 0;                                           // kFill; what was added to a kSum
   const OnnxTensor* tensor = nullptr;                         // kPicked
   ExpertSteps steps;                                          // kStack, kWeighted
@@ -112,9 +113,16 @@ struct MixturePart {
   Axes coordinates;                                           // kCoordinates: what each counts
   std::shared_ptr<std::map<uint32_t, ExpertSteps>> branches;  // kScattered, by expert; of the last one of a chain
 
+  bool counted() const { return kind == Kind::kCounts || kind == Kind::kBounds; }
   // Matrices and terms that it holds, some 50 to 100 bytes each.
   uint64_t Kept() const;
 };
+
+// Whether both are of the choices of one router; numbers of all rows are of every router with as many choices.
+bool SameChoices(const MixturePart& a, const MixturePart& b);
+
+// Whether a part holds pairs of one expert.
+bool OfOneExpert(const Axes& axes);
 
 class OnnxMixtures {
  public:
@@ -177,6 +185,7 @@ class OnnxMixtures {
   // Constant numbers, integers or floats.
   Result<std::vector<float>> NumbersInput(const OnnxNode& node, int i) const;
   bool IsFill(const std::string& name, float number) const;
+  bool OfAllExperts(const MixturePart& part, uint64_t experts) const;
 
   // onnx_mixture_experts.cc
   Result<bool> SliceProduct(OnnxNode& node, const MixturePart& stack, int64_t begin, int64_t end, int64_t step, int output);
@@ -193,6 +202,7 @@ class OnnxMixtures {
   Result<bool> ImportShape(OnnxNode& node);
   Result<bool> ImportConstantOfShape(OnnxNode& node);
   Result<bool> ImportExpand(OnnxNode& node);
+  Result<bool> DefineRepeated(OnnxNode& node, MixturePart part, const Axes& before);
   Result<bool> ImportRange(OnnxNode& node);
   Result<bool> SliceFill(OnnxNode& node, MixturePart fill);
   Result<bool> GatherSizes(OnnxNode& node, const MixturePart& sizes);
@@ -222,7 +232,8 @@ class OnnxMixtures {
   Result<bool> ImportCumSum(OnnxNode& node);
   Result<bool> AddCounts(OnnxNode& node);
   Result<bool> ImportSub(OnnxNode& node);
-  Result<bool> TakeNumbers(OnnxNode& node, MixturePart numbers, const std::vector<int64_t>& places, Axes axes, int output);
+  Result<bool> TakeNumbers(OnnxNode& node, const MixturePart& numbers, const std::vector<int64_t>& places, Axes axes,
+                           int output);
   Result<bool> GatherNumbers(OnnxNode& node, const MixturePart& numbers);
   Result<bool> SliceNumbers(OnnxNode& node, const MixturePart& numbers);
   Result<bool> ConcatNumbers(OnnxNode& node);

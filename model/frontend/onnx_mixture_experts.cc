@@ -39,7 +39,7 @@ MixturePart AllMatrices(const OnnxTensor* tensor) {
 
 Result<bool> OnnxMixtures::ImportMatMul(OnnxNode& node) {
   const MixturePart* x = Find(node.input(0));
-  if (x != nullptr && !x->axes.empty() && (x->axes[0] == Axis::kHits || x->axes[0] == Axis::kRun)) {
+  if (x != nullptr && OfOneExpert(x->axes)) {
     const auto transposed = in_.transposed_.find(node.input(1));
     const bool turned = transposed != in_.transposed_.end();
     const OnnxTensor* weight = turned ? transposed->second : in_.file_.Find(node.input(1));
@@ -105,6 +105,8 @@ Result<bool> OnnxMixtures::MultiplyMatrices(OnnxNode& node, const MixturePart& x
   const std::optional<Axes> batch =
       Broadcast(Axes(x.axes.begin(), x.axes.end() - 2), Axes(matrices.axes.begin(), matrices.axes.end() - 2));
   if (!batch) return node.Error(ErrorCode::kShape, "the matrices do not fit the dimensions of their input");
+  const bool rows = x.kind == Kind::kView && x.router.routing.k == 0;  // of all routers
+  if (!rows && !SameChoices(x, matrices)) return node.Unsupported("a product with matrices that another router chose");
   ExpertProduct product;
   for (uint64_t e = 0; e < matrices.router.experts; ++e)
     product.weight.push_back(DenseMatrix(*matrices.tensor, out, in, !matrix_first, e * in * out));
@@ -191,8 +193,8 @@ Result<bool> OnnxMixtures::AddBias(OnnxNode& node, MixturePart stack, const std:
   bool each = picked != nullptr;  // a row for each expert
   bool fits = tensor->shape.size() <= stack.axes.size();
   if (picked != nullptr) {
-    fits =
-        tensor->shape.size() == 2 && picked->columns == stack.columns && Broadcast(stack.axes, picked->axes) == stack.axes;
+    fits = tensor->shape.size() == 2 && picked->columns == stack.columns &&
+           Broadcast(stack.axes, picked->axes) == stack.axes && SameChoices(stack, *picked);
   }
   for (size_t i = 0; picked == nullptr && fits && i < tensor->shape.size(); ++i) {
     const Axis axis = stack.axes[stack.axes.size() - 1 - i];
@@ -215,7 +217,7 @@ Result<bool> OnnxMixtures::ImportAdd(OnnxNode& node) {
   if (!parts && node.op() != "Sum") return false;
   MOEPACK_RETURN_IF_ERROR(node.Finish());
   for (const std::string& name : node.proto().input()) {
-    if (Find(name, Kind::kCounts) != nullptr || Find(name, Kind::kBounds) != nullptr) return AddCounts(node);
+    if (const MixturePart* part = Find(name); part != nullptr && part->counted()) return AddCounts(node);
   }
   for (const int i : {0, 1}) {
     if (node.inputs() != 2) break;
@@ -248,7 +250,7 @@ Result<bool> OnnxMixtures::ImportAdd(OnnxNode& node) {
 
 Result<bool> OnnxMixtures::MultiplyStacks(OnnxNode& node, const MixturePart& a, const MixturePart& b) {
   if (a.axes != b.axes || a.columns != b.columns || a.steps.x != b.steps.x || !(a.router == b.router) ||
-      a.expert != b.expert)
+      a.expert != b.expert || a.by_choice != b.by_choice)
     return node.Error(ErrorCode::kShape, "two stacks that do not fit");
   for (const bool swapped : {false, true}) {
     const MixturePart &first = swapped ? b : a, &second = swapped ? a : b;
@@ -280,7 +282,7 @@ Result<MixturePart> OnnxMixtures::Weighed(const OnnxNode& node, const MixturePar
   for (const Axis pairs : {Axis::kHits, Axis::kRun, Axis::kSorted, Axis::kPairs}) {
     if (chosen && runs_over(pairs)) over = pairs;
   }
-  const bool hits = over == Axis::kHits || over == Axis::kRun;
+  const bool hits = OfOneExpert({over});
   const bool known = stack.kind == Kind::kStack && stack.steps.stage == Stage::kOutput &&
                      (chosen || by.kind == Kind::kGates || by.kind == Kind::kScores);
   if (!known) return node.Unsupported("only what experts give can be weighed, by weights of a router");
@@ -289,6 +291,8 @@ Result<MixturePart> OnnxMixtures::Weighed(const OnnxNode& node, const MixturePar
                     std::count(by.axes.begin(), by.axes.end(), over) == 1 &&
                     (!chosen || (stack.router.logits == by.router.logits && stack.router.routing.k == by.router.routing.k));
   if (!fits) return node.Error(ErrorCode::kShape, "the weights do not fit what the experts give");
+  if (chosen && runs_over(Axis::kExperts)) return node.Unsupported("all experts are weighed by gates");
+  if (hits && stack.by_choice != by.by_choice) return node.Unsupported("weights of hits in another order");
   if (hits && stack.expert != by.expert) return node.Unsupported("an expert is weighed by weights of another");
   if (!hits) MOEPACK_RETURN_IF_ERROR(CheckExperts(node, by.router, stack.router.experts));
   MixturePart part = stack;

@@ -9,11 +9,6 @@ namespace {
 
 using Stage = ExpertSteps::Stage;
 
-// Whether a part holds rows that chose one expert.
-bool OfOneExpert(const Axes& axes) {
-  return std::any_of(axes.begin(), axes.end(), [](Axis axis) { return axis == Axis::kHits || axis == Axis::kRun; });
-}
-
 }  // namespace
 
 // Where an expert was chosen.
@@ -26,6 +21,7 @@ Result<bool> OnnxMixtures::ImportNonZero(OnnxNode& node) {
   MixturePart hits = *mask;
   hits.kind = Kind::kCoordinates;
   hits.coordinates = mask->axes;
+  hits.by_choice = mask->axes[0] == Axis::kChoices;
   hits.axes = {Axis::kParts, Axis::kHits};
   return Define(node, std::move(hits));
 }
@@ -76,7 +72,8 @@ Result<bool> OnnxMixtures::ConcatIds(OnnxNode& node) {
     const MixturePart* one = Find(node.input(i));
     const bool ids = one != nullptr && (one->kind == Kind::kRowIds || one->kind == Kind::kChoiceIds);
     if (!ids || one->axes != Axes{Axis::kHits, Axis::kOne} || (axis != -1 && axis != 1) ||
-        (i > 0 && (one->expert != all.expert || one->router.logits != all.router.logits))) {
+        (i > 0 &&
+         (one->expert != all.expert || one->router.logits != all.router.logits || one->by_choice != all.by_choice))) {
       return node.Unsupported("only row and choice numbers of the hits of one expert");
     }
     Axes coordinates = std::move(all.coordinates);
@@ -129,6 +126,7 @@ Result<bool> OnnxMixtures::ImportGatherNd(OnnxNode& node) {
   if (!fits) return node.Unsupported("only of weights by the coordinates of their own hits");
   MixturePart some = *weights;
   some.expert = ids->expert;
+  some.by_choice = ids->by_choice;
   some.axes = {Axis::kHits};
   return Define(node, std::move(some));
 }
@@ -185,7 +183,7 @@ Result<bool> OnnxMixtures::ImportScatterNd(OnnxNode& node) {
   if (!order && Find(node.input(1), Kind::kRowIds) == nullptr) return false;
   const std::string reduction = node.Text("reduction", "none");
   MOEPACK_RETURN_IF_ERROR(node.Finish());
-  if (order && reduction == "none") return Unsort(node, false);
+  if (order) return reduction == "none" ? Unsort(node, false) : node.Unsupported("pairs are put to their places, not added");
   if (reduction != "add") return node.Unsupported("only with reduction 'add'");
   return ScatterAdd(node, false);
 }
@@ -197,12 +195,12 @@ Result<bool> OnnxMixtures::ScatterAdd(OnnxNode& node, bool by_element) {
   const bool sorted = update != nullptr && !update->axes.empty() && update->axes[0] == Axis::kSorted;
   const Axis over = one ? update->axes[0] : sorted ? Axis::kSorted : Axis::kPairs;
   const Axes want = {over, by_element ? Axis::kColumns : Axis::kOne};
-  if (update == nullptr || update->axes != Axes{over, Axis::kColumns} || rows->axes != want) {
+  if (update == nullptr || rows == nullptr || update->axes != Axes{over, Axis::kColumns} || rows->axes != want) {
     return node.Unsupported("only weighted outputs of experts, each to its own row");
   }
   const bool same_router = !(one || sorted) || rows->router.logits == update->router.logits;
-  const bool own =
-      same_router && rows->router.routing.k == update->router.routing.k && (!one || rows->expert == update->expert);
+  const bool same_pairs = !one || (rows->expert == update->expert && rows->by_choice == update->by_choice);
+  const bool own = same_router && same_pairs && rows->router.routing.k == update->router.routing.k;
   if (!own) return node.Unsupported("the rows are those of other outputs");
   const MixturePart* sum = Find(node.input(0), Kind::kScattered);
   const OnnxImporter::Value* value = in_.FindValue(node.input(0));

@@ -82,13 +82,19 @@ Result<bool> OnnxMixtures::ImportTopK(OnnxNode& node) {
   return true;
 }
 
-// [rows, experts] numbers that are all `number`.
+// Numbers that are all `number`.
 bool OnnxMixtures::IsFill(const std::string& name, float number) const {
   if (const MixturePart* fill = Find(name, Kind::kFill); fill != nullptr) return fill->number == number;
   const OnnxImporter::Value* value = in_.FindValue(name);
   const Node* made = value == nullptr ? nullptr : in_.ProducerOf(value->id);
   return made != nullptr && number == 0 && made->kind == NodeKind::kElementwise &&
          made->elementwise.op == ElementOp::kScale && made->elementwise.alpha == 0;
+}
+
+// [rows, experts]
+bool OnnxMixtures::OfAllExperts(const MixturePart& part, uint64_t experts) const {
+  return part.axes.size() == 2 && part.axes[0] == Axis::kRows &&
+         (part.axes[1] == Axis::kExperts || part.axes[1] == Axis::kColumns) && SizeOf(part, part.axes[1]) == experts;
 }
 
 Result<bool> OnnxMixtures::ImportScatter(OnnxNode& node) {
@@ -109,7 +115,8 @@ Result<bool> OnnxMixtures::ImportScatter(OnnxNode& node) {
         "torch.onnx leaves out below version 2");
   }
   const MixturePart *ids = Find(node.input(1), Kind::kIds), *weights = Find(node.input(2), Kind::kWeights);
-  if (const MixturePart* ones = Find(node.input(2), Kind::kFill); ids != nullptr && ones != nullptr && IsLast(axis, 2)) {
+  if (const MixturePart* ones = Find(node.input(2), Kind::kFill);
+      ids != nullptr && ones != nullptr && IsLast(axis, 2) && reduction == "none") {
     return ScatterOnes(node, *ids, *ones);
   }
   const Axes chosen = {Axis::kRows, Axis::kChoices};
@@ -120,9 +127,13 @@ Result<bool> OnnxMixtures::ImportScatter(OnnxNode& node) {
   MixturePart gates = *weights;
   gates.kind = Kind::kGates;
   gates.axes = {Axis::kRows, Axis::kExperts};
-  if (IsFill(node.input(0), -INFINITY) && !gates.router.scored) {
+  const MixturePart* fill = Find(node.input(0));
+  const OnnxImporter::Value* value = in_.FindValue(node.input(0));
+  const bool wide = fill != nullptr ? OfAllExperts(*fill, gates.router.experts)
+                                    : value != nullptr && value->columns == gates.router.experts;
+  if (wide && IsFill(node.input(0), -INFINITY) && !gates.router.scored) {
     gates.number = -INFINITY;
-  } else if (!IsFill(node.input(0), 0) || !gates.router.scored) {
+  } else if (!wide || !IsFill(node.input(0), 0) || !gates.router.scored) {
     return node.Unsupported("into zeros, or logits into minus infinity before a softmax, of the router's shape");
   }
   return Define(node, std::move(gates));
@@ -199,6 +210,8 @@ Result<bool> OnnxMixtures::ImportEqual(OnnxNode& node) {
     if (ids == nullptr) continue;
     MOEPACK_RETURN_IF_ERROR(node.Finish());
     MOEPACK_ASSIGN_OR_RETURN(const std::vector<int64_t> expert, in_.IntsInput(node, constant));
+    if (in_.file_.Find(node.input(constant))->shape.size() > ids->axes.size())
+      return node.Unsupported("chosen experts may be compared with numbers of no more dimensions");
     if (ids->axes.back() == Axis::kOne && expert.size() > 1) return CompareAll(node, *ids, expert, constant);
     if (expert.size() != 1 || expert[0] < 0 || static_cast<uint64_t>(expert[0]) >= ids->router.experts) {
       return node.Unsupported("chosen experts may be compared with one expert only");
@@ -245,9 +258,9 @@ Result<bool> OnnxMixtures::ImportSlice(OnnxNode& node) {
   MOEPACK_RETURN_IF_ERROR(node.Finish());
   if (gates->kind == Kind::kShape) return SliceSizes(node, *gates);
   if (gates->kind == Kind::kFill) return SliceFill(node, *gates);
-  if (gates->kind == Kind::kCounts || gates->kind == Kind::kBounds) return SliceNumbers(node, *gates);
-  if (!gates->axes.empty() && gates->axes[0] == Axis::kSorted && Find(node.input(2)) != nullptr)
-    return SliceRun(node, *gates);
+  if (gates->counted()) return SliceNumbers(node, *gates);
+  const bool bounded = Find(node.input(1)) != nullptr || Find(node.input(2)) != nullptr;
+  if (bounded && !gates->axes.empty() && gates->axes[0] == Axis::kSorted) return SliceRun(node, *gates);
   MOEPACK_ASSIGN_OR_RETURN(const std::vector<int64_t> begin, in_.IntsInput(node, 1));
   MOEPACK_ASSIGN_OR_RETURN(const std::vector<int64_t> end, in_.IntsInput(node, 2));
   MOEPACK_ASSIGN_OR_RETURN(const std::vector<int64_t> axes, in_.IntsInput(node, 3));
@@ -288,8 +301,7 @@ Result<bool> OnnxMixtures::ImportSplit(OnnxNode& node) {
   const bool sized = !node.input(1).empty();
   if (const MixturePart* counts = Find(node.input(1), Kind::kCounts); counts != nullptr && at == 0)
     return SplitRuns(node, gates, MixturePart(*counts));
-  if ((gates.kind == Kind::kCounts || gates.kind == Kind::kBounds) && !sized && at == 0 &&
-      node.outputs() == static_cast<int>(gates.list.size())) {
+  if (gates.counted() && !sized && at == 0 && node.outputs() == static_cast<int>(gates.list.size())) {
     for (int i = 0; i < node.outputs(); ++i)
       MOEPACK_RETURN_IF_ERROR(TakeNumbers(node, gates, {i}, {Axis::kOne}, i).status());
     return true;
@@ -349,7 +361,7 @@ Result<bool> OnnxMixtures::ImportGather(OnnxNode& node) {
   if (gates == nullptr) return false;
   MOEPACK_RETURN_IF_ERROR(node.Finish());
   if (gates->kind == Kind::kShape) return GatherSizes(node, *gates);
-  if (gates->kind == Kind::kCounts || gates->kind == Kind::kBounds) return GatherNumbers(node, *gates);
+  if (gates->counted()) return GatherNumbers(node, *gates);
   if (gates->kind == Kind::kOneHot || gates->kind == Kind::kCoordinates) return GatherMask(node, MixturePart(*gates));
   MOEPACK_ASSIGN_OR_RETURN(const OnnxTensor* which, in_.ConstantInput(node, 1));
   MOEPACK_ASSIGN_OR_RETURN(const std::vector<int64_t> expert, in_.IntsInput(node, 1));

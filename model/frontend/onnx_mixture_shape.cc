@@ -18,6 +18,7 @@ Result<bool> OnnxMixtures::ImportShape(OnnxNode& node) {
     part->axes = {Axis::kBatch, Axis::kSequence};
   }
   if (!part) return false;
+  if (part->counted()) return node.Unsupported("of counts");
   const auto rank = static_cast<int64_t>(part->axes.size());
   int64_t begin = node.Int("start", 0), end = node.Int("end", rank);
   MOEPACK_RETURN_IF_ERROR(node.Finish());
@@ -65,6 +66,7 @@ Result<bool> OnnxMixtures::GatherSizes(OnnxNode& node, const MixturePart& sizes)
     if (i < -rank || i >= rank) return node.Bad("there is no such dimension");
     some.axes.push_back(sizes.axes[static_cast<size_t>(i < 0 ? i + rank : i)]);
   }
+  if (some.axes.size() > kMaxOnnxRank) return node.Error(ErrorCode::kLimit, "more than 8 dimensions");
   return Define(node, std::move(some));
 }
 
@@ -86,6 +88,7 @@ Result<bool> OnnxMixtures::ConcatSizes(OnnxNode& node) {
   MOEPACK_RETURN_IF_ERROR(node.Finish());
   MixturePart all;
   all.kind = Kind::kShape;
+  uint32_t chosen = 0;  // k of the choices among the sizes
   const auto add_columns = [&](uint64_t columns) {
     const bool fits = all.columns == 0 || all.columns == columns;
     all.columns = columns;
@@ -94,7 +97,14 @@ Result<bool> OnnxMixtures::ConcatSizes(OnnxNode& node) {
   };
   for (int i = 0; i < node.inputs(); ++i) {
     if (const MixturePart* sizes = Find(node.input(i), Kind::kShape); sizes != nullptr) {
-      if (sizes->router.experts != 0) all.router = sizes->router;
+      const bool choices = std::any_of(sizes->axes.begin(), sizes->axes.end(), [](Axis axis) {
+        return axis == Axis::kChoices || axis == Axis::kPairs || axis == Axis::kSorted;
+      });
+      if (choices && chosen != 0 && chosen != sizes->router.routing.k) {
+        return node.Unsupported("a shape of the choices of two routers");
+      }
+      if (choices) chosen = sizes->router.routing.k;
+      if (choices || (sizes->router.experts != 0 && chosen == 0)) all.router = sizes->router;
       for (const Axis axis : sizes->axes) {
         if (axis != Axis::kColumns) {
           all.axes.push_back(axis);
@@ -113,6 +123,7 @@ Result<bool> OnnxMixtures::ConcatSizes(OnnxNode& node) {
       }
     }
   }
+  if (all.axes.size() > kMaxOnnxRank) return node.Error(ErrorCode::kLimit, "more than 8 dimensions");
   return Define(node, std::move(all));
 }
 
@@ -131,7 +142,7 @@ Result<bool> OnnxMixtures::ImportExpand(OnnxNode& node) {
   }
   std::optional<MixturePart> part = Operand(node.input(0));
   if (!part) return false;
-  if (part->kind == Kind::kCounts || part->kind == Kind::kBounds) return node.Unsupported("counts are not repeated");
+  const Axes before = part->axes;
   if (sizes != nullptr) {
     const std::optional<Axes> axes = Broadcast(part->axes, sizes->axes);
     const bool choices = axes && std::find(axes->begin(), axes->end(), Axis::kChoices) != axes->end();
@@ -139,9 +150,10 @@ Result<bool> OnnxMixtures::ImportExpand(OnnxNode& node) {
     if (choices && part->router.routing.k == 0) part->router.routing.k = sizes->router.routing.k;
     if (part->columns == 0) part->columns = sizes->columns;
     part->axes = *axes;
-    return Define(node, std::move(*part));
+    return DefineRepeated(node, std::move(*part), before);
   }
   MOEPACK_ASSIGN_OR_RETURN(const std::vector<int64_t> shape, in_.IntsInput(node, 1));
+  if (shape.size() > kMaxOnnxRank) return node.Error(ErrorCode::kLimit, "more than 8 dimensions");
   if (shape.size() > part->axes.size()) part->axes.insert(part->axes.begin(), shape.size() - part->axes.size(), Axis::kOne);
   for (size_t i = 0; i < shape.size(); ++i) {
     Axis& axis = part->axes[part->axes.size() - shape.size() + i];
@@ -151,7 +163,24 @@ Result<bool> OnnxMixtures::ImportExpand(OnnxNode& node) {
     axis = Axis::kChoices;
     part->router.routing.k = static_cast<uint32_t>(shape[i]);
   }
-  return Define(node, std::move(*part));
+  return DefineRepeated(node, std::move(*part), before);
+}
+
+// A part that Expand may have repeated: rows, their numbers and equal numbers, each dimension once. Sums of other parts
+// would not know of it.
+Result<bool> OnnxMixtures::DefineRepeated(OnnxNode& node, MixturePart part, const Axes& before) {
+  size_t first = 0;  // dimensions of 1 in front change nothing
+  while (first < part.axes.size() && part.axes.size() - first > before.size() && part.axes[first] == Axis::kOne) ++first;
+  if (Axes(part.axes.begin() + static_cast<std::ptrdiff_t>(first), part.axes.end()) == before)
+    return Define(node, std::move(part));
+  const bool repeatable = part.kind == Kind::kView || part.kind == Kind::kFill || part.kind == Kind::kRowIds ||
+                          part.kind == Kind::kChoiceIds || part.kind == Kind::kOrder || part.kind == Kind::kPlaces;
+  const auto has = [&](Axis axis) { return std::count(part.axes.begin(), part.axes.end(), axis); };
+  const bool pairs = has(Axis::kPairs) + has(Axis::kSorted) + has(Axis::kHits) + has(Axis::kRun) > 0;
+  bool once = !pairs || has(Axis::kRows) + has(Axis::kChoices) == 0;
+  for (const Axis axis : part.axes) once = once && (axis == Axis::kOne || has(axis) == 1);
+  if (!repeatable || !once) return node.Unsupported("of a mixture's parts only rows, and numbers of them, are repeated");
+  return Define(node, std::move(part));
 }
 
 // 0, 1 ... for every row.

@@ -11,17 +11,8 @@ namespace {
 // Larger than any number of pairs: the end of a slice that takes all.
 constexpr int64_t kPastAll = 1 << 30;
 
-// Whether both are of the choices of one router; numbers of all rows are of every router with as many choices.
-bool SameChoices(const MixturePart& a, const MixturePart& b) {
-  return a.router.routing.k == b.router.routing.k &&
-         (a.router.logits == b.router.logits || a.router.logits == kNone || b.router.logits == kNone);
-}
-
-bool IsNumbers(const MixturePart* part) {
-  return part != nullptr && (part->kind == MixturePart::Kind::kCounts || part->kind == MixturePart::Kind::kBounds);
-}
-
 const std::vector<uint32_t> kFirst = {0};
+constexpr size_t kMostNumbers = size_t{kMaxExperts} + 1;  // bounds of as many experts as there may be
 
 // The first run is as long as where it ends.
 MixturePart EndOfFirst(MixturePart part) {
@@ -49,7 +40,7 @@ Result<bool> OnnxMixtures::SortPairs(OnnxNode& node, MixturePart part) {
   const bool ids = part.kind == Kind::kIds && part.axes == Axes{Axis::kPairs};
   const bool order = part.kind == Kind::kOrder && part.axes == Axes{Axis::kSorted};
   const MixturePart* count = Find(node.input(1), Kind::kShape);
-  const bool all = count != nullptr && count->axes == part.axes;
+  const bool all = count != nullptr && count->axes == part.axes && SameChoices(*count, part);
   if ((!ids && !order) || !all || largest != 0 || sorted != 1 || (axis != -1 && axis != 0)) {
     return node.Unsupported("of a mixture's parts only all chosen experts, in one dimension and in rising order");
   }
@@ -64,7 +55,7 @@ Result<bool> OnnxMixtures::SortPairs(OnnxNode& node, MixturePart part) {
 Result<bool> OnnxMixtures::DivideOrder(OnnxNode& node, MixturePart order) {
   MOEPACK_RETURN_IF_ERROR(node.Finish());
   MOEPACK_ASSIGN_OR_RETURN(const std::vector<int64_t> k, in_.IntsInput(node, 1));
-  if (k != std::vector<int64_t>{order.router.routing.k}) {
+  if (k != std::vector<int64_t>{order.router.routing.k} || in_.file_.Find(node.input(1))->shape.size() > order.axes.size()) {
     return node.Unsupported("of a mixture's parts only sorted pairs by the number of choices");
   }
   order.kind = Kind::kRowIds;
@@ -95,7 +86,7 @@ Result<bool> OnnxMixtures::Unsort(OnnxNode& node, bool by_element) {
   const bool fits = whole && from != nullptr && (from->kind == Kind::kStack || from->kind == Kind::kWeighted) &&
                     from->axes == Axes{Axis::kSorted, Axis::kColumns} && into->columns == from->columns &&
                     order->axes == Axes{Axis::kSorted, by_element ? Axis::kColumns : Axis::kOne} &&
-                    SameChoices(*order, *from);
+                    SameChoices(*order, *from) && SameChoices(*into, *from);
   if (!fits) return node.Unsupported("only what experts give for sorted pairs, each to its own place");
   MixturePart part = *from;
   part.axes[0] = Axis::kPairs;
@@ -106,9 +97,7 @@ Result<bool> OnnxMixtures::Unsort(OnnxNode& node, bool by_element) {
 Result<bool> OnnxMixtures::ScatterOnes(OnnxNode& node, const MixturePart& ids, const MixturePart& ones) {
   const MixturePart* zeros = Find(node.input(0), Kind::kFill);
   const Axes chosen = {Axis::kRows, Axis::kChoices};
-  const bool wide = zeros != nullptr && zeros->axes.size() == 2 && zeros->axes[0] == Axis::kRows &&
-                    (zeros->axes[1] == Axis::kExperts || zeros->axes[1] == Axis::kColumns) &&
-                    SizeOf(*zeros, zeros->axes[1]) == ids.router.experts;
+  const bool wide = zeros != nullptr && OfAllExperts(*zeros, ids.router.experts);
   if (!wide || zeros->number != 0 || ones.number != 1 || ids.axes != chosen || ones.axes != chosen) {
     return node.Unsupported("only ones to the places of chosen experts, into zeros [rows, experts]");
   }
@@ -118,7 +107,8 @@ Result<bool> OnnxMixtures::ScatterOnes(OnnxNode& node, const MixturePart& ids, c
   return Define(node, std::move(hot));
 }
 
-// A one-hot, or the mask of one expert, summed over all pairs: how many chose each.
+// A one-hot, or the mask of one expert, summed over all pairs: how many chose each. Summed over choices alone: a one-hot
+// [rows, experts].
 Result<bool> OnnxMixtures::CountPairs(OnnxNode& node, MixturePart part) {
   const int64_t keep = node.Int("keepdims", 1);
   const bool nothing = node.Int("noop_with_empty_axes", 0) != 0 && node.input(1).empty();
@@ -143,6 +133,7 @@ Result<bool> OnnxMixtures::CountPairs(OnnxNode& node, MixturePart part) {
   }
   part.axes = std::move(left);
   if (rows_left) return Define(node, std::move(part));
+  if (part.router.experts > kMaxExperts) return node.Error(ErrorCode::kLimit, "too many experts");
   part.list = {part.expert};
   if (part.kind == Kind::kOneHot) {
     part.list.resize(part.router.experts);
@@ -195,7 +186,7 @@ Result<bool> OnnxMixtures::AddCounts(OnnxNode& node) {
 // Where runs end less how long they are: where they begin.
 Result<bool> OnnxMixtures::ImportSub(OnnxNode& node) {
   const MixturePart *ends = Find(node.input(0)), *counts = Find(node.input(1));
-  if (!IsNumbers(ends) && !IsNumbers(counts)) return false;
+  if ((ends == nullptr || !ends->counted()) && (counts == nullptr || !counts->counted())) return false;
   MOEPACK_RETURN_IF_ERROR(node.Finish());
   bool fits = ends != nullptr && counts != nullptr && ends->kind == Kind::kBounds && counts->kind == Kind::kCounts &&
               ends->axes == counts->axes && ends->list.size() == counts->list.size() && SameChoices(*ends, *counts);
@@ -207,8 +198,8 @@ Result<bool> OnnxMixtures::ImportSub(OnnxNode& node) {
 }
 
 // Some counts or bounds of a list, by constant places.
-Result<bool> OnnxMixtures::TakeNumbers(OnnxNode& node, MixturePart numbers, const std::vector<int64_t>& places, Axes axes,
-                                       int output) {
+Result<bool> OnnxMixtures::TakeNumbers(OnnxNode& node, const MixturePart& numbers, const std::vector<int64_t>& places,
+                                       Axes axes, int output) {
   std::vector<uint32_t> some;
   const auto size = static_cast<int64_t>(numbers.list.size());
   for (const int64_t place : places) {
@@ -216,16 +207,20 @@ Result<bool> OnnxMixtures::TakeNumbers(OnnxNode& node, MixturePart numbers, cons
     some.push_back(numbers.list[static_cast<size_t>(place < 0 ? place + size : place)]);
   }
   if (numbers.axes != Axes{Axis::kExperts}) return node.Unsupported("of counts only those of a list");
-  numbers.list = std::move(some);
-  numbers.axes = std::move(axes);
-  MOEPACK_RETURN_IF_ERROR(Store(node, output, std::move(numbers)));
+  MixturePart taken;
+  taken.kind = numbers.kind;
+  taken.router = numbers.router;
+  taken.list = std::move(some);
+  taken.axes = std::move(axes);
+  MOEPACK_RETURN_IF_ERROR(Store(node, output, std::move(taken)));
   return true;
 }
 
 Result<bool> OnnxMixtures::GatherNumbers(OnnxNode& node, const MixturePart& numbers) {
   MOEPACK_ASSIGN_OR_RETURN(const OnnxTensor* which, in_.ConstantInput(node, 1));
   MOEPACK_ASSIGN_OR_RETURN(const std::vector<int64_t> places, in_.IntsInput(node, 1));
-  return TakeNumbers(node, numbers, places, which->shape.empty() ? Axes{} : Axes{Axis::kExperts}, 0);
+  return TakeNumbers(node, numbers, places,
+                     which->shape.empty() ? Axes{} : Axes{places.size() == 1 ? Axis::kOne : Axis::kExperts}, 0);
 }
 
 Result<bool> OnnxMixtures::SliceNumbers(OnnxNode& node, const MixturePart& numbers) {
@@ -263,11 +258,13 @@ Result<bool> OnnxMixtures::ConcatNumbers(OnnxNode& node) {
       continue;
     }
     const bool first = all.list.empty() && all.kind == Kind::kView;
-    if (!IsNumbers(part) || part->axes.size() != 1 || (!first && (part->kind != all.kind || !SameChoices(*part, all)))) {
+    if (part == nullptr || !part->counted() || part->axes.size() != 1 ||
+        (!first && (part->kind != all.kind || !SameChoices(*part, all)))) {
       return node.Unsupported("counts are put behind counts, and bounds behind bounds");
     }
     if (first) all = *part;
     list.insert(list.end(), part->list.begin(), part->list.end());
+    if (list.size() > kMostNumbers) return node.Error(ErrorCode::kLimit, "more bounds than experts");
   }
   if ((axis != 0 && axis != -1) || (zeros > 0 && all.kind != Kind::kBounds)) {
     return node.Unsupported("counts are put behind counts, and bounds behind bounds");
@@ -279,7 +276,7 @@ Result<bool> OnnxMixtures::ConcatNumbers(OnnxNode& node) {
 
 // Where a run begins or ends: bounds, 0, or what lies behind all pairs.
 Result<uint32_t> OnnxMixtures::BoundInput(OnnxNode& node, int i, const MixturePart& sorted) const {
-  if (const MixturePart* found = Find(node.input(i)); IsNumbers(found)) {
+  if (const MixturePart* found = Find(node.input(i)); found != nullptr && found->counted()) {
     const MixturePart bound = EndOfFirst(*found);
     const bool one = bound.kind == Kind::kBounds && bound.list.size() == 1 && bound.axes.size() == 1;
     if (one && SameChoices(bound, sorted)) return bound.list[0];

@@ -29,6 +29,12 @@ void Append(ExpertProduct&& one, ExpertProduct* all) {
   all->bias.push_back(one.bias.empty() ? OnnxMatrix() : one.bias[0]);
 }
 
+// [rows, columns], with dimensions of 1.
+bool RowsAndColumns(Axes axes) {
+  std::erase(axes, Axis::kOne);
+  return axes == Axes{Axis::kRows, Axis::kColumns};
+}
+
 }  // namespace
 
 void ExpertSteps::Complete() {
@@ -74,7 +80,7 @@ Result<bool> OnnxMixtures::ImportReduceSum(OnnxNode& node) {
     part.kind = Kind::kGate;
   else if (part.kind == Kind::kTerms)
     return DefineTerms(node, std::move(part));
-  else if (part.kind == Kind::kWeighted)
+  else if (part.kind == Kind::kWeighted && RowsAndColumns(part.axes))
     return DefineSum(node, part, Axes(part.axes));
   else
     return node.Unsupported("a sum of a mixture's parts in a form that is not known");
@@ -87,7 +93,8 @@ Result<bool> OnnxMixtures::ImportConcat(OnnxNode& node) {
   for (const std::string& name : node.proto().input()) {
     sizes = sizes || Find(name, Kind::kShape) != nullptr;
     ids = ids || Find(name, Kind::kRowIds) != nullptr || Find(name, Kind::kChoiceIds) != nullptr;
-    numbers = numbers || Find(name, Kind::kCounts) != nullptr || Find(name, Kind::kBounds) != nullptr;
+    const MixturePart* part = Find(name);
+    numbers = numbers || (part != nullptr && part->counted());
   }
   if (numbers) return ConcatNumbers(node);
   if (sizes) return ConcatSizes(node);

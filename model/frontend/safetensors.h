@@ -110,6 +110,9 @@ struct SafetensorsOutput {
 // a name stands twice or `data` does not fit its shape.
 Status WriteSafetensors(Env& env, const std::string& path, const std::vector<SafetensorsOutput>& tensors,
                         const std::map<std::string, std::string>& metadata);
+// What stands before the data of such a file; the tensors' `data` does not count, so that it can follow piece by piece.
+Result<Bytes> SafetensorsHead(const std::vector<SafetensorsOutput>& tensors,
+                              const std::map<std::string, std::string>& metadata);
 // The same bytes into a file that gets its name later.
 Status AppendSafetensors(AtomicFile& file, const std::vector<SafetensorsOutput>& tensors,
                          const std::map<std::string, std::string>& metadata);

@@ -20,33 +20,51 @@ Result<std::string> HeaderText(const std::vector<SafetensorsOutput>& tensors,
   for (const SafetensorsOutput& tensor : tensors) {
     CheckedU64 bytes = DtypeBytes(tensor.dtype);
     for (uint64_t dimension : tensor.shape) bytes = bytes * dimension;
-    if (!bytes.valid() || bytes.value() != tensor.data.size() || !names.insert(tensor.name).second) {
-      return Status(ErrorCode::kInternal,
-                    "safetensors writer: tensor " + tensor.name + " stands twice or its data does not fit its shape");
+    const CheckedU64 end = bytes + offset;
+    if (!end.valid() || !names.insert(tensor.name).second) {
+      return Status(ErrorCode::kInternal, "safetensors writer: tensor " + tensor.name + " stands twice or is too large");
     }
     nlohmann::ordered_json entry;
     entry["dtype"] = DtypeName(tensor.dtype);
     entry["shape"] = tensor.shape;
-    entry["data_offsets"] = {offset, offset + tensor.data.size()};
+    entry["data_offsets"] = {offset, end.value()};
     if (text.size() > 1) text += ',';
     text += nlohmann::ordered_json(tensor.name).dump() + ":" + entry.dump();
-    offset += tensor.data.size();
+    offset = end.value();
   }
   text += '}';
   text.append((8 - text.size() % 8) % 8, ' ');
   return text;
 }
 
+uint64_t BytesOf(const SafetensorsOutput& tensor) {
+  uint64_t bytes = DtypeBytes(tensor.dtype);
+  for (const uint64_t dimension : tensor.shape) bytes *= dimension;
+  return bytes;
+}
+
 }  // namespace
+
+Result<Bytes> SafetensorsHead(const std::vector<SafetensorsOutput>& tensors,
+                              const std::map<std::string, std::string>& metadata) {
+  MOEPACK_ASSIGN_OR_RETURN(const std::string header, HeaderText(tensors, metadata));
+  ByteWriter head;
+  head.U64(header.size());
+  head.Append(AsBytes(header));
+  return head.Release();
+}
 
 Status AppendSafetensors(AtomicFile& file, const std::vector<SafetensorsOutput>& tensors,
                          const std::map<std::string, std::string>& metadata) {
-  MOEPACK_ASSIGN_OR_RETURN(const std::string header, HeaderText(tensors, metadata));
-  ByteWriter prefix;
-  prefix.U64(header.size());
-  MOEPACK_RETURN_IF_ERROR(file.Append(prefix.bytes()));
-  MOEPACK_RETURN_IF_ERROR(file.Append(AsBytes(header)));
-  for (const SafetensorsOutput& tensor : tensors) MOEPACK_RETURN_IF_ERROR(file.Append(tensor.data));
+  MOEPACK_ASSIGN_OR_RETURN(const Bytes head, SafetensorsHead(tensors, metadata));
+  MOEPACK_RETURN_IF_ERROR(file.Append(head));
+  for (const SafetensorsOutput& tensor : tensors) {
+    if (tensor.data.size() != BytesOf(tensor)) {
+      return Status(ErrorCode::kInternal,
+                    "safetensors writer: the data of tensor " + tensor.name + " does not fit its shape");
+    }
+    MOEPACK_RETURN_IF_ERROR(file.Append(tensor.data));
+  }
   return Status::Ok();
 }
 

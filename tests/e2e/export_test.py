@@ -1,5 +1,7 @@
 """Exports of one model: from the compressed folder and from the signed bundle the same bytes; nothing from a damaged one."""
-from harness import TRUST, WORK, WREN, Case, run
+import json
+
+from harness import SOURCE, TRUST, WORK, WREN, Case, run
 
 FOLDER, BUNDLE = WORK / "dir-i4g64", WORK / "wren-i4g64.moeb"
 
@@ -27,6 +29,35 @@ class Export(Case):
         self.assertTrue(report["tokenizer"])
         self.assertEqual((self.dir / "tokenizer.json").read_bytes(), (WREN / "tokenizer.json").read_bytes())
         self.assertTrue(run("inspect", self.dir / "m.onnx", "--json").json()["has_tokenizer"])
+
+    def test_safetensors_are_the_compressed_model(self):
+        folder, bundle = self.dir / "folder", self.dir / "bundle"
+        report = run("export", FOLDER, "--safetensors", "--like", WREN, "-o", folder, "--json").json()
+        run("export", BUNDLE, "--trust", TRUST, "--safetensors", "--like", WREN, "-o", bundle)
+        files = sorted(path.name for path in folder.iterdir())
+        self.assertEqual(files, sorted(path.name for path in bundle.iterdir()))
+        for file in files:
+            self.assertEqual((folder / file).read_bytes(), (bundle / file).read_bytes(), file)
+        self.assertEqual(report["file_bytes"], (folder / "model.safetensors").stat().st_size)
+        self.assertTrue(report["tokenizer"])
+        config = json.loads((folder / "config.json").read_text())
+        self.assertEqual(config["torch_dtype"], "float32")
+        self.assertEqual(config | {"torch_dtype": "bfloat16"}, json.loads((WREN / "config.json").read_text()) | {"torch_dtype": "bfloat16"})
+        logits = []
+        for model in (FOLDER, folder):
+            run("logits", model, "--tokens", "54,287,2061,11,90", "-o", self.dir / "l.f32")
+            logits.append((self.dir / "l.f32").read_bytes())
+        self.assertEqual(*logits)
+
+    def test_safetensors_need_the_checkpoint_and_a_new_folder(self):
+        out = ("--safetensors", "-o", self.dir / "x")
+        self.assert_refused("export", FOLDER, *out, status=2, says="--like CHECKPOINT")
+        self.assert_refused("export", FOLDER, "--gguf", "--like", WREN, "-o", self.dir / "x", status=2, says="--like is for --safetensors")
+        self.assert_refused("export", FOLDER, *out, "--like", WREN, "--type", "f16", status=2, says="expected f32 or bf16")
+        self.assert_refused("export", FOLDER, *out, "--like", SOURCE / "tests/golden/olmoe", status=3, says="describes another program")
+        self.assertFalse((self.dir / "x").exists())
+        self.assert_refused("export", FOLDER, "--safetensors", "-o", self.dir, "--like", WREN, status=2, says="exists already")
+        self.assertEqual(list(self.dir.iterdir()), [])
 
     def test_a_bundle_needs_trust_and_only_a_bundle_does(self):
         out = ("--gguf", "-o", self.dir / "x.gguf")

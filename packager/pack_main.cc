@@ -217,7 +217,8 @@ Status RunPack(int argc, char** argv) {
       {"moepack pack",
        "Packs a compressed folder into one signed bundle, checked before it gets its name.\n"
        "'moepack pack keygen' makes a key, 'moepack pack sign' adds a signature, 'moepack pack anchor' and\n"
-       "'moepack pack head' write the signed records of SPEC.md, section 13.",
+       "'moepack pack head' write the signed records of SPEC.md, section 13; 'moepack pack certified' checks who vouches\n"
+       "for an anchor.",
        "DIR --key K.pem... -o B.moeb [--product NAME] [--version V] [--counter N] [--epoch N] [--golden FILE]",
        {"moepack pack keygen -o key.pem --trust trust.json --product wren",
         "moepack pack out/wren-4bit --key key.pem --product wren --version 1.2 --counter 7 -o wren.moeb",
@@ -243,6 +244,7 @@ Status Run(int argc, char** argv) {
   if (argc > 1 && std::strcmp(argv[1], "keygen") == 0) return RunKeygen(argc - 1, argv + 1);
   if (argc > 1 && std::strcmp(argv[1], "sign") == 0) return RunSign(argc - 1, argv + 1);
   if (argc > 1 && std::strcmp(argv[1], "anchor") == 0) return commands::RunAnchor(argc - 1, argv + 1);
+  if (argc > 1 && std::strcmp(argv[1], "certified") == 0) return commands::RunCertified(argc - 1, argv + 1);
   if (argc > 1 && std::strcmp(argv[1], "head") == 0) return commands::RunHead(argc - 1, argv + 1);
   return RunPack(argc, argv);
 }

@@ -4,6 +4,7 @@
 #include <cstdio>
 
 #include "base/cli/cli.h"
+#include "packager/certificate.h"
 #include "packager/commands/signing_keys.h"
 #include "packager/trust_writer.h"
 #include "verify/envelope_reader.h"
@@ -86,6 +87,33 @@ Status WriteAnchor(const cli::Command& command) {
   return Status::Ok();
 }
 
+constexpr uint64_t kMaxCertificateBytes = 1 << 20;
+
+Status CheckAnchorCertificate(const cli::Command& command) {
+  for (const char* name : {"ANCHOR", "cms", "ca"}) MOEPACK_RETURN_IF_ERROR(command.Require(name));
+  const std::string path = command.Get<std::string>("ANCHOR");
+  MOEPACK_ASSIGN_OR_RETURN(const Bytes record, ReadFile(PosixEnv(), path, kMaxTrustRecordBytes));
+  auto anchor = verify::OpenAnchor(record);
+  if (!anchor.ok()) return anchor.status().With(path);
+  MOEPACK_ASSIGN_OR_RETURN(const Bytes cms, ReadFile(PosixEnv(), command.Get<std::string>("cms"), kMaxCertificateBytes));
+  MOEPACK_ASSIGN_OR_RETURN(const Bytes ca, ReadFile(PosixEnv(), command.Get<std::string>("ca"), kMaxCertificateBytes));
+  auto certifier = CheckCertified(record, cms, ca);
+  if (!certifier.ok()) return certifier.status().With(path);
+  if (command.json()) {
+    cli::PrintJson({{"certified", true},
+                    {"product", anchor->product},
+                    {"root_version", anchor->root_version},
+                    {"subject", certifier->subject},
+                    {"issuer", certifier->issuer},
+                    {"not_after", certifier->not_after}});
+    return Status::Ok();
+  }
+  std::printf("certified: trust anchor of '%s', version %llu, by %s (issuer %s, valid until %s)\n", anchor->product.c_str(),
+              static_cast<unsigned long long>(anchor->root_version), certifier->subject.c_str(), certifier->issuer.c_str(),
+              certifier->not_after.c_str());
+  return Status::Ok();
+}
+
 Status WriteHead(const cli::Command& command) {
   for (const char* name : {"BUNDLE", "key", "channel", "head-version", "expires", "output"}) {
     MOEPACK_RETURN_IF_ERROR(command.Require(name));
@@ -136,6 +164,21 @@ Status RunAnchor(int argc, char** argv) {
   AddPassphraseOption(&command);
   MOEPACK_RETURN_IF_ERROR(command.Parse(argc, argv));
   return command.help_shown() ? Status::Ok() : WriteAnchor(command);
+}
+
+Status RunCertified(int argc, char** argv) {
+  cli::Command command(
+      {"moepack pack certified",
+       "Checks who vouches for a trust anchor, before devices are provisioned with it: a detached CMS signature "
+       "whose X.509 certificate is for code signing and chains to an authority. Make one with openssl cms -sign "
+       "-binary -outform DER -in A.trust -signer CERT.pem -inkey KEY.pem -out A.p7s.",
+       "A.trust --cms A.p7s --ca CA.pem [--json]",
+       {"moepack pack certified wren.trust --cms wren.p7s --ca company-root.pem"}});
+  command.Positional("ANCHOR");
+  command.options().add_options()("cms", po::value<std::string>(), "CMS signature (DER) over the anchor's bytes")(
+      "ca", po::value<std::string>(), "certificates (PEM) of the authorities");
+  MOEPACK_RETURN_IF_ERROR(command.Parse(argc, argv));
+  return command.help_shown() ? Status::Ok() : CheckAnchorCertificate(command);
 }
 
 Status RunHead(int argc, char** argv) {

@@ -1,4 +1,4 @@
-// moepack pack anchor and moepack pack head.
+// moepack pack anchor, moepack pack certified and moepack pack head.
 #pragma once
 
 #include "base/status.h"
@@ -6,6 +6,7 @@
 namespace moepack::commands {
 
 Status RunAnchor(int argc, char** argv);
+Status RunCertified(int argc, char** argv);
 Status RunHead(int argc, char** argv);
 
 }  // namespace moepack::commands

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Refuses an #include that crosses the dependency table of cmake/MoepackTargets.cmake.
+"""Refuses an #include that crosses the dependency table of cmake/MoepackTargets.cmake, and a mapped file on the device.
 
 CMake guards what is linked; headers are found from the top folder, so an include could still cross. Programs
-(*_main.cc and the folders in PROGRAMS) and tests may use any library."""
+(*_main.cc and the folders in PROGRAMS) and tests may use any library. A mapped file can change after it was hashed: what a
+device reads is read into memory of its own, by every library and program of ON_DEVICE."""
 import pathlib
 import re
 import sys
@@ -15,6 +16,7 @@ FOLDERS = {  # or a file without its ending; the longest that fits counts
     "runtime-min/moepack_runtime_c_handle": "runtime_c", "model": "model", "forward": "forward", "calibrate": "calibrate", "compressor": "compressor",
     "packager": "packager", "device": "device"}
 
+ON_DEVICE = ("format/", "tokenizer/", "verify/", "runtime-min/", "device/")
 PROGRAMS = ("runtime-min/run/", "packager/inspect/", "packager/rebuild/", "packager/commands/", "model/bundle/")
 
 
@@ -39,6 +41,9 @@ def main():
     for path in sorted(ROOT.glob("*/**/*")):
         name = path.relative_to(ROOT).as_posix()
         library = library_of(name)
+        if path.suffix in (".h", ".cc") and name.startswith(ON_DEVICE) and not re.search(r"_test\.cc$|/testing/", name):
+            bad += [f"{name}:{number}: a device may not map files (Env::Map)" for number, line in enumerate(path.read_text().splitlines(), 1)
+                    if re.search(r"(->|\.)Map\(|MappedFile", line)]
         if path.suffix not in (".h", ".cc") or library is None or name.startswith(PROGRAMS) or \
                 re.search(r"_(test|main|fuzz)\.cc$|/testing/", name):
             continue

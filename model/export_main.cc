@@ -42,7 +42,8 @@ Result<Model> Open(const cli::Command& command, const std::string& path) {
     return Status(ErrorCode::kUsage, bundle ? path + ": a bundle is read with --trust T.json only"
                                             : path + ": --trust is for bundles, and this is none");
   }
-  MOEPACK_ASSIGN_OR_RETURN(const std::vector<std::string> accept_keys, cli::AcceptKeys(command));
+  MOEPACK_ASSIGN_OR_RETURN(std::vector<std::string> accept_keys, cli::AcceptKeys(command));
+  if (command.Has("like")) accept_keys.clear();  // they are for that checkpoint's config.json
   if (!bundle) return OpenModel(PosixEnv(), path, {.accept_keys = accept_keys});
   ThreadPool pool(command.threads());
   MOEPACK_RETURN_IF_ERROR(pool.status());

@@ -49,6 +49,16 @@ class Export(Case):
             logits.append((self.dir / "l.f32").read_bytes())
         self.assertEqual(*logits)
 
+    def test_accepted_keys_are_those_of_the_checkpoint(self):
+        like, out = self.dir / "like", self.dir / "out"
+        like.mkdir()
+        config = json.loads((WREN / "config.json").read_text()) | {"strange_key": 1}
+        (like / "config.json").write_text(json.dumps(config))
+        command = ("export", FOLDER, "--safetensors", "--like", like, "-o", out)
+        self.assert_refused(*command, status=3, says="--accept-key strange_key", output=out)
+        run(*command, "--accept-key", "strange_key")
+        self.assertEqual(json.loads((out / "config.json").read_text())["strange_key"], 1)
+
     def test_safetensors_need_the_checkpoint_and_a_new_folder(self):
         out = ("--safetensors", "-o", self.dir / "x")
         self.assert_refused("export", FOLDER, *out, status=2, says="--like CHECKPOINT")

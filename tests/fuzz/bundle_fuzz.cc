@@ -5,7 +5,6 @@
 
 #include "base/digest/sha256.h"
 #include "runtime-min/unit_source.h"
-#include "verify/envelope_reader.h"
 #include "verify/testing/tiny_bundle.h"
 
 namespace moepack::fuzz {
@@ -68,7 +67,10 @@ class Mutant {
     EditChunks(edits);
     Bytes rest, manifest;
     uint64_t chunks_begin = chunks_begin_;
-    for (int round = 0; round < 4; ++round) rest = Place(edits, manifest.size(), &chunks_begin), manifest = Sign(edits);
+    for (int round = 0; round < 4; ++round) {  // until the manifest's length, which decides all places, stays
+      rest = Place(edits, manifest.size(), &chunks_begin);
+      manifest = EditedManifest(edits);
+    }
     Envelope envelope;
     envelope.manifest_bytes = manifest.size();
     envelope.signatures = {testing::SignWith(testing::MakeTestKey(1), SignedMessage(KeyRole::kRelease, manifest))};
@@ -143,7 +145,7 @@ class Mutant {
     return file;
   }
 
-  Bytes Sign(const std::vector<Edit>& edits) const {
+  Bytes EditedManifest(const std::vector<Edit>& edits) const {
     Bytes manifest = SerializeManifest(manifest_);
     for (const Edit& edit : edits) {
       if (edit.part == kManifest) Apply(edit, &manifest);

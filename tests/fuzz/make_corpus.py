@@ -117,6 +117,15 @@ def put_npy():
         put("npy", f"version_{version}", b"\x93NUMPY" + bytes([version, 0]) + length + header + struct.pack(values, *range(6)))
 
 
+def put_bundle_edits():
+    """What bundle_fuzz does to its bundle: part, operation, place, value."""
+    for name, edits in (("unchanged", []), ("file", [(0, 0, 5000, 1)]), ("manifest", [(1, 0, 40, 3)]), ("chunk", [(2, 5, 3, 17)]),
+                        ("encoded_chunk", [(3, 0, 4, 2), (3, 0, 5, 1)]), ("short_chunk", [(3, 1, 4, 100)]),
+                        ("long_plain", [(3, 2, 4, 60000)]), ("program", [(4, 0, 200, 8)]),
+                        ("expert_table", [(7, 2, 60, 9), (4, 4, 10, 90)])):
+        put("bundle", name, b"".join(struct.pack("<BBHH", *edit) for edit in edits))
+
+
 def put_mixtures():
     """ONNX graphs that spell a mixture out, with three experts of a few numbers."""
     tabular_model.FEATURES, tabular_model.HIDDEN, tabular_model.WIDE, tabular_model.EXPERTS, tabular_model.CLASSES = 3, 4, 5, 3, 2
@@ -128,6 +137,7 @@ def put_mixtures():
 def main():
     put_sequences()
     put_npy()
+    put_bundle_edits()
     rng = random.Random(3)
     shutil.rmtree(WORK, ignore_errors=True)
     model = WORK / "m"

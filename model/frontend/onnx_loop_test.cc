@@ -105,11 +105,7 @@ class Spelled {
   std::string AllPairs(Pairs pairs) {
     N("Reshape", {"ids", "flat"}, {"pair_ids"});
     N("Reshape", {"w", "column"}, {"pair_weights"});
-    N("Gather", {"x_shape", "zero"}, {"tokens"});
-    N("Range", {"zero", "tokens", "one_number"}, {"numbers"});
-    N("Unsqueeze", {"numbers", "axis1"}, {"numbers1"});
-    N("Expand", {"numbers1", "one_two"}, {"repeated"});
-    N("Reshape", {"repeated", "flat"}, {"rows"});
+    PairRows("one_two", "rows");
     N("Gather", {"x", "rows"}, {"taken"});
     N("Unsqueeze", {"taken", "last"}, {"taken1"});
     N("Gather", {"l0.fc1", "pair_ids"}, {"w1"});
@@ -153,17 +149,13 @@ class Spelled {
       N("Div", {"order", "two_number"}, {"rows64"});
       TinyOnnx::SetInt(N("Cast", {"rows64"}, {"rows"}), "to", onnx::TensorProto::INT32);
     } else {
-      N("Gather", {"x_shape", "zero"}, {"tokens"});
-      N("Range", {"zero", "tokens", "one_number"}, {"numbers"});
-      N("Unsqueeze", {"numbers", "axis1"}, {"numbers1"});
       onnx::TensorProto* one = TinyOnnx::SetTensor(N("ConstantOfShape", {"two"}, {"ones"}), "value");  // expand(-1, 2)
       one->set_data_type(onnx::TensorProto::INT64);
       one->add_int64_data(1);
       N("Mul", {"ones", "last"}, {"minus"});
       N("Equal", {"any_two", "minus"}, {"is_any"});
       N("Where", {"is_any", "ones", "any_two"}, {"sizes"});
-      N("Expand", {"numbers1", "sizes"}, {"repeated"});
-      N("Reshape", {"repeated", "flat"}, {"pair_rows"});
+      PairRows("sizes", "pair_rows");
       N("Gather", {"pair_rows", "order"}, {"rows"});
     }
     N("Gather", {"x", "rows"}, {"taken"});
@@ -246,6 +238,15 @@ class Spelled {
     tiny.Int("one_number", 1);
     tiny.Int("two_number", 2);
     for (int e = 0; e < 3; ++e) Matrices(e);
+  }
+
+  // The row of every (row, choice) pair; `sizes` repeat a row for each choice.
+  void PairRows(const std::string& sizes, const std::string& name) {
+    N("Gather", {"x_shape", "zero"}, {"tokens"});
+    N("Range", {"zero", "tokens", "one_number"}, {"numbers"});
+    N("Unsqueeze", {"numbers", "axis1"}, {"numbers1"});
+    N("Expand", {"numbers1", sizes}, {"repeated"});
+    N("Reshape", {"repeated", "flat"}, {name});
   }
 
   // "counts" of all experts.

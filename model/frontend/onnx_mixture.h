@@ -178,6 +178,7 @@ class OnnxMixtures {
   Result<bool> CompareAll(OnnxNode& node, const MixturePart& ids, const std::vector<int64_t>& experts, int constant);
   Result<bool> ImportEqual(OnnxNode& node);
   Result<bool> ImportWhere(OnnxNode& node);
+  Result<int64_t> StepInput(const OnnxNode& node) const;
   Result<bool> ImportSlice(OnnxNode& node);
   Result<bool> ImportSplit(OnnxNode& node);
   Result<bool> ImportGather(OnnxNode& node);

@@ -252,6 +252,14 @@ Result<bool> OnnxMixtures::DefineGate(OnnxNode& node, const MixturePart& gates, 
   return true;
 }
 
+// Of a slice along one axis; 1 when absent.
+Result<int64_t> OnnxMixtures::StepInput(const OnnxNode& node) const {
+  if (node.input(4).empty()) return 1;
+  MOEPACK_ASSIGN_OR_RETURN(const std::vector<int64_t> step, in_.IntsInput(node, 4));
+  if (step.size() != 1) return node.Bad("one step for one axis is needed");
+  return step[0];
+}
+
 Result<bool> OnnxMixtures::ImportSlice(OnnxNode& node) {
   const MixturePart* gates = Find(node.input(0));
   if (gates == nullptr) return false;
@@ -266,12 +274,8 @@ Result<bool> OnnxMixtures::ImportSlice(OnnxNode& node) {
   MOEPACK_ASSIGN_OR_RETURN(const std::vector<int64_t> axes, in_.IntsInput(node, 3));
   if (gates->kind == Kind::kStack && begin.size() == 1 && end.size() == 1 && axes.size() == 1 &&
       IsLast(axes[0], gates->axes.size())) {
-    std::vector<int64_t> step = {1};
-    if (!node.input(4).empty()) {
-      MOEPACK_ASSIGN_OR_RETURN(step, in_.IntsInput(node, 4));
-    }
-    if (step.size() != 1) return node.Bad("one step for one axis is needed");
-    return SliceProduct(node, MixturePart(*gates), begin[0], end[0], step[0], 0);
+    MOEPACK_ASSIGN_OR_RETURN(const int64_t step, StepInput(node));
+    return SliceProduct(node, MixturePart(*gates), begin[0], end[0], step, 0);
   }
   const bool one =
       begin.size() == 1 && end.size() == 1 && axes.size() == 1 && begin[0] < INT64_MAX && end[0] == begin[0] + 1;

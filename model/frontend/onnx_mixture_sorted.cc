@@ -226,11 +226,8 @@ Result<bool> OnnxMixtures::GatherNumbers(OnnxNode& node, const MixturePart& numb
 Result<bool> OnnxMixtures::SliceNumbers(OnnxNode& node, const MixturePart& numbers) {
   MOEPACK_ASSIGN_OR_RETURN(const std::vector<int64_t> begins, in_.IntsInput(node, 1));
   MOEPACK_ASSIGN_OR_RETURN(const std::vector<int64_t> ends, in_.IntsInput(node, 2));
-  std::vector<int64_t> step = {1};
-  if (!node.input(4).empty()) {
-    MOEPACK_ASSIGN_OR_RETURN(step, in_.IntsInput(node, 4));
-  }
-  if (begins.size() != 1 || ends.size() != 1 || step != std::vector<int64_t>{1}) {
+  MOEPACK_ASSIGN_OR_RETURN(const int64_t step, StepInput(node));
+  if (begins.size() != 1 || ends.size() != 1 || step != 1) {
     return node.Unsupported("of counts only a run");
   }
   const auto size = static_cast<int64_t>(numbers.list.size());
@@ -258,8 +255,7 @@ Result<bool> OnnxMixtures::ConcatNumbers(OnnxNode& node) {
       continue;
     }
     const bool first = all.list.empty() && all.kind == Kind::kView;
-    if (part == nullptr || !part->counted() || part->axes.size() != 1 ||
-        (!first && (part->kind != all.kind || !SameChoices(*part, all)))) {
+    if (!part->counted() || part->axes.size() != 1 || (!first && (part->kind != all.kind || !SameChoices(*part, all)))) {
       return node.Unsupported("counts are put behind counts, and bounds behind bounds");
     }
     if (first) all = *part;
@@ -291,13 +287,10 @@ Result<uint32_t> OnnxMixtures::BoundInput(OnnxNode& node, int i, const MixturePa
 // The run of one expert.
 Result<bool> OnnxMixtures::SliceRun(OnnxNode& node, const MixturePart& sorted) {
   MOEPACK_ASSIGN_OR_RETURN(const std::vector<int64_t> axes, in_.IntsInput(node, 3));
-  std::vector<int64_t> step = {1};
-  if (!node.input(4).empty()) {
-    MOEPACK_ASSIGN_OR_RETURN(step, in_.IntsInput(node, 4));
-  }
+  MOEPACK_ASSIGN_OR_RETURN(const int64_t step, StepInput(node));
   MOEPACK_ASSIGN_OR_RETURN(const uint32_t begin, BoundInput(node, 1, sorted));
   MOEPACK_ASSIGN_OR_RETURN(const uint32_t end, BoundInput(node, 2, sorted));
-  if (axes != std::vector<int64_t>{0} || step != std::vector<int64_t>{1} || end != begin + 1) {
+  if (axes != std::vector<int64_t>{0} || step != 1 || end != begin + 1) {
     return node.Unsupported("of sorted pairs only the run of one expert");
   }
   MOEPACK_RETURN_IF_ERROR(StoreRun(node, sorted, begin, 0));

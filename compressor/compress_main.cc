@@ -94,6 +94,7 @@ nlohmann::json Summary(const CompressReport& report) {
   }
   json["codecs"] = codecs;
   json["second_precision"] = {{"experts", report.second_experts}, {"bytes", report.second_bytes}};
+  json["dense_fallback"] = {{"units", report.dense_units}, {"bytes", report.dense_bytes}};
   json["cache_policy"] = DescribeCachePolicy(report.cache);
   return json;
 }
@@ -113,6 +114,9 @@ void PrintSummary(const CompressReport& report, bool dry_run, const std::string&
   if (report.second_experts > 0)
     std::printf("%-16s %8zu %14llu (experts)\n", "second precision", static_cast<size_t>(report.second_experts),
                 static_cast<unsigned long long>(report.second_bytes));
+  if (report.dense_units > 0)
+    std::printf("%-16s %8zu %14llu (units)\n", "dense fallback", static_cast<size_t>(report.dense_units),
+                static_cast<unsigned long long>(report.dense_bytes));
   std::printf("bundle at most %llu bytes (%.3f bits per weight), resident %llu bytes\n",
               static_cast<unsigned long long>(plan.bundle_bytes),
               static_cast<double>(plan.bundle_bytes) * 8 / static_cast<double>(report.original_parameters),

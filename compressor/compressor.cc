@@ -1,6 +1,7 @@
 #include "compressor/compressor.h"
 
 #include <set>
+#include <tuple>
 
 #include "base/digest/sha256.h"
 #include "compressor/hot_list.h"
@@ -33,13 +34,15 @@ class Compressor {
   Result<CompressReport> Run() {
     MOEPACK_RETURN_IF_ERROR(Open());
     if (recipe_.distill && !request_.dry_run) MOEPACK_RETURN_IF_ERROR(CheckDistillation());
+    if (recipe_.dense_fallback && !request_.dry_run && !profile_)
+      return Status(ErrorCode::kUsage, "dense_fallback: is fitted to calibration text: add --profile");
     MOEPACK_RETURN_IF_ERROR(Choose());
     MOEPACK_RETURN_IF_ERROR(MakePlan());
     CompressReport report;
     report.plan = plan_;
     report.cache = hot_list_.cache;
     report.original_parameters = program_.original_parameters;
-    MOEPACK_RETURN_IF_ERROR(CountSeconds(&report));
+    MOEPACK_RETURN_IF_ERROR(CountFurther(&report));
     if (request_.dry_run) return report;
     MOEPACK_ASSIGN_OR_RETURN(const ReplayReport replay, Write());
     if (replay.kld >= 0) report.kld = replay.kld;
@@ -141,6 +144,7 @@ class Compressor {
     MOEPACK_ASSIGN_OR_RETURN(in.extras.provenance_bytes, ProvenanceBytes());
     in.extras.hot_list = hot_list_;
     in.extras.second = recipe_.second_precision;
+    in.extras.dense = recipe_.dense_fallback;
     if (recipe_.twins) {
       if (source_ == nullptr) return Status(ErrorCode::kUsage, "twins: choosing them needs the model's weights");
       MOEPACK_ASSIGN_OR_RETURN(twins_, TwinsOf(program_, *source_));
@@ -405,6 +409,7 @@ class Compressor {
       for (const RatedCodec& codec : choice.candidates) codecs.insert(codec.codec.Name());
     }
     if (recipe_.second_precision) codecs.insert(recipe_.second_precision->codec.Name());
+    if (recipe_.dense_fallback) codecs.insert(recipe_.dense_fallback->codec.Name());
     result.codecs.assign(codecs.begin(), codecs.end());
     if (calibration_ && !calibration_->held_back.empty()) {
       result.kld = 0;
@@ -420,27 +425,38 @@ class Compressor {
     return SecondUnits(program_, tensors_, codecs, recipe_.second_precision);
   }
 
-  Status CountSeconds(CompressReport* report) const {
-    MOEPACK_ASSIGN_OR_RETURN(const ExpertIndex seconds, Seconds());
-    for (const auto& table : seconds) {
+  Result<FurtherUnits> Further() const {
+    FurtherUnits out{{}, twins_, {}};
+    MOEPACK_ASSIGN_OR_RETURN(out.seconds, Seconds());
+    if (recipe_.dense_fallback) out.dense = DenseUnits(program_, out.seconds);
+    return out;
+  }
+
+  Status CountFurther(CompressReport* report) const {
+    MOEPACK_ASSIGN_OR_RETURN(const FurtherUnits further, Further());
+    for (const auto& table : further.seconds) {
       for (const std::optional<uint32_t>& second : table) report->second_experts += second.has_value();
     }
+    std::set<std::tuple<uint32_t, uint32_t, ExpertMatrix>> counted;  // of dense units
     for (const TensorRef& tensor : tensors_) {
-      if (!tensor.is_expert() || !seconds[tensor.table][tensor.expert]) continue;
-      MOEPACK_ASSIGN_OR_RETURN(const uint64_t bytes, StoredBytes(*recipe_.second_precision, tensor.shape));
-      report->second_bytes += bytes;
+      if (!tensor.is_expert()) continue;
+      if (further.seconds[tensor.table][tensor.expert]) {
+        MOEPACK_ASSIGN_OR_RETURN(const uint64_t bytes, StoredBytes(*recipe_.second_precision, tensor.shape));
+        report->second_bytes += bytes;
+      }
+      if (further.dense.empty() || !further.dense[tensor.table][tensor.expert]) continue;
+      if (!counted.insert({tensor.table, *further.dense[tensor.table][tensor.expert], tensor.matrix}).second) continue;
+      MOEPACK_ASSIGN_OR_RETURN(const uint64_t bytes, StoredBytes(*recipe_.dense_fallback, tensor.shape));
+      report->dense_bytes += bytes;
+      report->dense_units += tensor.matrix == ExpertMatrix::kUp;
     }
     return Status::Ok();
   }
 
   Result<std::vector<std::vector<ExpertEntry>>> MakeExperts() const {
-    MOEPACK_ASSIGN_OR_RETURN(const ExpertIndex seconds, Seconds());
+    MOEPACK_ASSIGN_OR_RETURN(const FurtherUnits further, Further());
     std::vector<std::vector<ExpertEntry>> out;
-    for (size_t t = 0; t < program_.expert_tables.size(); ++t) {
-      const std::span<const std::optional<uint32_t>> twins =
-          twins_.empty() ? std::span<const std::optional<uint32_t>>() : twins_[t];
-      out.push_back(EntriesOf(program_.expert_tables[t].experts(), seconds[t], twins));
-    }
+    for (uint32_t t = 0; t < program_.expert_tables.size(); ++t) out.push_back(EntriesOf(program_, t, further));
     return out;
   }
 

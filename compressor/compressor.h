@@ -36,8 +36,9 @@ struct CompressReport {
   Plan plan;
   uint64_t original_parameters = 0;
   uint64_t second_experts = 0, second_bytes = 0;  // with a second precision, and its bytes before pages are filled
-  CachePolicy cache;          // which expert a device gives up first
-  std::optional<double> kld;  // mean on held-back calibration tokens, when the model was run
+  uint64_t dense_units = 0, dense_bytes = 0;      // dense stand-ins, and the same of theirs
+  CachePolicy cache;                              // which expert a device gives up first
+  std::optional<double> kld;                      // mean on held-back calibration tokens, when the model was run
   // The same of each domain of the profile, nothing for one without held-back text.
   std::map<std::string, std::optional<double>> domain_kld;
 };

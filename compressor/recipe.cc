@@ -153,6 +153,7 @@ nlohmann::json RecipeJson(const Recipe& recipe) {
   }
   if (recipe.second_precision) out["second_precision"]["codec"] = recipe.second_precision->Name();
   if (recipe.twins) out["twins"] = true;
+  if (recipe.dense_fallback) out["dense_fallback"]["codec"] = recipe.dense_fallback->Name();
   out["gptq"] = recipe.gptq;
   out["probes"] = recipe.probes;
   if (recipe.distill) {

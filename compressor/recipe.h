@@ -85,9 +85,10 @@ struct Recipe {
   std::vector<RecipeRule> rules;   // the last rule that matches a tensor wins
   std::optional<PruneRecipe> prune;
   std::optional<DropRecipe> drop_experts;
-  double prune_channels = 0;  // share of every expert's intermediate channels to remove
+  double prune_channels = 0;                   // share of every expert's intermediate channels to remove
   std::optional<RatedCodec> second_precision;  // of every expert that takes fewer bytes in it (compressor/variants.h)
   bool twins = false;                          // name each expert's nearest as its last variant
+  std::optional<RatedCodec> dense_fallback;    // of a dense stand-in for every layer (compressor/pass/dense_fallback.h)
   bool gptq = true;
   std::optional<DistillRecipe> distill;
   bool probes = true;                     // measure sensitivities by KLD (compressor/plan/error_table.h)

@@ -58,6 +58,9 @@ TEST(Recipe, AnErrorNamesLineColumnKeyAndTheNearestValidOne) {
            {"version: 1\nsecond_precision: {}\n", {"line 2", "needs 'codec'"}},
            {"version: 1\nsecond_precision: {codec: i8r@2.5}\n", {"line 2", "without a rate"}},
            {"version: 1\nsecond_precision: i2g64\n", {"line 2", "must be a map"}},
+           {"version: 1\ndense_fallback: {}\n", {"line 2", "needs 'codec'"}},
+           {"version: 1\ndense_fallback: {codec: i8r@2.5}\n", {"line 2", "without a rate"}},
+           {"version: 1\ndense_fallback: {codec: i8r+2:4}\n", {"line 2", "keeps every weight"}},
            {"version: 1\ntwins: 2\n", {"line 2", "true or false"}},
            {"version: 1\ndistill: {epochs: 0}\n", {"epochs"}},
            {"version: 1\ndistill: {rate: 2}\n", {"to 1"}},
@@ -202,7 +205,8 @@ TEST(Recipe, CanonicalTextIsARecipe) {
            "1e6}\n",
            "version: 1\ntarget_bpw: 4.3\nprune: {nm: '2:4'}\ndrop_experts: {per_layer: [1, 2]}\ngptq: false\nprobes: "
            "false\n",
-           "version: 1\nmax_kld: 1e-7\ndrop_experts: {count: 2}\nsecond_precision: {codec: i2mg32}\ntwins: true\n",
+           "version: 1\nmax_kld: 1e-7\ndrop_experts: {count: 2}\nsecond_precision: {codec: i2mg32}\ntwins: true\n"
+           "dense_fallback: {codec: i8g64}\n",
            "version: 1\ntarget_bpw: 4\ntarget_resident: 12345678901\n",
        }) {
     const Result<Recipe> recipe = ParseRecipe(text, "r");
@@ -218,6 +222,7 @@ TEST(Recipe, CanonicalTextIsARecipe) {
     EXPECT_EQ(again->budget.max_kld, recipe->budget.max_kld);
     EXPECT_EQ(again->second_precision, recipe->second_precision);
     EXPECT_EQ(again->twins, recipe->twins);
+    EXPECT_EQ(again->dense_fallback, recipe->dense_fallback);
     EXPECT_EQ(again->distill.has_value(), recipe->distill.has_value());
     if (recipe->distill) {
       EXPECT_EQ(again->distill->rate, recipe->distill->rate);

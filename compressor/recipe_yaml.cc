@@ -69,6 +69,14 @@ class Reader {
                }
              }},
             {"twins", [&](const auto& n) { out->twins = Flag(n); }},
+            {"dense_fallback",
+             [&](const auto& n) {
+               Map(n, "dense_fallback", {{"codec", [&](const auto& c) { out->dense_fallback = ReadCodec(c); }}});
+               if (error_.ok() && !out->dense_fallback) Fail(n, "dense_fallback needs 'codec'");
+               if (!error_.ok()) return;
+               if (out->dense_fallback->rate != 0 || out->dense_fallback->codec.sparsity != Sparsity::kNone)
+                 Fail(n, "dense_fallback: expected a codec without a rate that keeps every weight");
+             }},
             {"gptq", [&](const auto& n) { out->gptq = Flag(n); }},
             {"distill", [&](const auto& n) { out->distill = ReadDistill(n); }},
             {"probes", [&](const auto& n) { out->probes = Flag(n); }},

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "compressor/pass/dense_fallback.h"
 #include "compressor/pass/distill_experts.h"
 #include "compressor/pass/moments_jobs.h"
 #include "compressor/pass/rated.h"
@@ -66,7 +67,7 @@ class Replayer {
 
   Result<ReplayReport> Run() {
     MOEPACK_RETURN_IF_ERROR(ReadEarlierErrors());
-    MOEPACK_RETURN_IF_ERROR(ChooseSeconds());
+    MOEPACK_RETURN_IF_ERROR(ChooseFurther());
     progress_.Begin("compress", tensors_.size(), "tensors");
     for (int32_t block = 0; block < in_.program->blocks(); ++block) {
       MOEPACK_RETURN_IF_ERROR(RunBlock(block));
@@ -90,11 +91,12 @@ class Replayer {
   }
 
   // A trial that writes nothing needs none.
-  Status ChooseSeconds() {
+  Status ChooseFurther() {
     std::vector<RatedCodec> codecs;
     for (const PlanTensor& tensor : in_.plan->tensors) codecs.push_back(tensor.codec);
     const std::optional<RatedCodec> second = in_.writer == nullptr ? std::nullopt : in_.recipe->second_precision;
     MOEPACK_ASSIGN_OR_RETURN(seconds_, SecondUnits(*in_.program, tensors_, codecs, second));
+    dense_ = DenseUnits(*in_.program, seconds_);
     return Status::Ok();
   }
   // The unit of the tensor in the second precision, if it has one.
@@ -209,6 +211,7 @@ class Replayer {
       if (const auto key = SecondUnitOf(i)) add(*key, i, *in_.recipe->second_precision, &second);
     }
     if (in_.writer == nullptr) return Status::Ok();
+    if (in_.recipe->dense_fallback) MOEPACK_RETURN_IF_ERROR(AddDenseUnits(block, *weights, &units));
     std::vector<FolderUnit> ordered;
     ordered.reserve(units.size());
     for (auto& [key, unit] : units) ordered.push_back(std::move(unit));
@@ -319,6 +322,53 @@ class Replayer {
     return Status::Ok();
   }
 
+  // A stand-in for the experts of each width, fitted to what the encoded ones give.
+  Status AddDenseUnits(int32_t block, const BlockWeights& weights, std::map<UnitKey, FolderUnit>* units) {
+    for (const Node& node : in_.program->nodes) {
+      if (node.block != block || node.kind != NodeKind::kMoe) continue;
+      const uint32_t table = node.moe.table;
+      std::map<uint32_t, std::vector<uint32_t>> experts_of;  // by unit
+      for (uint32_t e = 0; e < dense_[table].size(); ++e) {
+        if (dense_[table][e]) experts_of[*dense_[table][e]].push_back(e);
+      }
+      for (const auto& [physical, experts] : experts_of) {
+        DenseFallbackInput input{&node, experts, &weights, in_.calibration->weights, {}};
+        input.observe = [&](Observer* observer) { return Collect(block, weights, observer); };
+        MOEPACK_ASSIGN_OR_RETURN(const DenseFallback fit, FitDenseFallback(input, pool_));
+        progress_.Note(StrFormat("block %d: the dense stand-in lacks %.1f %% of the energy of what experts give", block,
+                                 fit.energy > 0 ? 100 * fit.error / fit.energy : 100.0));
+        const UnitKey key{true, table, physical};
+        MOEPACK_ASSIGN_OR_RETURN((*units)[key], EncodeDense(fit, key));
+      }
+    }
+    return Status::Ok();
+  }
+
+  Result<FolderUnit> EncodeDense(const DenseFallback& fit, const UnitKey& key) {
+    FolderUnit unit;
+    unit.key = key;
+    std::vector<MatrixJob> jobs;
+    std::vector<ExpertMatrix> matrices;
+    const auto add = [&](ExpertMatrix matrix, const Matrix& weights) {
+      if (weights.size() == 0) return;
+      MatrixJob& job = jobs.emplace_back();
+      job.weights = &weights;
+      job.codec = in_.recipe->dense_fallback->codec;
+      if (matrix == ExpertMatrix::kDown) job.importance = fit.down_input;
+      matrices.push_back(matrix);
+    };
+    add(ExpertMatrix::kGate, fit.gate);
+    add(ExpertMatrix::kUp, fit.up);
+    add(ExpertMatrix::kDown, fit.down);
+    RunJobs(jobs, kSweeps, pool_);
+    for (size_t i = 0; i < jobs.size(); ++i) {
+      MOEPACK_ASSIGN_OR_RETURN(const Bytes plain, ToPlain(jobs[i].out));
+      unit.tensors.push_back({static_cast<uint32_t>(matrices[i]), jobs[i].codec, jobs[i].out.shape});
+      unit.plain.insert(unit.plain.end(), plain.begin(), plain.end());
+    }
+    return unit;
+  }
+
   std::optional<Learns> ExpertLearns(size_t i) const {
     const Pattern& targets = in_.recipe->distill->targets;
     if (!tensors_[i].is_expert() || !(targets.empty() || targets.Matches(tensors_[i].name))) return std::nullopt;
@@ -361,7 +411,7 @@ class Replayer {
   std::vector<Matrix> full_logits_;
   std::map<TensorId, Matrix> shared_;
   ReplayReport report_;
-  ExpertIndex seconds_;
+  ExpertIndex seconds_, dense_;
 };
 
 }  // namespace

@@ -1,6 +1,8 @@
 #include "compressor/variants.h"
 
+#include <algorithm>
 #include <cmath>
+#include <map>
 
 #include "base/checked.h"
 
@@ -95,13 +97,31 @@ Result<ExpertIndex> TwinsOf(const Program& program, const TensorSource& source) 
   return out;
 }
 
-std::vector<ExpertEntry> EntriesOf(uint32_t experts, std::span<const std::optional<uint32_t>> seconds,
-                                   std::span<const std::optional<uint32_t>> twins) {
-  std::vector<ExpertEntry> out(experts);
-  for (uint32_t e = 0; e < experts; ++e) {
+ExpertIndex DenseUnits(const Program& program, const ExpertIndex& seconds) {
+  ExpertIndex out;
+  for (uint32_t t = 0; t < program.expert_tables.size(); ++t) {
+    const ExpertTableDecl& table = program.expert_tables[t];
+    const auto has = [](const std::optional<uint32_t>& unit) { return unit.has_value(); };
+    uint32_t next = table.experts() + static_cast<uint32_t>(std::count_if(seconds[t].begin(), seconds[t].end(), has));
+    std::map<uint64_t, uint32_t> unit_of;  // by width
+    auto& units = out.emplace_back(table.experts());
+    for (uint32_t e = 0; e < table.experts(); ++e) {
+      const uint64_t width = table.intermediate[e];
+      if (std::count(table.intermediate.begin(), table.intermediate.end(), width) < 2) continue;
+      if (!unit_of.contains(width)) unit_of[width] = next++;
+      units[e] = unit_of[width];
+    }
+  }
+  return out;
+}
+
+std::vector<ExpertEntry> EntriesOf(const Program& program, uint32_t table, const FurtherUnits& further) {
+  std::vector<ExpertEntry> out(program.expert_tables[table].experts());
+  for (uint32_t e = 0; e < out.size(); ++e) {
     out[e].variants.push_back({e});
-    if (!seconds.empty() && seconds[e]) out[e].variants.push_back({*seconds[e]});
-    if (!twins.empty() && twins[e]) out[e].variants.push_back({*twins[e]});
+    for (const ExpertIndex* units : {&further.seconds, &further.twins, &further.dense}) {
+      if (!units->empty() && (*units)[table][e]) out[e].variants.push_back({*(*units)[table][e]});
+    }
   }
   return out;
 }

@@ -1,5 +1,6 @@
-// Variants of experts: a second, lower precision of their own, and a twin, the expert that is most like them. A device that
-// cannot or does not want to load an expert may use them (format/SPEC.md, section 5).
+// Variants of experts: a second, lower precision of their own; a twin, the expert that is most like them; and a dense
+// stand-in (compressor/pass/dense_fallback.h) for all of a width. A device that cannot or does not want to load an expert
+// may use them (format/SPEC.md, section 5).
 #pragma once
 
 #include <optional>
@@ -34,8 +35,15 @@ Result<ExpertBytes> BytesOfExpert(std::span<const TensorRef> matrices, std::span
 // when a table's logits do not come from a linear node.
 Result<ExpertIndex> TwinsOf(const Program& program, const TensorSource& source);
 
-// Expert e's units: e, then its second one, then its twin's first.
-std::vector<ExpertEntry> EntriesOf(uint32_t experts, std::span<const std::optional<uint32_t>> seconds,
-                                   std::span<const std::optional<uint32_t>> twins);
+// The unit of the dense stand-in for each expert, behind the second units of the table: one for each width, in the order of
+// its first expert; none where no other expert has the width, which it would only repeat.
+ExpertIndex DenseUnits(const Program& program, const ExpertIndex& seconds);
+
+// What the experts of a table have beside their own first unit.
+struct FurtherUnits {
+  ExpertIndex seconds, twins, dense;  // or empty
+};
+// Units of the experts of table t: expert e's, then its second one, its twin's first, the dense stand-in.
+std::vector<ExpertEntry> EntriesOf(const Program& program, uint32_t table, const FurtherUnits& further);
 
 }  // namespace moepack

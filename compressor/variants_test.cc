@@ -135,16 +135,60 @@ TEST_F(VariantsTest, APlanCountsTheSecondsOfWhatItChooses) {
   EXPECT_EQ(without->second_experts, 0u);
 }
 
+const std::string kDense = kTwo + "twins: true\ndense_fallback: {codec: i8g32}\n";
+
+TEST_F(VariantsTest, ADenseStandInIsTheLastVariantOfAllExpertsOfAWidth) {
+  const auto two = Compressed(kTwo + "twins: true\n", "two"), dense = Compressed(kDense, "dense");
+  ASSERT_TRUE(two.ok() && dense.ok()) << dense.status().message();
+  EXPECT_GT(dense->plan.bundle_bytes, two->plan.bundle_bytes);
+  EXPECT_EQ(dense->plan.resident_bytes, two->plan.resident_bytes);
+  EXPECT_EQ(dense->kld, two->kld);
+  const auto folder = Open("dense"), less = Open("two");
+  EXPECT_EQ(dense->dense_units, folder->experts().size());
+  EXPECT_GT(dense->dense_bytes, 0u);
+  std::map<UnitKey, Bytes> units = UnitsOf(*folder);
+  for (uint32_t t = 0; t < folder->experts().size(); ++t) {
+    const UnitKey key{true, t, 2 * experts(t)};
+    ASSERT_EQ(units.count(key), 1u);
+    EXPECT_EQ(units[key].size(), units[(UnitKey{true, t, 0})].size());
+    units.erase(key);
+    for (const ExpertEntry& entry : folder->experts()[t]) EXPECT_EQ(entry.variants.back().physical, key.physical);
+    for (const std::vector<VariantKind>& kinds : VariantKinds(folder->experts()[t])) {
+      EXPECT_EQ(kinds, (std::vector<VariantKind>{VariantKind::kFirst, VariantKind::kLower, VariantKind::kTwin,
+                                                 VariantKind::kDense}));
+    }
+  }
+  EXPECT_TRUE(units == UnitsOf(*less)) << "something else changed";
+}
+
+TEST_F(VariantsTest, ADenseStandInIsTheSameOnAnyNumberOfThreadsAndAfterAKill) {
+  ASSERT_TRUE(Compressed(kDense, "whole", 1).ok());
+  ASSERT_TRUE(Compressed(kDense, "three", 3).ok());
+  ExpectSameFolders("whole", "three");
+  ::moepack::testing::FaultEnv env(PosixEnv(), ::moepack::testing::FaultEnv::Count::kWrites);
+  env.FailAt(13, ErrorCode::kNoSpace, ::moepack::testing::FaultEnv::Duration::kFromThenOn);
+  ASSERT_FALSE(Compressed(kDense, "killed", 2, env, true).ok());
+  ASSERT_TRUE(Compressed(kDense, "killed", 2, PosixEnv(), true).ok());
+  ExpectSameFolders("whole", "killed");
+}
+
+TEST_F(VariantsTest, ADenseStandInNeedsCalibrationText) {
+  profile_ = false;
+  const auto refused = Compressed("defaults: {codec: i8g32}\ndense_fallback: {codec: i8g32}\n", "none");
+  EXPECT_EQ(refused.status().code(), ErrorCode::kUsage);
+  EXPECT_NE(refused.status().message().find("--profile"), std::string::npos) << refused.status().message();
+}
+
 TEST_F(VariantsTest, DistillationLeavesTheSecondsWhole) {
-  const std::string recipe = kTwo + "distill: {epochs: 1, logits: scales}\n";
+  const std::string recipe = kDense + "distill: {epochs: 1, logits: scales}\n";
   ASSERT_TRUE(Compressed(recipe, "d").ok());
   const auto folder = Open("d");
   uint64_t all = 0;
   for (uint32_t t = 0; t < folder->experts().size(); ++t) {
     all += experts(t);
-    for (const ExpertEntry& entry : folder->experts()[t]) EXPECT_EQ(entry.variants.size(), 2u);
+    for (const ExpertEntry& entry : folder->experts()[t]) EXPECT_EQ(entry.variants.size(), 4u);
   }
-  EXPECT_EQ(UnitsOf(*folder).size(), 2 * all);
+  EXPECT_EQ(UnitsOf(*folder).size(), 2 * all + folder->experts().size());
 }
 
 TEST_F(VariantsTest, ATwinHasTheMostSimilarRouterRow) {

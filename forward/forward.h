@@ -156,6 +156,10 @@ class Forward {
   std::vector<int32_t> last_use_;  // by value: last block that reads it
 };
 
+// From the products of an expert's input with gate and up to the input of down, in *up: act(gate) * (up + offset), with the
+// record's limits; act(up) for experts without gates, where `gate` is not used. Same shapes; *gate is overwritten.
+void ActivateExpert(const ActivationRecord& record, Matrix* gate, Matrix* up);
+
 // What routing needs beside the record and the logits.
 struct RoutingTables {
   std::span<const float> selection_bias;  // [experts], or empty

@@ -42,21 +42,6 @@ Dispatch RouteTile(const RoutingRecord& routing, const RoutingTables& tables, co
   return d;
 }
 
-// up = act(gate) * (up + offset), with the record's limits.
-void ActivateGated(const ActivationRecord& record, Matrix& gate, Matrix& up) {
-  if (record.limit > 0) {
-    gate.array() = gate.array().min(record.limit);
-    up.array() = up.array().max(-record.limit).min(record.limit);
-  }
-  if (record.sigmoid_scale > 0) {
-    gate.array() = gate.array() / (1 + (-record.sigmoid_scale * gate.array()).exp());
-  } else {
-    Activate(record.function, gate);
-  }
-  if (record.up_offset != 0) up.array() += record.up_offset;
-  up.array() *= gate.array();
-}
-
 // Rows [begin, end) in Dispatch order, all of one expert.
 struct Task {
   uint32_t expert = 0, begin = 0, end = 0;
@@ -99,9 +84,9 @@ struct ExpertRun {
       Matrix g(rows, up.rows());
       g.noalias() = x * weights.expert(table, task.expert, ExpertMatrix::kGate).transpose();
       AddBias(node.gate_bias, task.expert, &g);
-      ActivateGated(node.activation, g, h);
+      ActivateExpert(node.activation, &g, &h);
     } else {
-      Activate(node.activation.function, h);
+      ActivateExpert(node.activation, nullptr, &h);
     }
     const uint32_t at = task.begin - dispatch.first[task.expert];
     ExpertCapture* capture = captures == nullptr ? nullptr : &(*captures)[capture_of[task.expert]];
@@ -147,6 +132,24 @@ std::vector<ExpertCapture> AllocateCaptures(const ExpertTableDecl& table, const 
 }
 
 }  // namespace
+
+void ActivateExpert(const ActivationRecord& record, Matrix* gate, Matrix* up) {
+  if (!record.gated) {
+    Activate(record.function, *up);
+    return;
+  }
+  if (record.limit > 0) {
+    gate->array() = gate->array().min(record.limit);
+    up->array() = up->array().max(-record.limit).min(record.limit);
+  }
+  if (record.sigmoid_scale > 0) {
+    gate->array() = gate->array() / (1 + (-record.sigmoid_scale * gate->array()).exp());
+  } else {
+    Activate(record.function, *gate);
+  }
+  if (record.up_offset != 0) up->array() += record.up_offset;
+  up->array() *= gate->array();
+}
 
 void RunMoe(const Node& node, const ExpertTableDecl& table, const BlockWeights& weights, const Matrix& in,
             const Matrix& logits, ThreadPool& pool, const std::function<bool(uint32_t)>& wants, MoeCapture* capture,

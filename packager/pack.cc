@@ -171,18 +171,17 @@ Status CheckOptions(const PackOptions& options) {
 
 // A step that no expert of the folder can take is a mistake of whoever asks for it.
 Status CheckStandIns(const ModelFolder& folder, const std::vector<Unavailable>& steps) {
-  bool lower = false, twin = false;
+  std::set<VariantKind> there;
   for (const std::vector<ExpertEntry>& experts : folder.experts()) {
-    const std::vector<bool> first = FirstUnits(experts);
-    for (const ExpertEntry& expert : experts) {
-      for (size_t v = 1; v < expert.variants.size(); ++v) (first[expert.variants[v].physical] ? twin : lower) = true;
-    }
+    for (const std::vector<VariantKind>& kinds : VariantKinds(experts)) there.insert(kinds.begin(), kinds.end());
   }
   for (const Unavailable step : steps) {
-    if (step == Unavailable::kLower && !lower)
+    if (step == Unavailable::kLower && !there.contains(VariantKind::kLower))
       return Status(ErrorCode::kUsage, "unavailable: no expert has a lower precision; compress with second_precision");
-    if (step == Unavailable::kTwin && !twin)
+    if (step == Unavailable::kTwin && !there.contains(VariantKind::kTwin))
       return Status(ErrorCode::kUsage, "unavailable: no expert has a twin; compress with twins: true");
+    if (step == Unavailable::kDense && !there.contains(VariantKind::kDense))
+      return Status(ErrorCode::kUsage, "unavailable: no layer has a dense stand-in; compress with dense_fallback");
   }
   return Status::Ok();
 }

@@ -113,7 +113,9 @@ Result<ExpertCacheOptions> CacheOptionsOf(const UnitSource& source, const Engine
   out.start_bytes = options.expert_ram_start_bytes;
   out.grow_below = options.grow_below;
   out.policy = options.cache_policy.value_or(source.hot_list().cache);
-  out.preload_must_succeed = !options.bridge_unavailable || source.unavailable().empty();
+  const std::vector<Unavailable>& steps = source.unavailable();
+  out.preload_must_succeed = !options.bridge_unavailable || steps.empty();
+  out.keep_dense = options.bridge_unavailable && std::count(steps.begin(), steps.end(), Unavailable::kDense) > 0;
   MOEPACK_RETURN_IF_ERROR(CheckCachePolicy(out.policy));
   if (options.expert_ram_bytes != kAutoExperts) return out;
   out.raise_limit = true;
@@ -124,7 +126,7 @@ Result<ExpertCacheOptions> CacheOptionsOf(const UnitSource& source, const Engine
 // kUsage where the bundle has nothing to lower to.
 Result<StandInOptions> StandInsOf(const UnitSource& source, const EngineOptions& options) {
   MOEPACK_RETURN_IF_ERROR(options.misses.Check());
-  if (options.misses.on_miss == OnMiss::kLower && !StandIns(source.experts()).any_own()) {
+  if (options.misses.on_miss == OnMiss::kLower && !StandIns(source.experts()).any_lower()) {
     return Status(ErrorCode::kUsage, "the bundle has no lower precision of any expert; compress with second_precision");
   }
   StandInOptions out;

@@ -19,6 +19,7 @@ Result<ExpertCache> ExpertCache::Create(UnitSource& source, ThreadPool& pool, st
   ExpertCache cache(source, pool, options);
   MOEPACK_RETURN_IF_ERROR(cache.AddEntries());
   MOEPACK_RETURN_IF_ERROR(cache.ComputeMinimum(top_k));
+  if (options.keep_dense) MOEPACK_RETURN_IF_ERROR(cache.KeepDense());
   MOEPACK_RETURN_IF_ERROR(cache.SetBudget());
   return cache;
 }
@@ -121,6 +122,25 @@ Status ExpertCache::ComputeMinimum(std::span<const uint32_t> top_k) {
     minimum_bytes_ = std::max(minimum_bytes_, sum);
   }
   all_bytes_ = std::max(all_bytes_, minimum_bytes_);
+  return Status::Ok();
+}
+
+// Dense stand-ins are there when nothing can be read any more, beside the experts of a token.
+Status ExpertCache::KeepDense() {
+  for (uint32_t t = 0; t < source_->experts().size(); ++t) {
+    const std::vector<std::vector<VariantKind>> kinds = VariantKinds(source_->experts()[t].experts);
+    for (uint32_t e = 0; e < kinds.size(); ++e) {
+      for (uint32_t v = 0; v < kinds[e].size(); ++v) {
+        const uint32_t index = EntryIndex(t, e, v);
+        if (kinds[e][v] != VariantKind::kDense || entries_[index].kept) continue;
+        entries_[index].kept = true;
+        dense_.push_back(index);
+        if (!CheckedAdd(minimum_bytes_, entries_[index].resident_bytes, &minimum_bytes_) ||
+            !CheckedAdd(all_bytes_, entries_[index].resident_bytes, &all_bytes_))
+          return Status(ErrorCode::kLimit, "expert tables: sizes overflow");
+      }
+    }
+  }
   return Status::Ok();
 }
 
@@ -244,6 +264,9 @@ bool ExpertCache::TakePlace(uint32_t index) {
 // "layer 3, expert 5": 5 is the index in the original checkpoint.
 std::string ExpertCache::NameOf(const Entry& e) const {
   const ExpertTableDecl& decl = source_->program().expert_tables[e.table];
+  const auto index = static_cast<uint32_t>(&e - entries_.data());
+  if (std::find(dense_.begin(), dense_.end(), index) != dense_.end())
+    return StrFormat("layer %d, dense stand-in", decl.layer);
   const auto names = [&](const ExpertEntry& entry) {
     return std::find(entry.variants.begin(), entry.variants.end(), ExpertEntry::Variant{e.physical}) != entry.variants.end();
   };
@@ -323,6 +346,7 @@ void ExpertCache::Unpin(uint32_t table, std::span<const uint32_t> experts, std::
 
 Status ExpertCache::Preload() {
   pending_.clear();
+  for (const uint32_t index : dense_) Place(index);
   for (const auto& [table, expert] : source_->hot_list().experts) {
     const uint32_t index = EntryIndex(table, expert);
     const Entry& e = entries_[index];

@@ -26,6 +26,7 @@ struct ExpertCacheOptions {
   // The budget grows by kGrowthShare of the limit when fewer than this share of kGrowthLookups lookups found their expert.
   double grow_below = 0.9;
   CachePolicy policy;                // valid
+  bool keep_dense = false;           // dense stand-ins (VariantKind) are loaded first and never leave
   bool preload_must_succeed = true;  // otherwise what cannot be read is left to whoever needs it
 };
 
@@ -47,7 +48,8 @@ struct ExpertCacheStats {
 //
 // Counts resident bytes: ResidentBytes of every matrix, each rounded up to kExpertAlignment. They lie in one run of memory
 // no longer than the budget. While an expert is being loaded its stored and plain bytes are held too, for at most two
-// experts a thread of the pool and one a lane; they are not part of the budget. Not thread-safe; loads run on the pool and on lanes.
+// experts a thread of the pool and one a lane; they are not part of the budget. Not thread-safe; loads run on the pool and
+// on lanes.
 class ExpertCache {
  public:
   static constexpr uint64_t kGrowthLookups = 256, kGrowthShare = 8;  // an eighth of the limit
@@ -63,7 +65,7 @@ class ExpertCache {
   // From now on expected experts are loaded ahead: by the pool's threads that have no chunk to load while others of the
   // pool do, and by `lanes` threads of their own, which may be 0. Once. kNoMemory.
   Status StartPrefetch(uint32_t lanes);
-  // Loads experts of the hot list, hottest first, as long as they fit.
+  // Loads the dense stand-ins that are kept, then experts of the hot list, hottest first, as long as they fit.
   Status Preload();
   bool IsResident(uint32_t table, uint32_t expert, uint32_t variant = 0) const;
   // Whether a first variant is resident or a lane is loading it.
@@ -97,7 +99,9 @@ class ExpertCache {
   uint64_t used_bytes() const { return used_bytes_; }
   uint64_t budget_bytes() const { return budget_bytes_; }  // now
   uint64_t limit_bytes() const { return options_.limit_bytes; }
-  uint64_t all_bytes() const { return all_bytes_; }  // what all experts together need, each in its first variant
+  uint64_t all_bytes() const {
+    return all_bytes_;
+  }  // what all experts together need, each in its first variant, and what is kept
   uint64_t minimum_bytes() const { return minimum_bytes_; }
   uint64_t kept_experts() const { return kept_experts_; }  // hot ones that never leave
   uint64_t mean_bytes(uint32_t table) const;               // resident, of one expert of a table
@@ -113,7 +117,7 @@ class ExpertCache {
     bool missing = false;     // resident but for its weights: Pin loads them
     bool loading = false;     // a lane has it; its block is taken, its bytes count
     bool prefetched = false;  // resident since it was loaded ahead, and not used yet
-    bool kept = false;        // hot: never leaves
+    bool kept = false;        // hot, or a dense stand-in: never leaves
     uint64_t expected = 0;    // Expect call that named it
     uint64_t routed = 0;      // Route call that chose it
     ExpertUse use;
@@ -126,6 +130,7 @@ class ExpertCache {
         clock_(options.policy, static_cast<uint32_t>(source.experts().size())) {}
   Status AddEntries();
   Status CountAllBytes();
+  Status KeepDense();
   Status ComputeMinimum(std::span<const uint32_t> top_k);
   Status SetBudget();
   void ChooseKept();
@@ -164,6 +169,7 @@ class ExpertCache {
   std::unique_ptr<ExpertArena> arena_ = std::make_unique<ExpertArena>();  // outlives entries_; blocks by entry
   std::vector<Entry> entries_;
   std::vector<uint32_t> table_begin_;  // first entry of each table
+  std::vector<uint32_t> dense_;        // entries of dense stand-ins that are kept
   std::vector<uint32_t> pending_;      // entries to load, reused between calls
   ExpertLoads loads_;                  // of pending_ and beside_
   uint32_t failed_entry_ = 0;          // the one that LoadPending's error is about

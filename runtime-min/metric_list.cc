@@ -84,6 +84,8 @@ constexpr Metric kMetrics[] = {
      &Field<&M::experts_bridged_twin>},
     {"experts_bridged_renormalise", MetricType::kCounter, "moepack_experts_bridged_total", "{step=\"renormalise\"}", 1, "",
      &Field<&M::experts_bridged_renormalise>},
+    {"experts_bridged_dense", MetricType::kCounter, "moepack_experts_bridged_total", "{step=\"dense\"}", 1, "",
+     &Field<&M::experts_bridged_dense>},
     {"peak_rss_bytes", MetricType::kGauge, "moepack_peak_resident_memory_bytes", "", 1,
      "Most resident memory of the process.", &Field<&M::peak_rss_bytes>},
     {"energy_joules", MetricType::kCounter, "moepack_energy_joules_total", "", 1,

@@ -95,6 +95,7 @@ void FillFromEngine(const Engine& engine, RunMetrics* metrics) {
   metrics->experts_bridged_lower = stand_ins.bridged_lower;
   metrics->experts_bridged_twin = stand_ins.bridged_twin;
   metrics->experts_bridged_renormalise = stand_ins.renormalised;
+  metrics->experts_bridged_dense = stand_ins.bridged_dense;
   metrics->peak_rss_bytes = PeakRssBytes();
   metrics->verified = true;  // an engine is made from a verified bundle only
 }

@@ -38,7 +38,8 @@ struct RunMetrics {
   std::optional<uint64_t> expert_budget_limit_bytes;  // what it may grow to
   // StandInStats
   std::optional<uint64_t> experts_lowered, experts_skipped;
-  std::optional<uint64_t> experts_bridged_retry, experts_bridged_lower, experts_bridged_twin, experts_bridged_renormalise;
+  std::optional<uint64_t> experts_bridged_retry, experts_bridged_lower, experts_bridged_twin, experts_bridged_renormalise,
+      experts_bridged_dense;
   std::optional<uint64_t> peak_rss_bytes;    // of the process
   std::optional<double> energy_joules;       // of the whole machine meanwhile
   std::optional<std::string> energy_source;  // what told it

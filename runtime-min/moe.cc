@@ -91,7 +91,7 @@ Status MoeExecutor::Run(const MoeNode& node, const ExpertTableDecl& table, const
   for (; groups_.back().skipped; groups_.pop_back()) LeaveOut(groups_.back(), k);
   const kernels::Activations& inputs = weight_on_input_ ? WeightInputs(tokens * k, table.hidden, x.values) : x.prepared;
   MOEPACK_RETURN_IF_ERROR(RunTurns(node, table.hidden, inputs));
-  if (left_out_) MOEPACK_RETURN_IF_ERROR(Renormalise(tokens, k));
+  if (left_out_) Renormalise(tokens, k);
   Combine(tokens, k, table.hidden, out);
   return Status::Ok();
 }
@@ -225,10 +225,11 @@ void MoeExecutor::ExpandItem(const MoeNode& node, const Group& group, const Item
   }
 }
 
-// Columns [row_begin, row_end) of every row += the expert's row of `bias` [experts, columns], null for none.
+// Columns [row_begin, row_end) of every row += the expert's row of `bias` [experts, columns], null for none. A dense
+// stand-in has none.
 void MoeExecutor::AddBias(const float* bias, size_t columns, const Group& group, const Item& item, float* values,
                           size_t stride) const {
-  if (bias == nullptr) return;
+  if (bias == nullptr || !HasBiases(group)) return;
   const float* row = bias + group.expert * columns;
   for (size_t t = 0; t < group.rows(); ++t) {
     for (size_t r = item.row_begin; r < item.row_end; ++r) values[t * stride + r] += row[r];

@@ -52,13 +52,15 @@ class MoeExecutor {
     size_t intermediate = 0;
     size_t offset = 0;  // first row in the buffers of a turn
     bool resident = false;
-    uint32_t variant = 0;  // of the expert, as its table lists them
-    bool lowered = false;  // the variant was chosen by MissPolicy
-    bool twin = false;     // the variant is another expert's
-    bool skipped = false;  // by MissPolicy
-    uint32_t retries = 0;  // reads of this variant that were repeated
+    uint32_t variant = 0;                        // of the expert, as its table lists them
+    bool lowered = false;                        // the variant was chosen by MissPolicy
+    VariantKind stand_in = VariantKind::kFirst;  // what the variant is, where a step of the policy chose it
+    bool skipped = false;                        // by MissPolicy
+    uint32_t retries = 0;                        // reads of this variant that were repeated
     size_t rows() const { return end - begin; }
   };
+  // Its matrices are the expert's own, or one of its kind: then the expert's biases belong to them.
+  static bool HasBiases(const Group& group) { return group.stand_in != VariantKind::kDense; }
   // Rows of one expert's matrix, the unit of work.
   struct Item {
     size_t group = 0;  // of the turn
@@ -72,10 +74,11 @@ class MoeExecutor {
   void OrderGroups(uint32_t table);
   size_t ChoiceOf(size_t row, uint32_t k) const;
   void LeaveOut(const Group& group, uint32_t k);
+  bool OthersRemain(const Group& group, uint32_t k) const;
   Status Bridge(const MoeNode& node, const Status& failure, size_t index, size_t* done);
   void ReportBridge(const Group& group, uint32_t table, Unavailable step, const Status& failure);
   void CountBridged(std::span<const Group> turn);
-  Status Renormalise(size_t tokens, uint32_t k);
+  void Renormalise(size_t tokens, uint32_t k);
   Status RunTurns(const MoeNode& node, size_t hidden, const kernels::Activations& x);
   std::span<Group> NextTurn(size_t done);
   const kernels::Activations& WeightInputs(size_t rows, size_t hidden, const float* x);
@@ -94,7 +97,6 @@ class MoeExecutor {
   StandInStats stats_;
   std::set<std::array<uint32_t, 3>> reported_;  // (table, expert, step)
   bool left_out_ = false;                       // some choice of this run has no row
-  Status left_out_because_;                     // of the last one that could not be read
   Biases biases_;                               // of the node that runs
   size_t bias_columns_ = 0;                     // of its gate and up biases
   bool weight_on_input_ = false;

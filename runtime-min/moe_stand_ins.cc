@@ -16,6 +16,8 @@ const char* StepName(Unavailable step) {
       return "its twin stands in";
     case Unavailable::kRenormalise:
       return "it is left out and the others take over its weight";
+    case Unavailable::kDense:
+      return "the layer's dense stand-in takes its place";
   }
   return "";
 }
@@ -42,7 +44,7 @@ void MoeExecutor::JudgeMisses(const MoeNode& node, size_t tokens) {
     if (action == OnMiss::kLoad) continue;
     group.skipped = action == OnMiss::kSkip;
     stats_.skipped += group.skipped;
-    const auto lower = stand_ins_.NextOwn(node.table, group.expert, 0);
+    const auto lower = stand_ins_.Next(node.table, group.expert, 0, VariantKind::kLower);
     if (group.skipped || !lower) continue;
     group.variant = *lower;
     group.lowered = true;
@@ -56,47 +58,75 @@ void MoeExecutor::LeaveOut(const Group& group, uint32_t k) {
   for (size_t row = group.begin; row < group.end; ++row) place_[ChoiceOf(row, k)] = kNone;
 }
 
+// Whether each of its tokens has another choice that was not left out.
+bool MoeExecutor::OthersRemain(const Group& group, uint32_t k) const {
+  for (size_t row = group.begin; row < group.end; ++row) {
+    const auto begin = place_.begin() + static_cast<ptrdiff_t>(size_t{rows_[row]} * k);
+    if (std::count(begin, begin + k, kNone) + 1 >= static_cast<ptrdiff_t>(k)) return false;
+  }
+  return true;
+}
+
 // Chooses what stands in for groups_[index], of which `failure` tells; the failure itself when the policy has nothing more.
 // A group that is left out goes before *done.
 Status MoeExecutor::Bridge(const MoeNode& node, const Status& failure, size_t index, size_t* done) {
   if (!IsUnavailable(failure)) return failure;
   Group& group = groups_[index];
-  const auto use = [&](uint32_t variant, bool twin) {
+  const auto use = [&](uint32_t variant, VariantKind kind) {
     group.variant = turn_variants_[index] = variant;
-    group.twin = twin;
+    group.stand_in = kind;
     group.retries = 0;
     return Status::Ok();
   };
   if (group.lowered) {  // lower by choice, not by need
     group.lowered = false;
     --stats_.lowered;
-    return use(0, false);
+    return use(0, VariantKind::kFirst);
   }
+  // The next of that kind; none where a later step has been taken already.
+  const auto next = [&](VariantKind kind) {
+    return group.stand_in > kind
+               ? std::nullopt
+               : stand_ins_.Next(node.table, group.expert, group.stand_in == kind ? group.variant : 0, kind);
+  };
+  bool alone = false;
   for (const Unavailable step : options_.unavailable) {
-    std::optional<uint32_t> next;
-    if (step == Unavailable::kRetry && group.retries < kRetries) {
-      ++group.retries;
-      ReportBridge(group, node.table, step, failure);
-      return Status::Ok();
+    std::optional<uint32_t> variant;
+    VariantKind kind = VariantKind::kFirst;
+    switch (step) {
+      case Unavailable::kRetry:
+        if (group.retries == kRetries) continue;
+        ++group.retries;
+        ReportBridge(group, node.table, step, failure);
+        return Status::Ok();
+      case Unavailable::kLower:
+        kind = VariantKind::kLower;
+        break;
+      case Unavailable::kTwin:
+        kind = VariantKind::kTwin;
+        break;
+      case Unavailable::kRenormalise:
+        if (weight_on_input_) continue;  // weights are in the inputs of all
+        alone = !OthersRemain(group, node.routing.k);
+        if (alone) continue;
+        ReportBridge(group, node.table, step, failure);
+        ++stats_.renormalised;
+        LeaveOut(group, node.routing.k);
+        std::swap(groups_[index], groups_[*done]);
+        std::swap(turn_experts_[index], turn_experts_[*done]);
+        std::swap(turn_variants_[index], turn_variants_[*done]);
+        ++*done;
+        return Status::Ok();
+      case Unavailable::kDense:
+        kind = VariantKind::kDense;
+        break;
     }
-    if (step == Unavailable::kLower && !group.twin) next = stand_ins_.NextOwn(node.table, group.expert, group.variant);
-    if (step == Unavailable::kTwin) next = stand_ins_.NextTwin(node.table, group.expert, group.twin ? group.variant : 0);
-    if (next) {
-      ReportBridge(group, node.table, step, failure);
-      return use(*next, step == Unavailable::kTwin);
-    }
-    if (step != Unavailable::kRenormalise || weight_on_input_) continue;  // weights are in the inputs of all
+    variant = next(kind);
+    if (!variant) continue;
     ReportBridge(group, node.table, step, failure);
-    ++stats_.renormalised;
-    left_out_because_ = failure;
-    LeaveOut(group, node.routing.k);
-    std::swap(groups_[index], groups_[*done]);
-    std::swap(turn_experts_[index], turn_experts_[*done]);
-    std::swap(turn_variants_[index], turn_variants_[*done]);
-    ++*done;
-    return Status::Ok();
+    return use(*variant, kind);
   }
-  return failure;
+  return alone ? failure.With("of the experts that a token needs none can be read") : failure;
 }
 
 void MoeExecutor::ReportBridge(const Group& group, uint32_t table, Unavailable step, const Status& failure) {
@@ -106,32 +136,39 @@ void MoeExecutor::ReportBridge(const Group& group, uint32_t table, Unavailable s
 
 void MoeExecutor::CountBridged(std::span<const Group> turn) {
   for (const Group& group : turn) {
-    if (group.twin) {
-      ++stats_.bridged_twin;
-    } else if (group.variant > 0 && !group.lowered) {
-      ++stats_.bridged_lower;
-    } else if (group.retries > 0) {
-      ++stats_.retried;
+    switch (group.stand_in) {
+      case VariantKind::kFirst:
+        stats_.retried += group.retries > 0;
+        break;
+      case VariantKind::kLower:
+        ++stats_.bridged_lower;
+        break;
+      case VariantKind::kTwin:
+        ++stats_.bridged_twin;
+        break;
+      case VariantKind::kDense:
+        ++stats_.bridged_dense;
+        break;
     }
   }
 }
 
 // The weights of choices that were left out go to the token's others in proportion to theirs.
-Status MoeExecutor::Renormalise(size_t tokens, uint32_t k) {
+void MoeExecutor::Renormalise(size_t tokens, uint32_t k) {
   for (size_t t = 0; t < tokens; ++t) {
     float all = 0, present = 0;
-    uint32_t count = 0;
+    bool complete = true;
     for (size_t c = t * k; c < (t + 1) * k; ++c) {
       all += weights_[c];
-      if (place_[c] == kNone) continue;
-      present += weights_[c];
-      ++count;
+      if (place_[c] == kNone) {
+        complete = false;
+      } else {
+        present += weights_[c];
+      }
     }
-    if (count == 0) return left_out_because_.With("of the experts that a token needs none can be read");
-    if (count == k || present == 0) continue;
+    if (complete || present == 0) continue;
     for (size_t c = t * k; c < (t + 1) * k; ++c) weights_[c] *= all / present;
   }
-  return Status::Ok();
 }
 
 }  // namespace moepack::runtime

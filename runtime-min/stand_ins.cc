@@ -1,5 +1,6 @@
 #include "runtime-min/stand_ins.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace moepack::runtime {
@@ -42,29 +43,18 @@ void WeightsBefore(std::span<const float> weights, std::span<float> before) {
 
 StandIns::StandIns(const std::vector<ExpertTable>& tables) {
   for (const ExpertTable& table : tables) {
-    const std::vector<bool> first = FirstUnits(table.experts);
-    is_twin_.emplace_back();
-    for (const ExpertEntry& expert : table.experts) {
-      std::vector<bool>& twins = is_twin_.back().emplace_back();
-      for (const ExpertEntry::Variant& variant : expert.variants) twins.push_back(first[variant.physical]);
-      for (size_t v = 1; v < twins.size(); ++v) any_own_ = any_own_ || !twins[v];
-    }
+    kinds_.push_back(VariantKinds(table.experts));
+    for (const std::vector<VariantKind>& kinds : kinds_.back())
+      any_lower_ = any_lower_ || std::count(kinds.begin(), kinds.end(), VariantKind::kLower) > 0;
   }
 }
 
-std::optional<uint32_t> StandIns::Next(uint32_t table, uint32_t expert, uint32_t variant, bool twin) const {
-  const std::vector<bool>& twins = is_twin_[table][expert];
-  for (uint32_t v = variant + 1; v < twins.size(); ++v) {
-    if (twins[v] == twin) return v;
+std::optional<uint32_t> StandIns::Next(uint32_t table, uint32_t expert, uint32_t variant, VariantKind kind) const {
+  const std::vector<VariantKind>& kinds = kinds_[table][expert];
+  for (uint32_t v = variant + 1; v < kinds.size(); ++v) {
+    if (kinds[v] == kind) return v;
   }
   return std::nullopt;
-}
-
-std::optional<uint32_t> StandIns::NextOwn(uint32_t table, uint32_t expert, uint32_t variant) const {
-  return Next(table, expert, variant, false);
-}
-std::optional<uint32_t> StandIns::NextTwin(uint32_t table, uint32_t expert, uint32_t variant) const {
-  return Next(table, expert, variant, true);
 }
 
 }  // namespace moepack::runtime

@@ -44,24 +44,22 @@ void WeightsBefore(std::span<const float> weights, std::span<float> before);
 class StandIns {
  public:
   explicit StandIns(const std::vector<ExpertTable>& tables);
-  // The next variant after `variant` that is the expert's own, or another expert's first; none: there is no more.
-  std::optional<uint32_t> NextOwn(uint32_t table, uint32_t expert, uint32_t variant) const;
-  std::optional<uint32_t> NextTwin(uint32_t table, uint32_t expert, uint32_t variant) const;
+  // The next variant after `variant` of that kind; none: there is no more.
+  std::optional<uint32_t> Next(uint32_t table, uint32_t expert, uint32_t variant, VariantKind kind) const;
   // Whether any expert has a lower precision.
-  bool any_own() const { return any_own_; }
+  bool any_lower() const { return any_lower_; }
 
  private:
-  std::optional<uint32_t> Next(uint32_t table, uint32_t expert, uint32_t variant, bool twin) const;
-  std::vector<std::vector<std::vector<bool>>> is_twin_;  // [table][expert][variant]
-  bool any_own_ = false;
+  std::vector<std::vector<std::vector<VariantKind>>> kinds_;  // [table][expert][variant]
+  bool any_lower_ = false;
 };
 
 // Counted in lookups: an expert that one run of a node needs, for however many tokens.
 struct StandInStats {
   uint64_t lowered = 0, skipped = 0;  // on a miss, by MissPolicy
   // Experts that could not be read at once, by the step that bridged it.
-  uint64_t retried = 0, bridged_lower = 0, bridged_twin = 0, renormalised = 0;
-  uint64_t bridged() const { return retried + bridged_lower + bridged_twin + renormalised; }
+  uint64_t retried = 0, bridged_lower = 0, bridged_twin = 0, renormalised = 0, bridged_dense = 0;
+  uint64_t bridged() const { return retried + bridged_lower + bridged_twin + renormalised + bridged_dense; }
 };
 
 // Called with a sentence for a log, by the thread that runs the engine.

@@ -76,6 +76,15 @@ class StandInsTest : public ::testing::Test {
       for (uint32_t e = 0; e < kExperts; ++e) source->AddVariant(t, e, ParseCodec(codec).value(), weights);
     }
   }
+  // A dense stand-in for the experts of table 0 that are 40 wide.
+  void AddDense(FakeSource* source) const {
+    const testing::ToySource toy(program_);
+    source->AddDense(0, {0, 3, 5}, ParseCodec("i8g64").value(), [&toy](bool, uint32_t table, uint32_t, ExpertMatrix matrix) {
+      std::vector<float> weights = toy.LoadExpert(table, 5, matrix).value();
+      for (float& w : weights) w *= 0.75f;
+      return weights;
+    });
+  }
   std::unique_ptr<Engine> MakeEngine(std::unique_ptr<FakeSource> source, EngineOptions options = {}) {
     options.context = 256;
     options.logit_rows = options.tile_tokens;
@@ -107,6 +116,7 @@ TEST_F(StandInsTest, WithoutAPolicyAMissingExpertFails) {
 TEST_F(StandInsTest, AVariantThatNothingAsksForChangesNothing) {
   auto source = Units({Unavailable::kRetry, Unavailable::kLower, Unavailable::kTwin, Unavailable::kRenormalise});
   AddLower(source.get(), "i4g16");
+  AddDense(source.get());
   const auto engine = MakeEngine(std::move(source));
   const uint64_t all = MakeEngine(Units())->experts().all_bytes();
   EXPECT_EQ(engine->experts().all_bytes(), all);  // room for the first variants is room for all that is needed
@@ -215,6 +225,83 @@ TEST_F(StandInsTest, TheSumOfTheWeightsStays) {
   EXPECT_LT(difference, 1e-5 * largest);
 }
 
+TEST_F(StandInsTest, ADenseStandInTakesThePlaceOfAny) {
+  auto source = Units({Unavailable::kRetry, Unavailable::kLower, Unavailable::kTwin, Unavailable::kDense});
+  AddDense(source.get());
+  source->missing[{0, 0}] = source->missing[{0, 3}] = kForever;
+  const auto engine = MakeEngine(std::move(source));
+  const std::vector<float> logits = Logits(*engine);
+  ASSERT_FALSE(logits.empty());
+  EXPECT_GT(engine->stand_ins().bridged_dense, 0u);
+  EXPECT_EQ(engine->stand_ins().bridged_dense, engine->stand_ins().bridged());
+  EXPECT_NE(notices_.back().find("dense stand-in"), std::string::npos) << notices_.back();
+  auto all = Units();
+  AddDense(all.get());
+  all->MakeFirst(0, 0, 1);
+  all->MakeFirst(0, 3, 1);
+  EXPECT_EQ(Logits(*MakeEngine(std::move(all))), logits) << "its weights and no others";
+  EXPECT_EQ(Logits(*engine, 1), logits);
+}
+
+TEST_F(StandInsTest, ADenseStandInIsInMemoryFromTheStartWhereThePolicyNamesIt) {
+  const auto engine = [&](std::vector<Unavailable> policy, uint64_t ram) {
+    auto source = Units(std::move(policy));
+    AddDense(source.get());
+    return MakeEngine(std::move(source), {.expert_ram_bytes = ram});
+  };
+  const auto without = engine({Unavailable::kRetry}, kAllExperts), with = engine({Unavailable::kDense}, kAllExperts);
+  const uint64_t bytes = with->experts().minimum_bytes() - without->experts().minimum_bytes();
+  EXPECT_GT(bytes, 0u);
+  EXPECT_EQ(with->experts().all_bytes(), without->experts().all_bytes() + bytes);
+  EXPECT_EQ(with->experts().used_bytes(), bytes);
+  EXPECT_EQ(without->experts().used_bytes(), 0u);
+  const auto small = engine({Unavailable::kDense}, with->experts().minimum_bytes());
+  EXPECT_EQ(Logits(*small), Intact());
+  for (const uint32_t expert : {0, 3, 5}) EXPECT_TRUE(small->experts().IsResident(0, expert, 1));
+  EXPECT_EQ(small->stand_ins().bridged(), 0u);
+}
+
+TEST_F(StandInsTest, WhereNothingElseIsLeftADenseStandInFollowsRenormalising) {
+  auto source = Units({Unavailable::kRenormalise, Unavailable::kDense});
+  AddDense(source.get());
+  for (const uint32_t e : {0, 1, 2, 3, 5}) source->missing[{0, e}] = kForever;
+  for (const uint32_t e : {1, 2, 4, 6}) source->missing[{1, e}] = kForever;  // has no stand-in, and tokens with none left
+  const auto engine = MakeEngine(std::move(source));
+  size_t served = 0;
+  for (const int32_t token : ToyTokens(kTokens)) {
+    engine->Reset();
+    const Status status = engine->Run(std::vector<int32_t>{token});
+    served += status.ok();
+    if (!status.ok()) {
+      EXPECT_NE(status.message().find("none can be read"), std::string::npos) << status.message();
+      EXPECT_NE(status.message().find("layer 1, expert "), std::string::npos) << status.message();
+    }
+  }
+  EXPECT_GT(served, 0u);
+  EXPECT_GT(engine->stand_ins().renormalised, 0u);
+  EXPECT_GT(engine->stand_ins().bridged_dense, 0u) << "of tokens with three that are missing";
+}
+
+TEST_F(StandInsTest, ADenseStandInThatCannotBeReadHelpsNobodyAndWrongOnesAreRefused) {
+  for (const bool wrong : {false, true}) {
+    auto source = Units({Unavailable::kDense});
+    AddDense(source.get());
+    if (wrong) {
+      source->broken.insert({0, kExperts});
+    } else {
+      source->missing[{0, kExperts}] = source->missing[{0, 0}] = source->missing[{0, 3}] = kForever;
+    }
+    const auto engine = Engine::Create(std::move(source), pool_, {});
+    EXPECT_EQ(engine.ok(), !wrong);
+    if (wrong) {
+      EXPECT_EQ(engine.status().code(), ErrorCode::kDigest);
+      EXPECT_NE(engine.status().message().find("layer 0, dense stand-in"), std::string::npos) << engine.status().message();
+    } else {
+      EXPECT_EQ((*engine)->Run(ToyTokens(kTokens)).code(), ErrorCode::kAccess);
+    }
+  }
+}
+
 TEST_F(StandInsTest, ATokenWithoutAnyExpertFails) {
   auto source = Units({Unavailable::kRenormalise});
   for (uint32_t e = 0; e < kExperts; ++e) source->missing[{0, e}] = kForever;
@@ -226,14 +313,15 @@ TEST_F(StandInsTest, ATokenWithoutAnyExpertFails) {
 }
 
 TEST_F(StandInsTest, WrongBytesFailUnderEveryPolicy) {
-  for (unsigned steps = 0; steps < 16; ++steps) {
+  for (unsigned steps = 0; steps < 32; ++steps) {
     std::vector<Unavailable> policy;
-    for (unsigned step = 0; step < 4; ++step) {
+    for (unsigned step = 0; step < 5; ++step) {
       if ((steps >> step & 1) != 0) policy.push_back(static_cast<Unavailable>(step + 1));
     }
     auto source = Units(policy);
     AddLower(source.get(), "i4g16");
     source->AddTwin(0, 0, 3);
+    AddDense(source.get());
     for (uint32_t e = 0; e < kExperts; ++e) source->broken.insert({0, e});
     source->missing[{0, 6}] = kForever;  // beside one that is only missing
     const auto engine = MakeEngine(std::move(source));

@@ -7,6 +7,7 @@
 #include "format/envelope.h"
 #include "format/manifest/expert_parts.h"
 #include "format/manifest/program_wire.h"
+#include "format/manifest/unavailable.h"
 
 namespace moepack {
 namespace {
@@ -68,21 +69,43 @@ void PlaceChunks(uint64_t first_offset, Tables* tables) {
   tables->chunk_area_bytes = end;
 }
 
+// A unit of the shapes of one expert's matrices, all in one codec.
+Result<Unit> UnitInCodec(std::span<const TensorRef> matrices, const RatedCodec& codec) {
+  Unit unit;
+  for (const TensorRef& ref : matrices) unit.tensors.push_back({static_cast<uint32_t>(ref.matrix), codec.codec, ref.shape});
+  const std::vector<RatedCodec> codecs(kExpertMatrices, codec);
+  MOEPACK_ASSIGN_OR_RETURN(const ExpertBytes bytes, BytesOfExpert(matrices, codecs));
+  AddChunks(true, bytes.stored, bytes.plain, &unit);
+  return unit;
+}
+
 // Adds the second units behind the first ones of every table.
 Status AddSecondUnits(std::span<const TensorRef> tensors, const ExpertIndex& seconds, const RatedCodec& codec, Tables* out) {
-  const std::vector<RatedCodec> codecs(kExpertMatrices, codec);
   for (size_t i = 0, count = 1; i < tensors.size(); i += count) {
     const TensorRef& first = tensors[i];
     count = 1;
     if (!first.is_expert()) continue;
     while (i + count < tensors.size() && tensors[i + count].unit == first.unit) ++count;
     if (!seconds[first.table][first.expert]) continue;
-    Unit unit;
-    for (const TensorRef& ref : tensors.subspan(i, count))
-      unit.tensors.push_back({static_cast<uint32_t>(ref.matrix), codec.codec, ref.shape});
-    MOEPACK_ASSIGN_OR_RETURN(const ExpertBytes bytes, BytesOfExpert(tensors.subspan(i, count), codecs));
-    AddChunks(true, bytes.stored, bytes.plain, &unit);
+    MOEPACK_ASSIGN_OR_RETURN(Unit unit, UnitInCodec(tensors.subspan(i, count), codec));
     out->experts[first.table].units.push_back(std::move(unit));
+  }
+  return Status::Ok();
+}
+
+// Adds the dense stand-ins, shaped as the first expert of each width, behind all other units of every table.
+Status AddDenseUnits(std::span<const TensorRef> tensors, const ExpertIndex& dense, const RatedCodec& codec, Tables* out) {
+  for (size_t i = 0; i < tensors.size();) {
+    const TensorRef& first = tensors[i];
+    size_t count = 1;
+    while (i + count < tensors.size() && first.is_expert() && tensors[i + count].unit == first.unit) ++count;
+    const std::span<const TensorRef> matrices = tensors.subspan(i, count);
+    i += count;
+    if (!first.is_expert()) continue;
+    std::vector<Unit>& units = out->experts[first.table].units;
+    if (dense[first.table][first.expert] != units.size()) continue;
+    MOEPACK_ASSIGN_OR_RETURN(Unit unit, UnitInCodec(matrices, codec));
+    units.push_back(std::move(unit));
   }
   return Status::Ok();
 }
@@ -90,12 +113,10 @@ Status AddSecondUnits(std::span<const TensorRef> tensors, const ExpertIndex& sec
 Result<Tables> MakeTables(const Program& program, std::span<const TensorRef> tensors, std::span<const RatedCodec> codecs,
                           const BundleExtras& extras, uint64_t first_offset) {
   Tables out;
-  MOEPACK_ASSIGN_OR_RETURN(const ExpertIndex seconds, SecondUnits(program, tensors, codecs, extras.second));
-  for (uint32_t t = 0; t < program.expert_tables.size(); ++t) {
-    const std::span<const std::optional<uint32_t>> twins =
-        extras.twins.empty() ? std::span<const std::optional<uint32_t>>() : extras.twins[t];
-    out.experts.push_back({t, EntriesOf(program.expert_tables[t].experts(), seconds[t], twins), {}});
-  }
+  FurtherUnits further{{}, extras.twins, {}};
+  MOEPACK_ASSIGN_OR_RETURN(further.seconds, SecondUnits(program, tensors, codecs, extras.second));
+  if (extras.dense) further.dense = DenseUnits(program, further.seconds);
+  for (uint32_t t = 0; t < program.expert_tables.size(); ++t) out.experts.push_back({t, EntriesOf(program, t, further), {}});
   for (size_t i = 0; i < tensors.size();) {
     Unit unit;
     uint64_t plain = 0, stored = 0;
@@ -112,7 +133,8 @@ Result<Tables> MakeTables(const Program& program, std::span<const TensorRef> ten
     AddChunks(first.is_expert(), stored, plain, &unit);
     (first.is_expert() ? out.experts[first.table].units : out.dense.units).push_back(std::move(unit));
   }
-  if (extras.second) MOEPACK_RETURN_IF_ERROR(AddSecondUnits(tensors, seconds, *extras.second, &out));
+  if (extras.second) MOEPACK_RETURN_IF_ERROR(AddSecondUnits(tensors, further.seconds, *extras.second, &out));
+  if (extras.dense) MOEPACK_RETURN_IF_ERROR(AddDenseUnits(tensors, further.dense, *extras.dense, &out));
   PlaceChunks(first_offset, &out);
   return out;
 }
@@ -139,7 +161,7 @@ uint64_t ManifestBytes(const std::vector<Blob>& blobs, uint64_t first_offset, co
   Manifest manifest;
   manifest.product = manifest.version = std::string(kLongestName, 'x');
   manifest.key_epoch = manifest.security_counter = std::numeric_limits<uint64_t>::max();
-  manifest.unavailable = {Unavailable::kRetry, Unavailable::kLower, Unavailable::kTwin, Unavailable::kRenormalise};
+  manifest.unavailable = AllUnavailable();
   manifest.file_bytes = first_offset + tables.chunk_area_bytes;
   manifest.chunk_count = tables.chunk_count;
   for (const Blob& blob : blobs) manifest.blobs.push_back({blob.kind, blob.index, first_offset, blob.bytes, AnyDigest()});

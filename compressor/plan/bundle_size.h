@@ -18,6 +18,7 @@ struct BundleExtras {
   HotList hot_list;
   std::optional<RatedCodec> second;  // second units (compressor/variants.h); none: no expert has one
   ExpertIndex twins;                 // or empty
+  std::optional<RatedCodec> dense;   // of dense stand-ins; none: there are none
 };
 
 // Up to the end of the last page.

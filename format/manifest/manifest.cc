@@ -1,6 +1,8 @@
 #include "format/manifest/manifest.h"
 
 #include <algorithm>
+#include <map>
+#include <optional>
 #include <string_view>
 
 #include "base/checked.h"
@@ -30,7 +32,7 @@ Status CheckRoot(const Manifest& manifest) {
   if (!IsVersionName(manifest.version)) return Malformed("version must be 1 to 64 of [A-Za-z0-9._+-]");
   for (size_t i = 0; i < manifest.unavailable.size(); ++i) {
     const Unavailable step = manifest.unavailable[i];
-    if (step < Unavailable::kRetry || step > Unavailable::kRenormalise) return Malformed("unknown step of unavailability");
+    if (step < Unavailable::kRetry || step > Unavailable::kDense) return Malformed("unknown step of unavailability");
     if (i > 0 && step <= manifest.unavailable[i - 1]) return Malformed("steps of unavailability must rise");
   }
   for (size_t i = 1; i < manifest.required_features.size(); ++i) {
@@ -111,14 +113,29 @@ Bytes SerializeManifest(const Manifest& manifest) {
   return SerializeMessage(message);
 }
 
-std::vector<bool> FirstUnits(const std::vector<ExpertEntry>& experts) {
-  std::vector<bool> first;
+std::vector<std::vector<VariantKind>> VariantKinds(const std::vector<ExpertEntry>& experts) {
+  // By physical unit: what it is to an expert of which it is not the best, and whose it is then.
+  struct Unit {
+    VariantKind kind = VariantKind::kLower;
+    std::optional<uint32_t> best;
+  };
+  std::map<uint32_t, Unit> units;
+  for (const ExpertEntry& expert : experts) units[expert.variants[0].physical].kind = VariantKind::kTwin;
   for (const ExpertEntry& expert : experts) {
-    for (const ExpertEntry::Variant& variant : expert.variants)
-      first.resize(std::max<size_t>(first.size(), size_t{variant.physical} + 1));
-    first[expert.variants[0].physical] = true;
+    const uint32_t best = expert.variants[0].physical;
+    for (const ExpertEntry::Variant& variant : expert.variants) {
+      Unit& unit = units[variant.physical];
+      if (unit.kind == VariantKind::kLower && unit.best.value_or(best) != best) unit.kind = VariantKind::kDense;
+      unit.best = best;
+    }
   }
-  return first;
+  std::vector<std::vector<VariantKind>> out;
+  for (const ExpertEntry& expert : experts) {
+    out.emplace_back();
+    for (const ExpertEntry::Variant& variant : expert.variants) out.back().push_back(units[variant.physical].kind);
+    out.back()[0] = VariantKind::kFirst;
+  }
+  return out;
 }
 
 Result<Manifest> ParseManifest(ByteSpan bytes) {

@@ -64,9 +64,15 @@ struct ExpertEntry {
   bool operator==(const ExpertEntry&) const = default;
 };
 
-// By physical unit, up to the last that is named: whether it is some expert's best. As a further variant such a unit is a
-// twin, any other is a lower precision of the expert's own. Every expert has a variant.
-std::vector<bool> FirstUnits(const std::vector<ExpertEntry>& experts);
+// What a variant is to the expert that names it.
+enum class VariantKind : uint8_t {
+  kFirst,  // its best
+  kLower,  // a further one of its own: a lower precision
+  kTwin,   // another expert's best
+  kDense,  // nobody's best, named by experts whose best ones differ: it stands in for any of them
+};
+// By expert and variant. Every expert has a variant.
+std::vector<std::vector<VariantKind>> VariantKinds(const std::vector<ExpertEntry>& experts);
 
 // Blob of one MoE node: the indirection (logical expert) -> variants.
 struct ExpertTable {
@@ -114,6 +120,7 @@ enum class Unavailable : uint8_t {
   kLower = 2,        // a later variant of the expert's own
   kTwin = 3,         // a later variant that is another expert's first
   kRenormalise = 4,  // leave it out: the other chosen experts' weights take over its weight
+  kDense = 5,        // a later variant that stands in for many experts
 };
 
 struct Manifest {
@@ -124,8 +131,8 @@ struct Manifest {
   uint64_t security_counter = 0;
   std::vector<uint32_t> required_features;  // strictly increasing; an unknown one is refused with kPolicy
   std::vector<Unavailable> unavailable;     // strictly increasing; empty: fail
-  uint64_t file_bytes = 0;   // exact size of the bundle file
-  uint64_t chunk_count = 0;  // over all tables
+  uint64_t file_bytes = 0;                  // exact size of the bundle file
+  uint64_t chunk_count = 0;                 // over all tables
   // Strictly increasing by (kind, index), in file order: each starts at the next multiple of kBundleAlignment after the one
   // before it. Program, dense table and hot list must be there; expert tables 0, 1, 2 ... without gaps.
   std::vector<BlobRef> blobs;

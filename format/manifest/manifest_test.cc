@@ -108,7 +108,7 @@ TEST(Manifest, Rules) {
          m.required_features = {4, 4};
        }},
       {ErrorCode::kLimit, "required_features", [](Manifest& m) { m.required_features.resize(65); }},
-      {ErrorCode::kMalformed, "step of unavailability", [](Manifest& m) { m.unavailable = {static_cast<Unavailable>(5)}; }},
+      {ErrorCode::kMalformed, "step of unavailability", [](Manifest& m) { m.unavailable = {static_cast<Unavailable>(6)}; }},
       {ErrorCode::kMalformed, "step of unavailability", [](Manifest& m) { m.unavailable = {static_cast<Unavailable>(0)}; }},
       {ErrorCode::kMalformed, "must rise",
        [](Manifest& m) {
@@ -270,6 +270,19 @@ TEST(Layout, Rules) {
     EXPECT_EQ(status.code(), bad.code) << bad.message << ": " << status.message();
     EXPECT_THAT(status.message(), HasSubstr(bad.message));
   }
+}
+
+TEST(VariantKinds, GoesByWhoElseNamesAUnit) {
+  using enum VariantKind;
+  // Experts 0 and 1 share their weights and the lower precision of these; 4 stands in for 2 and 3, of whatever weights; 5
+  // for all; 6 is a lower precision of 3.
+  const std::vector<ExpertEntry> experts = {
+      {{{0}, {1}, {5}}}, {{{0}, {1}, {5}}}, {{{2}, {3}, {4}, {5}}}, {{{3}, {6}, {2}, {4}, {5}}}};
+  const std::vector<std::vector<VariantKind>> kinds = {{kFirst, kLower, kDense},
+                                                       {kFirst, kLower, kDense},
+                                                       {kFirst, kTwin, kDense, kDense},
+                                                       {kFirst, kLower, kTwin, kDense, kDense}};
+  EXPECT_EQ(VariantKinds(experts), kinds);
 }
 
 }  // namespace

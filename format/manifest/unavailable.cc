@@ -1,14 +1,18 @@
 #include "format/manifest/unavailable.h"
 
 #include <algorithm>
+#include <iterator>
 
 namespace moepack {
 namespace {
 
-constexpr Unavailable kSteps[] = {Unavailable::kRetry, Unavailable::kLower, Unavailable::kTwin, Unavailable::kRenormalise};
+constexpr Unavailable kSteps[] = {Unavailable::kRetry, Unavailable::kLower, Unavailable::kTwin, Unavailable::kRenormalise,
+                                  Unavailable::kDense};
 constexpr char kNoSteps[] = "fail";
 
 }  // namespace
+
+std::vector<Unavailable> AllUnavailable() { return {std::begin(kSteps), std::end(kSteps)}; }
 
 const char* UnavailableName(Unavailable step) {
   switch (step) {
@@ -20,6 +24,8 @@ const char* UnavailableName(Unavailable step) {
       return "twin";
     case Unavailable::kRenormalise:
       return "renormalise";
+    case Unavailable::kDense:
+      return "dense";
   }
   return "unknown";
 }
@@ -42,8 +48,8 @@ Result<std::vector<Unavailable>> ParseUnavailable(std::string_view text) {
     }
     if (out.empty() || out.back() == before) {
       return Status(ErrorCode::kUsage, "'" + std::string(text) +
-                                           "': expected fail, or some of retry, lower, twin, renormalise "
-                                           "in this order with commas between them");
+                                           "': expected fail, or some of retry, lower, twin, renormalise, "
+                                           "dense in this order with commas between them");
     }
   }
   return out;

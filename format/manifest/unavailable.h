@@ -1,4 +1,4 @@
-// The steps of Manifest::unavailable as people write them: "retry,lower,twin,renormalise".
+// The steps of Manifest::unavailable as people write them: "retry,lower,twin,renormalise,dense".
 #pragma once
 
 #include <string>
@@ -10,6 +10,8 @@
 
 namespace moepack {
 
+// Every step there is, in the order of trying.
+std::vector<Unavailable> AllUnavailable();
 // "retry"; static storage. "unknown" for what is no step.
 const char* UnavailableName(Unavailable step);
 // Names with commas between them; "fail" for none.

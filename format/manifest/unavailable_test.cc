@@ -6,9 +6,9 @@ namespace moepack {
 namespace {
 
 TEST(Unavailable, IsWrittenAndReadAlike) {
-  for (unsigned set = 0; set < 16; ++set) {
+  for (unsigned set = 0; set < 32; ++set) {
     std::vector<Unavailable> steps;
-    for (unsigned step = 0; step < 4; ++step) {
+    for (unsigned step = 0; step < 5; ++step) {
       if ((set >> step & 1) != 0) steps.push_back(static_cast<Unavailable>(step + 1));
     }
     const std::string text = DescribeUnavailable(steps);
@@ -22,7 +22,7 @@ TEST(Unavailable, IsWrittenAndReadAlike) {
 
 TEST(Unavailable, RefusesOtherNamesAndOrders) {
   for (const char* text : {"", ",", "retry,", ",retry", "retry,,lower", "lower,retry", "retry,retry", "Retry", "fail,retry",
-                           "retry,fail", "retry lower", "dense"})
+                           "retry,fail", "retry lower", "dense,renormalise", "sparse"})
     EXPECT_EQ(ParseUnavailable(text).status().code(), ErrorCode::kUsage) << text;
 }
 

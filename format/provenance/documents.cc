@@ -165,11 +165,8 @@ std::string MakeProvenance(const BuildRecord& record, const PackParameters& pack
 uint64_t MostProvenanceBytes(const BuildRecord& record, const BuildResult& result) {
   static constexpr int kHighestLevel = 22;
   const std::string longest(kMaxManifestTextBytes, 'x'), digest(2 * DigestBytes().size(), '0');
-  const PackParameters pack = {
-      longest,        longest,
-      UINT64_MAX,     UINT64_MAX,
-      kHighestLevel,  record.tool_version,
-      kMaxSourceDate, {Unavailable::kRetry, Unavailable::kLower, Unavailable::kTwin, Unavailable::kRenormalise}};
+  const PackParameters pack = {longest,        longest,         UINT64_MAX, UINT64_MAX, kHighestLevel, record.tool_version,
+                               kMaxSourceDate, AllUnavailable()};
   BuildResult filled = result;
   for (NamedDigest& subject : filled.subjects) subject.sha256 = digest;
   filled.errors = digest;

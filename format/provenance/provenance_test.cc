@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/digest/sha256.h"
+#include "format/manifest/unavailable.h"
 
 namespace moepack {
 namespace {
@@ -141,14 +142,8 @@ TEST_F(ProvenanceTest, LengthIsKnownBeforehand) {
     EXPECT_EQ(MakeProvenance(record_, pack_, result_).size(), length) << kld;
     EXPECT_LE(length, MostProvenanceBytes(record_, planned));
   }
-  pack_ = {std::string(64, 'p'),
-           std::string(64, 'v'),
-           UINT64_MAX,
-           UINT64_MAX,
-           22,
-           "0.1.0",
-           kMaxSourceDate,
-           {Unavailable::kRetry, Unavailable::kLower, Unavailable::kTwin, Unavailable::kRenormalise}};
+  pack_ = {std::string(64, 'p'), std::string(64, 'v'), UINT64_MAX, UINT64_MAX, 22, "0.1.0",
+           kMaxSourceDate,       AllUnavailable()};
   EXPECT_EQ(MakeProvenance(record_, pack_, result_).size(), MostProvenanceBytes(record_, planned));
 }
 

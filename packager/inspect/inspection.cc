@@ -1,6 +1,7 @@
 #include "packager/inspect/inspection.h"
 
 #include <algorithm>
+#include <set>
 
 #include "base/checked.h"
 #include "base/progress.h"
@@ -103,21 +104,20 @@ Status Inspection::AddUnit(const Program& program, bool expert, const std::vecto
 
 Status Inspection::AddExpertUnits(const Program& program, const std::vector<ExpertEntry>& experts,
                                   const std::vector<const std::vector<UnitTensor>*>& units) {
-  const std::vector<bool> first = FirstUnits(experts);
-  for (const ExpertEntry& expert : experts) {
-    bool lower = false, twin = false;
-    for (size_t v = 1; v < expert.variants.size(); ++v) (first[expert.variants[v].physical] ? twin : lower) = true;
-    experts_lower_ += lower;
-    experts_twin_ += twin;
+  std::set<uint32_t> first;
+  const std::vector<std::vector<VariantKind>> kinds = VariantKinds(experts);
+  for (size_t e = 0; e < experts.size(); ++e) {
+    first.insert(experts[e].variants[0].physical);
+    for (const VariantKind kind : std::set<VariantKind>(kinds[e].begin(), kinds[e].end())) ++experts_with_[kind];
   }
-  for (size_t u = 0; u < units.size(); ++u) {
-    if (first[u]) {
+  for (uint32_t u = 0; u < units.size(); ++u) {
+    if (first.contains(u)) {
       MOEPACK_RETURN_IF_ERROR(AddUnit(program, true, *units[u]));
       continue;
     }
     for (const UnitTensor& tensor : *units[u]) {
       MOEPACK_ASSIGN_OR_RETURN(const WeightSums sums, SumsOf(tensor.codec, tensor.shape));
-      MOEPACK_RETURN_IF_ERROR(AddTo(&lower_, sums));
+      MOEPACK_RETURN_IF_ERROR(AddTo(&stand_ins_, sums));
     }
   }
   return Status::Ok();
@@ -162,9 +162,10 @@ nlohmann::json Inspection::ToJson() const {
   out["expert_tables"] = TablesJson();
   out["codecs"] = GroupsJson(by_codec_);
   out["roles"] = GroupsJson(by_role_);
-  out["stand_ins"] = SumsJson(lower_);
-  out["stand_ins"]["experts_lower"] = experts_lower_;
-  out["stand_ins"]["experts_twin"] = experts_twin_;
+  out["stand_ins"] = SumsJson(stand_ins_);
+  out["stand_ins"]["experts_lower"] = ExpertsWith(VariantKind::kLower);
+  out["stand_ins"]["experts_twin"] = ExpertsWith(VariantKind::kTwin);
+  out["stand_ins"]["experts_dense"] = ExpertsWith(VariantKind::kDense);
   out.update(extra_);
   return out;
 }
@@ -178,9 +179,12 @@ std::string Inspection::ToText() const {
   }
   if (!without_weights_)
     out += StrFormat("resident %s (%llu bytes)\n", FormatBytes(all_.bytes_resident).c_str(), Ull(all_.bytes_resident));
-  if (experts_lower_ + experts_twin_ > 0) {
-    out += StrFormat("stand-ins: %llu experts with a lower precision (resident %s), %llu with a twin\n", Ull(experts_lower_),
-                     FormatBytes(lower_.bytes_resident).c_str(), Ull(experts_twin_));
+  const uint64_t lower = ExpertsWith(VariantKind::kLower), twin = ExpertsWith(VariantKind::kTwin),
+                 dense = ExpertsWith(VariantKind::kDense);
+  if (lower + twin + dense > 0) {
+    out +=
+        StrFormat("stand-ins: %llu experts with a lower precision, %llu with a twin, %llu with a dense one (resident %s)\n",
+                  Ull(lower), Ull(twin), Ull(dense), FormatBytes(stand_ins_.bytes_resident).c_str());
   }
   for (const auto& [key, value] : extra_.items()) {
     if (value.is_primitive()) out += key + ": " + (value.is_string() ? value.get<std::string>() : value.dump()) + "\n";

@@ -51,8 +51,9 @@ class Inspection {
   // One object with stable keys: kind, parameters (of the original model), parameters_now, bytes_stored, bits_per_weight
   // (bytes_stored * 8 / parameters), bytes_resident, expert_bytes_resident, layers, experts, max_positions, expert_tables
   // (layer, experts, top_k, hidden, intermediate_min, intermediate_max), codecs and roles (name -> tensors, parameters,
-  // bytes_plain, bytes_resident), stand_ins (experts_lower, experts_twin: how many have one; tensors, parameters, bytes_plain,
-  // bytes_resident of lower precisions, which no other key counts), and what extra() holds. A value that is not known is null.
+  // bytes_plain, bytes_resident), stand_ins (experts_lower, experts_twin, experts_dense: how many have one; tensors,
+  // parameters, bytes_plain, bytes_resident of units that only stand in, which no other key counts), and what extra() holds.
+  // A value that is not known is null.
   nlohmann::json ToJson() const;
   // A compact table for people.
   std::string ToText() const;
@@ -60,6 +61,7 @@ class Inspection {
  private:
   Status Add(const std::string& role, const Codec& codec, const MatrixShape& shape);
   nlohmann::json TablesJson() const;
+  uint64_t ExpertsWith(VariantKind kind) const { return experts_with_.contains(kind) ? experts_with_.at(kind) : 0; }
 
   std::string kind_;
   uint64_t original_parameters_ = 0, parameters_now_ = 0;
@@ -68,8 +70,8 @@ class Inspection {
   std::map<uint32_t, uint32_t> top_k_;  // by table
   WeightSums all_;
   std::map<std::string, WeightSums> by_role_, by_codec_;
-  WeightSums lower_;  // of units that only stand in
-  uint64_t experts_lower_ = 0, experts_twin_ = 0;
+  WeightSums stand_ins_;                          // of units that only stand in
+  std::map<VariantKind, uint64_t> experts_with_;  // such a variant
   uint64_t stored_bytes_ = 0;
   bool has_stored_bytes_ = false, without_weights_ = false;
   std::string notes_;

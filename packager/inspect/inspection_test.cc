@@ -46,6 +46,7 @@ TEST(Inspection, CountsStandInsApart) {
   EXPECT_EQ(json["stand_ins"]["experts_lower"], 1);
   EXPECT_EQ(json["stand_ins"]["experts_twin"], 1);
   EXPECT_EQ(json["stand_ins"]["bytes_resident"], ResidentBytes(low, {48, 32}).value());
+  EXPECT_EQ(json["stand_ins"]["experts_dense"], 0);
   EXPECT_NE(inspection.ToText().find("1 experts with a lower precision"), std::string::npos);
 }
 

@@ -124,6 +124,17 @@ class FakeSource final : public runtime::UnitSource {
     expert_plain_[table].push_back({});
     AddMatrices(decl, table, expert, codec, weights, &experts_[table].units.back(), &expert_plain_[table].back());
   }
+  // Adds a unit with the shapes of experts[0] and names it as the last variant of all of them.
+  void AddDense(uint32_t table, const std::vector<uint32_t>& experts, const Codec& codec, const Weights& weights) {
+    AddVariant(table, experts[0], codec, weights);
+    const ExpertEntry::Variant dense = experts_[table].experts[experts[0]].variants.back();
+    for (size_t i = 1; i < experts.size(); ++i) experts_[table].experts[experts[i]].variants.push_back(dense);
+  }
+  // An expert's variant becomes its first.
+  void MakeFirst(uint32_t table, uint32_t expert, uint32_t variant) {
+    std::vector<ExpertEntry::Variant>& variants = experts_[table].experts[expert].variants;
+    std::swap(variants[0], variants[variant]);
+  }
   // Takes the first variant of every expert away.
   void DropFirstVariants() {
     for (ExpertTable& table : experts_) {

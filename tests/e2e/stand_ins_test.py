@@ -8,9 +8,9 @@ from harness import SOURCE, TEXT, TRUST, WORK, WREN, DeviceCase, run
 sys.path.insert(0, str(SOURCE / "tests/vectors"))
 from second_reader import Bundle  # noqa: E402
 
-RECIPE = "version: 1\ndefaults: {codec: i8g64}\nsecond_precision: {codec: i2mg32}\ntwins: true\n"
+RECIPE = "version: 1\ndefaults: {codec: i8g64}\nsecond_precision: {codec: i2mg32}\ntwins: true\ndense_fallback: {codec: i4g64}\n"
 PROMPT = ("--prompt", "The President said to the Congress that", "-n", 24, "--json", "--quiet")
-STEPS = ("retry", "lower", "twin", "renormalise")
+STEPS = ("retry", "lower", "twin", "renormalise", "dense")
 
 
 class StandIns(DeviceCase):
@@ -93,6 +93,24 @@ class StandIns(DeviceCase):
         self.assertEqual(sum(self.bridged(report).values()), report["experts_bridged_twin"])
         self.assertIn("its twin stands in", outcome.err)
 
+    def test_a_dense_stand_in_answers_when_every_expert_is_lost(self):
+        bundle = self.pack("retry", "dense")
+        files = self.chunk_files(bundle, 0)
+        for paths in files.values():
+            paths[-1].unlink()
+        outcome = self.generate()
+        report = outcome.json()
+        self.assertGreater(report["experts_bridged_dense"], 0)
+        self.assertEqual(sum(self.bridged(report).values()), report["experts_bridged_dense"])
+        self.assertIn("the layer's dense stand-in takes its place", outcome.err)
+        for options in (("--threads", 1), ("--expert-ram", "1MiB")):
+            self.assertEqual(self.generate(*options).json()["tokens"], report["tokens"])
+        dense = self.chunk_files(bundle, -1)
+        self.assertEqual(len({path for paths in dense.values() for path in paths}), len(dense[0, 0]) * len({t for t, _ in dense}))
+        for path in dense[0, 0]:
+            path.unlink()
+        self.assertIn("layer 0, expert", self.generate(expect=3).err)
+
     def test_wrong_bytes_fail_under_every_policy(self):
         bundle = self.pack(*STEPS)
         files = self.chunk_files(bundle, 0)
@@ -122,6 +140,7 @@ class StandIns(DeviceCase):
         self.assertEqual(shown["unavailable"], "retry,lower")
         self.assertEqual(shown["stand_ins"]["experts_lower"], 64)
         self.assertEqual(shown["stand_ins"]["experts_twin"], 64)
+        self.assertEqual(shown["stand_ins"]["experts_dense"], 64)
         self.assertEqual(shown["codecs"].get("i2mg32"), None)
         plain = run("inspect", WORK / "wren-i8g64.moeb", "--trust", TRUST, "--json").json()
         self.assertEqual(shown["bytes_resident"], plain["bytes_resident"])
@@ -129,7 +148,8 @@ class StandIns(DeviceCase):
         run("verify", bundle, "--trust", TRUST)
         run("rebuild", bundle, "--trust", TRUST, "--model", WREN, "--profile", WORK / "wren.mprof")
         pack = ("pack", WORK / "dir-i4g64", "--key", WORK / "key.pem", "-o", self.dir / "no.moeb")
-        for steps, says in (("lower", "second_precision"), ("twin", "twins"), ("lower,retry", "in this order"), ("dense", "renormalise")):
+        for steps, says in (("lower", "second_precision"), ("twin", "twins"), ("lower,retry", "in this order"), ("dense", "dense_fallback"),
+                           ("sparse", "renormalise")):
             self.assert_refused(*pack, "--unavailable", steps, status=2, says=says, output=self.dir / "no.moeb")
 
     def test_eval_tells_what_misses_cost(self):

@@ -299,11 +299,11 @@ add("R-301", "version_empty", manifest(version=b""))
 add("R-301", "version_with_a_newline", manifest(version=b"1.0\n"))
 add("R-302", "feature_twice", manifest(required_features=[5, 5]), attack="duplicate names")
 add("R-302", "features_falling", manifest(required_features=[5, 4]))
-for step in (0, 5, 256, 2**32 - 1):
+for step in (0, 6, 256, 2**32 - 1):
     add("R-303", f"unavailability_step_{step}", manifest(unavailable=[step]))
 add("R-303", "unavailability_step_twice", manifest(unavailable=[2, 2]), attack="duplicate names")
 add("R-303", "unavailability_steps_falling", manifest(unavailable=[4, 1]))
-add(None, "every_step_of_unavailability", manifest(unavailable=[1, 2, 3, 4]))
+add(None, "every_step_of_unavailability", manifest(unavailable=[1, 2, 3, 4, 5]))
 add("R-304", "no_chunks", manifest(chunk_count=0))
 
 

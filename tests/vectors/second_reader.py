@@ -90,7 +90,7 @@ def check_manifest(m):
     must(re.fullmatch(rb"[a-z0-9._-]{1,64}", m["product"]), "R-301", "product")
     must(re.fullmatch(rb"[A-Za-z0-9._+-]{1,64}", m["version"]), "R-301", "version")
     steps = m["unavailable"]
-    must(all(1 <= step <= 4 for step in steps) and all(a < b for a, b in zip(steps, steps[1:])), "R-303", "unavailability")
+    must(all(1 <= step <= 5 for step in steps) and all(a < b for a, b in zip(steps, steps[1:])), "R-303", "unavailability")
     features = m["required_features"]
     must(all(a < b for a, b in zip(features, features[1:])), "R-302", "features")
     must(m["chunk_count"] >= 1, "R-304", "no chunks")

@@ -38,11 +38,25 @@ Status ValidateSamplerOptions(const SamplerOptions& options) {
 }
 
 int32_t Argmax(std::span<const float> logits) {
-  size_t best = 0;
-  for (size_t i = 1; i < logits.size(); ++i) {
-    if (logits[i] > logits[best] || std::isnan(logits[best])) best = i;
+  // The block of the first maximum by lanes, which the compiler turns into vectors, then its place there.
+  constexpr size_t kBlock = 1024, kLanes = 16;
+  float best = -INFINITY;
+  size_t found = 0;
+  for (size_t begin = 0; begin < logits.size(); begin += kBlock) {
+    const std::span<const float> block = logits.subspan(begin, std::min(kBlock, logits.size() - begin));
+    float largest[kLanes];
+    std::fill_n(largest, kLanes, -INFINITY);
+    size_t i = 0;
+    for (; i + kLanes <= block.size(); i += kLanes) {
+      for (size_t lane = 0; lane < kLanes; ++lane)
+        largest[lane] = block[i + lane] > largest[lane] ? block[i + lane] : largest[lane];
+    }
+    for (; i < block.size(); ++i) largest[0] = block[i] > largest[0] ? block[i] : largest[0];
+    const float most = *std::max_element(largest, largest + kLanes);
+    if (most > best) best = most, found = begin;
   }
-  return static_cast<int32_t>(best);
+  const auto place = std::find(logits.begin() + static_cast<ptrdiff_t>(found), logits.end(), best);
+  return place == logits.end() ? 0 : static_cast<int32_t>(place - logits.begin());
 }
 
 // Most likely first; ids break ties, so that the order is total.

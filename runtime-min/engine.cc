@@ -72,6 +72,10 @@ Status CheckOptions(const Program& program, EngineOptions* options) {
     return Status(ErrorCode::kUsage, StrFormat("%u prefetch lanes: there is nothing to load for them with prefetch off",
                                                options->prefetch_lanes));
   }
+  if (options->router_input_bits != 15 && options->router_input_bits != 8) {
+    return Status(ErrorCode::kUsage,
+                  StrFormat("inputs of routers in %u bits: expected 15 or 8", options->router_input_bits));
+  }
   return CheckSequences(program, options);
 }
 
@@ -136,6 +140,17 @@ Result<StandInOptions> StandInsOf(const UnitSource& source, const EngineOptions&
   return out;
 }
 
+// kUsage where no router is of integers: then their inputs are not rounded at all.
+Status CheckRouters(const UnitSource& source) {
+  for (const Unit& unit : source.dense().units) {
+    for (const UnitTensor& tensor : unit.tensors) {
+      if (source.program().tensors[tensor.tensor].role == TensorRole::kRouter && tensor.codec.coded()) return Status::Ok();
+    }
+  }
+  return Status(ErrorCode::kUsage,
+                "inputs of routers in 8 bits: the bundle's routers are floats; compress with a rule that gives them i8r");
+}
+
 uint64_t SmallestEmbedding(const Program& program) {
   uint64_t rows = INT32_MAX;
   for (const Node& node : program.nodes) {
@@ -180,6 +195,8 @@ Result<std::unique_ptr<Engine>> Engine::Create(std::unique_ptr<UnitSource> sourc
   execution.tile_tokens = engine->options_.tile_tokens;
   execution.logit_rows = engine->options_.logit_rows;
   execution.prefetch = engine->prefetch_;
+  execution.coarse_routers = options.router_input_bits == 8;
+  if (execution.coarse_routers) MOEPACK_RETURN_IF_ERROR(CheckRouters(*engine->source_));
   MOEPACK_ASSIGN_OR_RETURN(execution.stand_ins, StandInsOf(*engine->source_, options));
   MOEPACK_ASSIGN_OR_RETURN(engine->executor_,
                            Executor::Create(program, *engine->weights_, *engine->state_, *engine->cache_, pool, execution));

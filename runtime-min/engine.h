@@ -60,7 +60,10 @@ struct EngineOptions {
   // Memory is taken as sequences grow; this is what it may come to.
   uint64_t state_tokens = 0;
   KvFormat kv = KvFormat::kF32;  // kI8 takes about a quarter of the memory; its logits differ a little
-  MissPolicy misses;             // lossy unless it is kLoad
+  // Of what goes into routers that the bundle keeps as integers: 15, as into every matrix of integers, or 8. kUsage for 8
+  // where the bundle has no such router.
+  uint32_t router_input_bits = 15;
+  MissPolicy misses;  // lossy unless it is kLoad
   // Whether what the bundle allows may stand in for experts that cannot be read (Manifest::unavailable).
   bool bridge_unavailable = true;
   Notice notice;  // of the first time that a step of that bridges an expert

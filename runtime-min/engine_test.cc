@@ -211,5 +211,42 @@ TEST(Engine, RefusesWhatTheModelDoesNotHave) {
   EXPECT_EQ(Engine::Create(ToyUnits(program, "f32"), pool, {.context = 257}).status().code(), ErrorCode::kUsage);
 }
 
+// The toy model with its routers marked as such.
+Program WithRouters() {
+  Program program = testing::ToyLanguageModel();
+  for (const Node& node : program.nodes) {
+    if (node.kind != NodeKind::kMoe) continue;
+    for (const Node& maker : program.nodes) {
+      if (maker.output == node.inputs[1]) program.tensors[maker.linear.weight].role = TensorRole::kRouter;
+    }
+  }
+  return program;
+}
+
+TEST(RouterInputs, OfEightBitsChangeResultsAlikeHoweverTheyAreCut) {
+  const Program program = WithRouters();
+  ThreadPool one(1), three(3);
+  const std::vector<float> fine = AllLogits(*MakeEngine(ToyUnits(program, "i8g64"), one, {}), ToyTokens(kTokens), kTokens);
+  const auto coarse = [&](ThreadPool& pool, size_t piece, kernels::Isa isa) {
+    const auto engine = MakeEngine(ToyUnits(program, "i8g64"), pool, {.isa = isa, .router_input_bits = 8});
+    return AllLogits(*engine, ToyTokens(kTokens), piece);
+  };
+  const std::vector<float> expected = coarse(one, kTokens, kernels::BestIsa());
+  ASSERT_FALSE(expected.empty());
+  EXPECT_NE(expected, fine);
+  EXPECT_EQ(coarse(three, 1, kernels::BestIsa()), expected);
+  EXPECT_EQ(coarse(three, 13, kernels::BestIsa()), expected);
+  for (const kernels::Isa isa : kernels::SupportedIsas()) EXPECT_EQ(coarse(three, 13, isa).size(), expected.size());
+}
+
+TEST(RouterInputs, NeedRoutersOfIntegersAndKnownBits) {
+  ThreadPool pool(1);
+  const Program program = WithRouters();
+  EXPECT_EQ(Engine::Create(ToyUnits(program, "bf16"), pool, {.router_input_bits = 8}).status().code(), ErrorCode::kUsage);
+  EXPECT_EQ(Engine::Create(ToyUnits(program, "i8g64"), pool, {.router_input_bits = 7}).status().code(), ErrorCode::kUsage);
+  const Program unmarked = testing::ToyLanguageModel();
+  EXPECT_EQ(Engine::Create(ToyUnits(unmarked, "i8g64"), pool, {.router_input_bits = 8}).status().code(), ErrorCode::kUsage);
+}
+
 }  // namespace
 }  // namespace moepack::runtime

@@ -156,9 +156,29 @@ void Executor::RunEmbedding(const Node& node, Rows rows) {
           [&](size_t i) { kernels::DecodeRow(table, static_cast<size_t>(tokens_[rows.begin + i].token), out + i * width); });
 }
 
+bool Executor::IsCoarse(const Node& node) const {
+  const TensorId weight = node.linear.weight;
+  return options_.coarse_routers && program_.tensors[weight].role == TensorRole::kRouter &&
+         weights_.matrix(weight).codec().coded();
+}
+
+// Values of 8 bits with a step for each row. 127 of these steps are as many whole steps of the finer ones that all products
+// take, so these lose nothing more.
+void Executor::PrepareCoarse(ValueId value, Rows rows) {
+  const size_t width = Width(value);
+  const float* x = Row(value, rows);
+  coarse_values_.resize(rows.count * width);
+  ForEach(pool_, rows.count, width * 4,
+          [&](size_t t) { RoundTo8Bits(x + t * width, width, coarse_values_.data() + t * width); });
+  const RowsToPrepare job{coarse_values_.data(), rows.count, width, width, &coarse_};
+  PrepareRows(pool_, options_.isa, {&job, 1});
+}
+
 void Executor::RunLinears(const Step& step, Rows rows) {
   const ValueId input = program_.nodes[step.nodes[0]].inputs[0];
-  const kernels::Activations& x = Prepare(input, rows);
+  const kernels::Activations& fine = Prepare(input, rows);
+  const auto is_coarse = [this](uint32_t n) { return IsCoarse(program_.nodes[n]); };
+  if (std::any_of(step.nodes.begin(), step.nodes.end(), is_coarse)) PrepareCoarse(input, rows);
   size_t all_rows = 0;
   for (uint32_t n : step.nodes) all_rows += Width(program_.nodes[n].output);
   const size_t rows_per_item = RowsPerBlock(Width(input), rows.count, all_rows, pool_.threads());
@@ -175,6 +195,7 @@ void Executor::RunLinears(const Step& step, Rows rows) {
       const Item& item = items_[i];
       float* y = Row(item.node->output, rows);
       const size_t width = Width(item.node->output);
+      const kernels::Activations& x = IsCoarse(*item.node) ? coarse_ : fine;
       kernels::MatMul(options_.isa, weights_.matrix(item.node->linear.weight), x, y, width, item.row_begin, item.row_end);
       const float* bias = weights_.vector(item.node->linear.bias);
       for (size_t t = 0; bias != nullptr && t < rows.count; ++t, y += width) {

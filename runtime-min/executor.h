@@ -22,10 +22,11 @@ namespace moepack::runtime {
 
 struct ExecutorOptions {
   kernels::Isa isa = kernels::Isa::kScalar;
-  uint32_t context = 0;      // longest sequence
-  uint32_t tile_tokens = 0;  // most tokens a run
-  uint32_t logit_rows = 1;   // most tokens of a run whose logits are wanted
-  uint32_t prefetch = 0;     // MoE nodes whose experts are foretold, 0..kMaxPrefetchDepth
+  uint32_t context = 0;         // longest sequence
+  uint32_t tile_tokens = 0;     // most tokens a run
+  uint32_t logit_rows = 1;      // most tokens of a run whose logits are wanted
+  uint32_t prefetch = 0;        // MoE nodes whose experts are foretold, 0..kMaxPrefetchDepth
+  bool coarse_routers = false;  // inputs of quantized routers in 8 bits (EngineOptions::router_input_bits)
   StandInOptions stand_ins;
 };
 
@@ -83,6 +84,8 @@ class Executor {
   void Foretell(const Step& step, Rows rows);
   void RunEmbedding(const Node& node, Rows rows);
   void RunLinears(const Step& step, Rows rows);
+  bool IsCoarse(const Node& node) const;
+  void PrepareCoarse(ValueId value, Rows rows);
   void RunNorm(const Node& node, Rows rows);
   void RunRotary(const Node& node, Rows rows);
   void RunAttention(const Node& node, Rows rows);
@@ -115,7 +118,9 @@ class Executor {
   std::unique_ptr<MoeExecutor> moe_;
   std::unique_ptr<RoutePredictor> predictor_;  // null: nothing is foretold
   kernels::Activations activations_;
-  ValueId prepared_ = kNone;  // what activations_ holds
+  kernels::Activations coarse_;       // inputs of routers in 8 bits
+  std::vector<float> coarse_values_;  // [rows, width]
+  ValueId prepared_ = kNone;          // what activations_ holds
   Rows prepared_rows_;
   std::vector<Item> items_;
   std::vector<TokenRun> runs_;    // of the attention that runs

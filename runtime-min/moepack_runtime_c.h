@@ -100,7 +100,9 @@ typedef struct moepack_runtime_options {
   uint64_t state_tokens;
   const char* cache_policy; /* which expert makes room, in the words of --cache-policy; default: the bundle's */
   uint32_t on_miss;         /* MOEPACK_ON_MISS_ */
-  uint32_t reserved;        /* 0 */
+  /* Of what goes into routers that the bundle keeps as integers: 15 (default), or 8, which changes results; Usage for 8
+   * where the bundle has no such router. */
+  uint32_t router_input_bits;
   /* With LOWER and SKIP, both 0 or 0 <= first <= second <= 1: shares of a token's gate weight, before an expert in order of
    * weight, above which it is lowered and skipped. Default: 0.6 and 0.9. */
   double miss_lower_above, miss_skip_above;

@@ -64,6 +64,7 @@ Result<runtime::EngineOptions> EngineOptionsOf(const moepack_runtime_options& gi
   if (given.sequences != 0) options.sequences = given.sequences;
   if (given.prefetch != 0) options.prefetch = given.prefetch == MOEPACK_NO_PREFETCH ? 0 : given.prefetch;
   options.prefetch_lanes = given.prefetch_lanes;
+  if (given.router_input_bits != 0) options.router_input_bits = given.router_input_bits;
   if (given.kv_bits == 8) options.kv = runtime::KvFormat::kI8;
   if (given.expert_ram_bytes == MOEPACK_AUTO_EXPERT_RAM) {
     options.expert_ram_bytes = runtime::kAutoExperts;
@@ -95,9 +96,8 @@ Result<moepack_runtime_options> ReadOptions(const moepack_runtime_options* given
   std::memcpy(&options, given, Knows(given) ? sizeof(options) : offsetof(moepack_runtime_options, on_miss));
   if (options.kv_bits != 0 && options.kv_bits != 8 && options.kv_bits != 32) return Usage("kv_bits: expected 32 or 8");
   const bool thresholds = options.miss_lower_above != 0 || options.miss_skip_above != 0;
-  if (options.on_miss > MOEPACK_ON_MISS_SKIP || options.reserved != 0 ||
-      (options.on_miss == MOEPACK_ON_MISS_LOAD && thresholds)) {
-    return Usage("on_miss: expected a MOEPACK_ON_MISS_ value, thresholds with LOWER and SKIP only, and reserved 0");
+  if (options.on_miss > MOEPACK_ON_MISS_SKIP || (options.on_miss == MOEPACK_ON_MISS_LOAD && thresholds)) {
+    return Usage("on_miss: expected a MOEPACK_ON_MISS_ value, and thresholds with LOWER and SKIP only");
   }
   if (options.threads > kMaxThreads) return Usage("threads: expected at most 1024");
   return options;

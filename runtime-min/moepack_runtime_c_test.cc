@@ -437,7 +437,7 @@ TEST_F(RuntimeC, ExpertsAreSkippedOnlyWhenAskedFor) {
   options_.on_miss = MOEPACK_ON_MISS_LOAD;
   EXPECT_TRUE(refused()) << "thresholds without a use";
   options_.miss_skip_above = 0;
-  options_.reserved = 1;
+  options_.router_input_bits = 7;
   EXPECT_TRUE(refused()) << message_;
 }
 

@@ -122,6 +122,15 @@ void ActivateGated(const ActivationRecord& record, const float* gate, const floa
   }
 }
 
+void RoundTo8Bits(const float* x, size_t n, float* y) {
+  constexpr float kMost = 127, kTiny = 0x1p-100f;  // below it the reciprocal of the step would overflow
+  float largest = 0;
+  for (size_t i = 0; i < n; ++i) largest = std::fabs(x[i]) > largest || std::isnan(x[i]) ? std::fabs(x[i]) : largest;
+  const bool coarse = largest >= kTiny && std::isfinite(largest);
+  const float inverse = kMost / largest, step = largest / kMost;
+  for (size_t i = 0; i < n; ++i) y[i] = coarse ? std::nearbyint(x[i] * inverse) * step : x[i];
+}
+
 void Softmax(float* x, size_t n) {
   const float largest = *std::max_element(x, x + n);
   MapLanes(x, n, x, [largest](Lanes* v) {

@@ -22,6 +22,10 @@ void Activate(Activation function, const float* x, size_t n, float* y);
 // y[i] = f(gate[i]) * (up[i] + offset) with the record's limits; y may be gate or up.
 void ActivateGated(const ActivationRecord& record, const float* gate, const float* up, size_t n, float* y);
 
+// y[i] = the nearest to x[i] of 255 values, whole steps of max |x| / 127 either way; x as it is where a step would be no
+// number. y may be x.
+void RoundTo8Bits(const float* x, size_t n, float* y);
+
 // x[0, n) -> e^x / sum e^x.
 void Softmax(float* x, size_t n);
 

@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
+#include <limits>
 #include <numeric>
 #include <vector>
 
@@ -85,6 +87,24 @@ TEST(Routing, WeightsFollowTheRecord) {
   EXPECT_NEAR(RouteOne({.score_before_topk = false, .k = 2}, logits).weights[0], best / (best + second), 1e-6);
   const double sigmoid = 1 / (1 + std::exp(-2.0));
   EXPECT_NEAR(RouteOne({.score = ScoreFunction::kSigmoid, .k = 1, .scale = 2.5f}, logits).weights[0], 2.5 * sigmoid, 1e-6);
+}
+
+TEST(RoundTo8Bits, TakesTheNearestOf255Values) {
+  std::vector<float> x = {-2, 0, 0.5f, 1.999f, 0.0079f, 0.0078f}, y(x.size());
+  RoundTo8Bits(x.data(), x.size(), y.data());
+  const float step = 2.0f / 127;
+  EXPECT_EQ(y, (std::vector<float>{-127 * step, 0, 32 * step, 127 * step, step, 0}));
+  RoundTo8Bits(y.data(), y.size(), x.data());
+  EXPECT_EQ(x, y) << "values that are rounded already stay";
+  const std::vector<float> zeros(3, 0);
+  y.resize(3);
+  RoundTo8Bits(zeros.data(), 3, y.data());
+  EXPECT_EQ(y, zeros);
+  for (const float odd : {std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {
+    x = {1, odd, 0.3f};
+    RoundTo8Bits(x.data(), 3, y.data());
+    EXPECT_EQ(std::memcmp(x.data(), y.data(), 3 * sizeof(float)), 0) << "what is not finite must show in the product";
+  }
 }
 
 TEST(Metrics, PercentilesAreNearestRanks) {

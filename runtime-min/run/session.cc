@@ -105,6 +105,7 @@ Result<runtime::EngineOptions> EngineOptionsOf(const cli::Command& command, bool
   options.tile_tokens = command.GetOr<uint32_t>("tile", options.tile_tokens);
   options.sequences = command.GetOr<uint32_t>("sequences", options.sequences);  // of run bench
   MOEPACK_ASSIGN_OR_RETURN(options.kv, KvFormatOf(command));
+  options.router_input_bits = command.GetOr<uint32_t>("router-inputs", options.router_input_bits);
   MOEPACK_RETURN_IF_ERROR(ReadMissOptions(command, &options.misses));
   options.notice = [](const std::string& message) { std::fprintf(stderr, "moepack run: %s\n", message.c_str()); };
   return options;
@@ -169,9 +170,8 @@ void AddSessionOptions(cli::Command* command) {
       "nearness 10 half-life 64 pinned 25\"")(
       "prefetch", po::value<uint32_t>(),
       "layers ahead to predict experts for and load them, 0 to 4; 0: off (default: 2; 0 when all experts fit, or no thread "
-      "would ever wait)")(
-      "prefetch-lanes", po::value<uint32_t>(),
-      "threads that load them, beside --threads (default 0: those that wait for others to load)")(
+      "would ever wait)")("prefetch-lanes", po::value<uint32_t>(),
+                          "threads that load them, beside --threads (default 0: those that wait for others to load)")(
       "on-miss", po::value<std::string>(),
       "an expert that is not resident when the router has decided: load (default), lower (its lower precision where it "
       "matters less) or skip (also leave it out where it matters least); lower and skip change results")(
@@ -181,7 +181,9 @@ void AddSessionOptions(cli::Command* command) {
                   "tokens computed at once in prefill (default 256, 128 where all logits are wanted)")(
       "kv", po::value<uint32_t>(),
       "bits of the keys and values of a sequence: 32 (default), or 8 for about a quarter of the memory")(
-      "isa", po::value<std::string>(), "kernels to use instead of the best: scalar, avx2, avx512-vnni, neon-dot");
+      "router-inputs", po::value<uint32_t>(),
+      "bits of what goes into quantized routers: 15 (default), as into every matrix of integers, or 8, which changes "
+      "results")("isa", po::value<std::string>(), "kernels to use instead of the best: scalar, avx2, avx512-vnni, neon-dot");
 }
 
 namespace {
@@ -304,8 +306,8 @@ nlohmann::json ExpertsJson(const Session& session) {
   nlohmann::json out;
   for (const auto& [key, value] : all.items()) {
     if (key == "hit_rate" || key == "expert_hits" || key == "experts_prefetched" || key == "expert_misses" ||
-        key == "expert_bytes_read" ||
-        key.starts_with("experts_lowered") || key.starts_with("experts_skipped") || key.starts_with("experts_bridged")) {
+        key == "expert_bytes_read" || key.starts_with("experts_lowered") || key.starts_with("experts_skipped") ||
+        key.starts_with("experts_bridged")) {
       out[key] = value;
     }
   }

@@ -1,7 +1,9 @@
 // Which experts the routers of a bundle choose for the tokens of a text, as the device runtime computes their logits. Two
 // bundles' outputs side by side tell how often they choose alike (quantized_router.py).
 //
-//     router_choices BUNDLE TRUST TEXT CTX CHUNKS      prints a line a token and expert table: the k largest logits' experts
+//     router_choices BUNDLE TRUST TEXT CTX CHUNKS BITS   BITS of the routers' inputs, 15 or 8; prints a line a token and
+//     expert
+//                                                       table: the k largest logits' experts
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -65,6 +67,7 @@ Status PrintTable(char** argv, const Node& node, const std::vector<int32_t>& tok
   runtime::EngineOptions options;
   options.tile_tokens = options.logit_rows = kTile;
   options.context = static_cast<uint32_t>(ctx);
+  options.router_input_bits = static_cast<uint32_t>(std::strtoul(argv[6], nullptr, 10));
   MOEPACK_ASSIGN_OR_RETURN(
       const auto engine,
       runtime::Engine::Create(std::make_unique<RouterSource>(std::move(bundle), node.inputs[1]), pool, options));
@@ -83,7 +86,7 @@ Status PrintTable(char** argv, const Node& node, const std::vector<int32_t>& tok
 }
 
 Status Run(int argc, char** argv) {
-  if (argc != 6) return Status(ErrorCode::kUsage, "expected BUNDLE TRUST TEXT CTX CHUNKS");
+  if (argc != 7) return Status(ErrorCode::kUsage, "expected BUNDLE TRUST TEXT CTX CHUNKS BITS");
   ThreadPool pool(0);
   MOEPACK_ASSIGN_OR_RETURN(const auto bundle, Open(argv));
   MOEPACK_ASSIGN_OR_RETURN(const auto tokenizer, Tokenizer::Parse(bundle->tokenizer_blob()));

@@ -211,8 +211,17 @@ void Executor::RunNorm(const Node& node, Rows rows) {
   const uint64_t width = Width(node.output);
   const float* weight = weights_.vector(node.norm.weight);
   const float* bias = weights_.vector(node.norm.bias);
-  ForEach(pool_, rows.count, width,
-          [&](size_t i) { NormRow(node.norm, weight, bias, in + i * width, width, out + i * width); });
+  // What is multiplied next is prepared for it row by row, while the row is in the cache.
+  const bool multiplied = plan_.values[node.output].multiplied;
+  if (multiplied) {
+    activations_.Reshape(options_.isa, rows.count, width);
+    prepared_ = node.output;
+    prepared_rows_ = rows;
+  }
+  ForEach(pool_, rows.count, width * (multiplied ? 5 : 1), [&](size_t i) {
+    NormRow(node.norm, weight, bias, in + i * width, width, out + i * width);
+    if (multiplied) activations_.Fill(out, width, i, i + 1);
+  });
 }
 
 void Executor::RunRotary(const Node& node, Rows rows) {

@@ -165,6 +165,9 @@ Result<Plan> MakePlan(const Program& program, uint32_t tile_tokens, uint32_t log
     }
     for (uint32_t n : plan.steps[s].nodes) MOEPACK_RETURN_IF_ERROR(place_value(program.nodes[n].output, plan.steps[s].tail));
   }
+  for (const Node& node : program.nodes) {
+    if (node.kind == NodeKind::kLinear || node.kind == NodeKind::kMoe) plan.values[node.inputs[0]].multiplied = true;
+  }
   plan.arena_floats = places.end();
   return plan;
 }

@@ -21,7 +21,8 @@ struct Step {
 struct ValuePlace {
   uint64_t offset = 0;  // floats from the start of the arena, a multiple of 16
   uint64_t width = 0;
-  bool tail = false;  // of a tail step: row 0 is the first token whose logits are wanted
+  bool tail = false;        // of a tail step: row 0 is the first token whose logits are wanted
+  bool multiplied = false;  // some product of matrices reads it: linear nodes, experts
 };
 
 struct Plan {

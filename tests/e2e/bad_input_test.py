@@ -173,7 +173,9 @@ class BadInput(Case):
         self.assert_refused("compress", WREN, "-o", self.dir / "out", status=2, says="--profile")
         self.assert_refused("verify", WORK / "wren-f32.moeb", status=2, says="--trust")
         self.assert_refused("compress", WREN, "--codex", "i8g64", status=2, says="codex")
-
+        for bits, says in ((8, "routers are floats"), (16, "expected 15 or 8")):
+            self.assert_refused("run", "generate", WORK / "wren-i8g64.moeb", "--trust", TRUST, "--prompt", "a", "--router-inputs", bits,
+                                status=2, says=says)
 
     def test_gates_that_are_no_numbers(self):
         for option, values in (("--max-kld", ("nan", "-1", "inf")), ("--min-top1", ("nan", "-0.1", "1.01", "97"))):

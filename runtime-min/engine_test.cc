@@ -236,7 +236,8 @@ TEST(RouterInputs, OfEightBitsChangeResultsAlikeHoweverTheyAreCut) {
   EXPECT_NE(expected, fine);
   EXPECT_EQ(coarse(three, 1, kernels::BestIsa()), expected);
   EXPECT_EQ(coarse(three, 13, kernels::BestIsa()), expected);
-  for (const kernels::Isa isa : kernels::SupportedIsas()) EXPECT_EQ(coarse(three, 13, isa).size(), expected.size());
+  const std::vector<double> best(expected.begin(), expected.end());
+  for (const kernels::Isa isa : kernels::SupportedIsas()) EXPECT_LT(LargestDifference(coarse(three, 13, isa), best), 1e-4);
 }
 
 TEST(RouterInputs, NeedRoutersOfIntegersAndKnownBits) {

@@ -108,10 +108,12 @@ Status ExpertCache::CountAllBytes() {
 Status ExpertCache::ComputeMinimum(std::span<const uint32_t> top_k) {
   for (uint32_t t = 0; t < source_->experts().size(); ++t) {
     std::vector<uint64_t> sizes;
-    for (uint32_t e = 0; e < source_->experts()[t].experts.size(); ++e) {
+    const std::vector<std::vector<VariantKind>> kinds = VariantKinds(source_->experts()[t].experts);
+    for (uint32_t e = 0; e < kinds.size(); ++e) {
       sizes.push_back(0);
-      for (uint32_t v = 0; v < source_->experts()[t].experts[e].variants.size(); ++v)
-        sizes.back() = std::max(sizes.back(), entry(t, e, v).resident_bytes);
+      for (uint32_t v = 0; v < kinds[e].size(); ++v) {  // a dense stand-in is kept beside them, or never used
+        if (kinds[e][v] != VariantKind::kDense) sizes.back() = std::max(sizes.back(), entry(t, e, v).resident_bytes);
+      }
     }
     const size_t k = std::min<size_t>(top_k[t], sizes.size());
     std::partial_sort(sizes.begin(), sizes.begin() + static_cast<ptrdiff_t>(k), sizes.end(), std::greater<>());
@@ -142,6 +144,14 @@ Status ExpertCache::KeepDense() {
     }
   }
   return Status::Ok();
+}
+
+std::vector<std::string> ExpertCache::MissingDense() const {
+  std::vector<std::string> names;
+  for (const uint32_t index : dense_) {
+    if (!entries_[index].resident) names.push_back(NameOf(entries_[index]));
+  }
+  return names;
 }
 
 uint32_t ExpertCache::EntryIndex(uint32_t table, uint32_t expert, uint32_t variant) const {

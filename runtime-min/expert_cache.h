@@ -67,6 +67,8 @@ class ExpertCache {
   Status StartPrefetch(uint32_t lanes);
   // Loads the dense stand-ins that are kept, then experts of the hot list, hottest first, as long as they fit.
   Status Preload();
+  // Dense stand-ins that are to be kept and are not there, as messages name them.
+  std::vector<std::string> MissingDense() const;
   bool IsResident(uint32_t table, uint32_t expert, uint32_t variant = 0) const;
   // Whether a first variant is resident or a lane is loading it.
   bool IsComing(uint32_t table, uint32_t expert) const {
@@ -99,9 +101,8 @@ class ExpertCache {
   uint64_t used_bytes() const { return used_bytes_; }
   uint64_t budget_bytes() const { return budget_bytes_; }  // now
   uint64_t limit_bytes() const { return options_.limit_bytes; }
-  uint64_t all_bytes() const {
-    return all_bytes_;
-  }  // what all experts together need, each in its first variant, and what is kept
+  // What all experts together need, each in its first variant, and what is kept.
+  uint64_t all_bytes() const { return all_bytes_; }
   uint64_t minimum_bytes() const { return minimum_bytes_; }
   uint64_t kept_experts() const { return kept_experts_; }  // hot ones that never leave
   uint64_t mean_bytes(uint32_t table) const;               // resident, of one expert of a table

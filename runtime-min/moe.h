@@ -74,7 +74,7 @@ class MoeExecutor {
   void OrderGroups(uint32_t table);
   size_t ChoiceOf(size_t row, uint32_t k) const;
   void LeaveOut(const Group& group, uint32_t k);
-  bool OthersRemain(const Group& group, uint32_t k) const;
+  size_t LeaveOutBesideOthers(Group* group, uint32_t k);
   Status Bridge(const MoeNode& node, const Status& failure, size_t index, size_t* done);
   void ReportBridge(const Group& group, uint32_t table, Unavailable step, const Status& failure);
   void CountBridged(std::span<const Group> turn);

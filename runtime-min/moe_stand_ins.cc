@@ -58,13 +58,25 @@ void MoeExecutor::LeaveOut(const Group& group, uint32_t k) {
   for (size_t row = group.begin; row < group.end; ++row) place_[ChoiceOf(row, k)] = kNone;
 }
 
-// Whether each of its tokens has another choice that was not left out.
-bool MoeExecutor::OthersRemain(const Group& group, uint32_t k) const {
-  for (size_t row = group.begin; row < group.end; ++row) {
-    const auto begin = place_.begin() + static_cast<ptrdiff_t>(size_t{rows_[row]} * k);
-    if (std::count(begin, begin + k, kNone) + 1 >= static_cast<ptrdiff_t>(k)) return false;
+// Leaves the group out for those of its tokens that have another choice left; the rows of the others stay. How many went.
+size_t MoeExecutor::LeaveOutBesideOthers(Group* group, uint32_t k) {
+  const size_t all = group->rows();
+  for (size_t row = group->begin; row < group->end;) {
+    const auto choices = std::span(place_).subspan(size_t{rows_[row]} * k, k);
+    if (std::count(choices.begin(), choices.end(), kNone) + 1 >= static_cast<ptrdiff_t>(k)) {
+      ++row;
+      continue;
+    }
+    const size_t last = --group->end, choice = ChoiceOf(row, k);
+    if (row != last) {
+      place_[ChoiceOf(last, k)] = static_cast<uint32_t>(row);
+      rows_[row] = rows_[last];
+      gates_[row] = gates_[last];
+    }
+    place_[choice] = kNone;
   }
-  return true;
+  left_out_ = left_out_ || group->rows() < all;
+  return all - group->rows();
 }
 
 // Chooses what stands in for groups_[index], of which `failure` tells; the failure itself when the policy has nothing more.
@@ -107,11 +119,12 @@ Status MoeExecutor::Bridge(const MoeNode& node, const Status& failure, size_t in
         break;
       case Unavailable::kRenormalise:
         if (weight_on_input_) continue;  // weights are in the inputs of all
-        alone = !OthersRemain(group, node.routing.k);
+        if (LeaveOutBesideOthers(&group, node.routing.k) > 0) {
+          ReportBridge(group, node.table, step, failure);
+          ++stats_.renormalised;
+        }
+        alone = group.rows() > 0;
         if (alone) continue;
-        ReportBridge(group, node.table, step, failure);
-        ++stats_.renormalised;
-        LeaveOut(group, node.routing.k);
         std::swap(groups_[index], groups_[*done]);
         std::swap(turn_experts_[index], turn_experts_[*done]);
         std::swap(turn_variants_[index], turn_variants_[*done]);

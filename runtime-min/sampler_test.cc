@@ -31,6 +31,22 @@ TEST(Sampler, GreedyTakesTheLargestAndTheLowerIdOfATie) {
   EXPECT_EQ(sampler.Sample(std::vector<float>{7}), 0);
 }
 
+TEST(Sampler, ArgmaxIsTheFirstOfTheLargestWhereverItStands) {
+  for (const size_t size : {15, 16, 17, 1023, 1024, 1025, 3000}) {
+    std::vector<float> logits(size);
+    for (size_t i = 0; i < size; ++i) logits[i] = static_cast<float>((i * 7919) % 1000);
+    for (const size_t at : {size_t{0}, size / 3, size / 2, size - 1}) {
+      std::vector<float> with = logits;
+      with[at] = with[size - 1] = 2000;
+      EXPECT_EQ(Argmax(with), static_cast<int32_t>(at)) << size;
+      with[at] = with[size - 1] = std::numeric_limits<float>::quiet_NaN();
+      const auto less = [](float a, float b) { return a < b || std::isnan(a); };
+      EXPECT_EQ(Argmax(with), std::max_element(with.begin(), with.end(), less) - with.begin()) << size;
+    }
+    EXPECT_EQ(Argmax(std::vector<float>(size, -INFINITY)), 0);
+  }
+}
+
 TEST(Sampler, LogitsThatAreNotFiniteNeverWin) {
   const float nan = std::numeric_limits<float>::quiet_NaN(), inf = std::numeric_limits<float>::infinity();
   EXPECT_EQ(Argmax(std::vector<float>{nan, 1, 2, nan}), 2);

@@ -77,9 +77,9 @@ class StandInsTest : public ::testing::Test {
     }
   }
   // A dense stand-in for the experts of table 0 that are 40 wide.
-  void AddDense(FakeSource* source) const {
+  void AddDense(FakeSource* source, const char* codec = "i8g64") const {
     const testing::ToySource toy(program_);
-    source->AddDense(0, {0, 3, 5}, ParseCodec("i8g64").value(), [&toy](bool, uint32_t table, uint32_t, ExpertMatrix matrix) {
+    source->AddDense(0, {0, 3, 5}, ParseCodec(codec).value(), [&toy](bool, uint32_t table, uint32_t, ExpertMatrix matrix) {
       std::vector<float> weights = toy.LoadExpert(table, 5, matrix).value();
       for (float& w : weights) w *= 0.75f;
       return weights;
@@ -116,10 +116,11 @@ TEST_F(StandInsTest, WithoutAPolicyAMissingExpertFails) {
 TEST_F(StandInsTest, AVariantThatNothingAsksForChangesNothing) {
   auto source = Units({Unavailable::kRetry, Unavailable::kLower, Unavailable::kTwin, Unavailable::kRenormalise});
   AddLower(source.get(), "i4g16");
-  AddDense(source.get());
-  const auto engine = MakeEngine(std::move(source));
-  const uint64_t all = MakeEngine(Units())->experts().all_bytes();
-  EXPECT_EQ(engine->experts().all_bytes(), all);  // room for the first variants is room for all that is needed
+  AddDense(source.get(), "f32");
+  const auto engine = MakeEngine(std::move(source)), plain = MakeEngine(Units());
+  // Room for the first variants is room for all that is needed.
+  EXPECT_EQ(engine->experts().all_bytes(), plain->experts().all_bytes());
+  EXPECT_EQ(engine->experts().minimum_bytes(), plain->experts().minimum_bytes());
   EXPECT_EQ(Logits(*engine), Intact());
   EXPECT_EQ(engine->stand_ins().bridged(), 0u);
 }
@@ -282,6 +283,19 @@ TEST_F(StandInsTest, WhereNothingElseIsLeftADenseStandInFollowsRenormalising) {
   EXPECT_GT(engine->stand_ins().bridged_dense, 0u) << "of tokens with three that are missing";
 }
 
+TEST_F(StandInsTest, WhoIsLeftOutDoesNotDependOnTheTokensBeside) {
+  auto source = Units({Unavailable::kRenormalise, Unavailable::kDense});
+  AddDense(source.get());
+  for (const uint32_t e : {0, 1, 3, 5}) source->missing[{0, e}] = kForever;
+  const auto engine = MakeEngine(std::move(source));
+  const std::vector<float> alone = Logits(*engine, 1);
+  ASSERT_FALSE(alone.empty());
+  EXPECT_GT(engine->stand_ins().renormalised, 0u);
+  EXPECT_GT(engine->stand_ins().bridged_dense, 0u);
+  EXPECT_EQ(Logits(*engine, kTokens), alone);
+  EXPECT_EQ(Logits(*engine, 7), alone);
+}
+
 TEST_F(StandInsTest, ADenseStandInThatCannotBeReadHelpsNobodyAndWrongOnesAreRefused) {
   for (const bool wrong : {false, true}) {
     auto source = Units({Unavailable::kDense});
@@ -291,12 +305,16 @@ TEST_F(StandInsTest, ADenseStandInThatCannotBeReadHelpsNobodyAndWrongOnesAreRefu
     } else {
       source->missing[{0, kExperts}] = source->missing[{0, 0}] = source->missing[{0, 3}] = kForever;
     }
-    const auto engine = Engine::Create(std::move(source), pool_, {});
+    notices_.clear();
+    const auto engine =
+        Engine::Create(std::move(source), pool_, {.notice = [this](const std::string& text) { notices_.push_back(text); }});
     EXPECT_EQ(engine.ok(), !wrong);
     if (wrong) {
       EXPECT_EQ(engine.status().code(), ErrorCode::kDigest);
       EXPECT_NE(engine.status().message().find("layer 0, dense stand-in"), std::string::npos) << engine.status().message();
     } else {
+      ASSERT_EQ(notices_.size(), 1u);
+      EXPECT_NE(notices_[0].find("layer 0, dense stand-in: cannot be read"), std::string::npos) << notices_[0];
       EXPECT_EQ((*engine)->Run(ToyTokens(kTokens)).code(), ErrorCode::kAccess);
     }
   }

@@ -72,7 +72,8 @@ class NeuronEnergies : public RowsOfExperts {
       const auto squares = squares_.find(e);
       for (Eigen::Index j = 0; j < down.cols(); ++j) {
         const double seen = squares == squares_.end() ? 0 : squares->second[j];
-        all.push_back({seen * down.col(j).cast<double>().squaredNorm(), {e, j}});
+        const double energy = seen * down.col(j).cast<double>().squaredNorm();
+        all.push_back({std::isfinite(energy) ? energy : 0, {e, j}});
       }
     }
     std::stable_sort(all.begin(), all.end(), [](const Ranked& a, const Ranked& b) { return a.energy > b.energy; });
@@ -129,24 +130,32 @@ class NormalEquations : public RowsOfExperts {
   }
 
   void Solve() {
-    const Eigen::Index width = inner_.rows();
+    const Eigen::Index width = inner_.rows(), hidden = outer_.rows();
     const float mean = inner_.diagonal().mean();
-    fit_.down = Matrix::Zero(outer_.rows(), width);
-    const Eigen::VectorXf moments = inner_.diagonal();
-    fit_.down_input.assign(moments.begin(), moments.end());
+    fit_.down = Matrix::Zero(hidden, width);
+    fit_.down_input.assign(static_cast<size_t>(width), 0);
     fit_.energy = fit_.error = energy_;
-    if (!(mean > 0)) return;
-    for (float ridge = kRidge;; ridge *= 10) {
+    if (!(mean > 0) || !std::isfinite(mean)) return;
+    for (Eigen::Index c = 0; c < width; ++c) fit_.down_input[static_cast<size_t>(c)] = inner_(c, c);
+    for (float ridge = kRidge; ridge <= 1; ridge *= 10) {
       Matrix damped = inner_;
       damped.diagonal().array() += ridge * mean;
-      const Eigen::LLT<Matrix> factor(damped);
+      const Eigen::LLT<Eigen::Ref<Matrix>> factor(damped);  // in place
       if (factor.info() != Eigen::Success) continue;
-      fit_.down = factor.solve(outer_.transpose()).transpose();
-      break;
+      std::vector<double> gains(static_cast<size_t>((hidden + kRows - 1) / kRows));
+      pool_.ParallelFor(gains.size(), 1, [&](size_t begin, size_t end) {
+        for (size_t b = begin; b < end; ++b) {
+          const Eigen::Index at = static_cast<Eigen::Index>(b) * kRows, count = std::min(kRows, hidden - at);
+          const Matrix wanted = outer_.middleRows(at, count);
+          const Matrix down = factor.solve(wanted.transpose()).transpose();
+          fit_.down.middleRows(at, count) = down;
+          // |E|^2 - 2 E.Wh + |Wh|^2, summed, is less than |E|^2 by this.
+          gains[b] = (2 * wanted - down * inner_).cast<double>().cwiseProduct(down.cast<double>()).sum();
+        }
+      });
+      for (const double gain : gains) fit_.error -= gain;
+      return;
     }
-    // |E|^2 - 2 E.Wh + |Wh|^2, summed.
-    const Matrix fitted = fit_.down * inner_;
-    fit_.error = energy_ - (2 * outer_ - fitted).cast<double>().cwiseProduct(fit_.down.cast<double>()).sum();
   }
 
  private:

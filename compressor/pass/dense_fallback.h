@@ -35,7 +35,8 @@ struct DenseFallbackInput {
   std::function<Status(Observer*)> observe;
 };
 
-// The same result on any number of threads. Holds two matrices of [width, width] and one of the experts' outputs for a tile.
+// The same result on any number of threads. Holds two matrices of [width, width], one of [hidden, width] and the
+// experts' outputs for a tile.
 // Zeros where no token with a weight was routed to any of the experts.
 Result<DenseFallback> FitDenseFallback(const DenseFallbackInput& input, ThreadPool& pool);
 

@@ -1,9 +1,9 @@
 // Which experts the routers of a bundle choose for the tokens of a text, as the device runtime computes their logits. Two
 // bundles' outputs side by side tell how often they choose alike (quantized_router.py).
 //
-//     router_choices BUNDLE TRUST TEXT CTX CHUNKS BITS   BITS of the routers' inputs, 15 or 8; prints a line a token and
-//     expert
-//                                                       table: the k largest logits' experts
+//     router_choices BUNDLE TRUST TEXT CTX CHUNKS BITS
+//
+// BITS: of the routers' inputs, 15 or 8. Prints a line a token and expert table: the experts of the k largest logits.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>

@@ -118,6 +118,8 @@ for name, path, value in (("dense_rows", "dense.units.1.tensors.2.rows", 9),
                           ("expert_cols", "experts.1.units.1.tensors.1.cols", 8)):
     add("R-410", f"shape_of_{name}", put(path, value), attack=LIES)
 add("R-410", "expert_of_another_width", put("experts.1.experts.1.variants", [{"physical": 0}]), attack=LIES)
+add("R-410", "stand_in_of_another_width", put("experts.1.experts.1.variants", [{"physical": 1}, {"physical": 2}]), attack=LIES)
+add(None, "dense_stand_in_of_two_experts", put("experts.0.experts.1.variants", [{"physical": 1}, {"physical": 3}]))
 
 
 def extra(tensor):

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <functional>
 #include <random>
 #include <string>
 
@@ -35,21 +36,40 @@ CacheTrace FromProfile(const Profile& profile, bool unequal) {
   return trace;
 }
 
-// Experts of a table by popularity in a topic that changes now and then, disturbed from token to token by `noise`. Gumbel
-// noise makes the choice of k a draw without replacement.
+constexpr uint32_t kTables = 16, kExperts = 64, kChoices = 8;
+constexpr uint64_t kTopicTokens = 96;
+
+// Random numbers of the synthetic traces. Gumbel noise makes the choice of k a draw without replacement.
+class Draws {
+ public:
+  explicit Draws(uint64_t seed) : rng_(seed) {}
+  double Gumbel() { return -std::log(-std::log((static_cast<double>(rng_() >> 11) + 0.5) / 9007199254740992.0)); }
+  // The experts of a table that a token chooses in a topic, most popular first.
+  std::vector<uint16_t> Choose(const double* topic, double noise) {
+    std::vector<std::pair<double, uint16_t>> scores;
+    for (uint16_t e = 0; e < kExperts; ++e) scores.emplace_back(-(topic[e] + noise * Gumbel()), e);
+    std::partial_sort(scores.begin(), scores.begin() + kChoices, scores.end());
+    std::vector<uint16_t> out;
+    for (uint32_t i = 0; i < kChoices; ++i) out.push_back(scores[i].second);
+    return out;
+  }
+
+ private:
+  std::mt19937_64 rng_;
+};
+
+// Experts of a table by popularity in a topic that changes now and then, disturbed from token to token by `noise`.
 struct Synthetic {
   Profile profile;
-  double srp = 0;
+  double srp = 0, noise = 0;
+  std::vector<std::vector<double>> topics;  // [tables * experts]
 };
 Synthetic MakeSynthetic(double noise, uint64_t tokens, uint64_t seed) {
-  constexpr uint32_t kTables = 16, kExperts = 64, kChoices = 8;
-  std::mt19937_64 rng(seed);
-  const auto uniform = [&] { return (static_cast<double>(rng() >> 11) + 0.5) / 9007199254740992.0; };
-  const auto gumbel = [&] { return -std::log(-std::log(uniform())); };
+  Draws draws(seed);
   Synthetic out;
+  out.noise = noise;
   out.profile.sequence_start = {0};
   out.profile.domains = {"synthetic"};
-  std::vector<double> topic(kTables * kExperts);
   out.profile.tables.resize(kTables);
   for (TableProfile& table : out.profile.tables) {
     table.experts = kExperts;
@@ -57,22 +77,41 @@ Synthetic MakeSynthetic(double noise, uint64_t tokens, uint64_t seed) {
     table.tokens.resize(kExperts);
   }
   for (uint64_t t = 0; t < tokens; ++t) {
-    if (t % 96 == 0) {
-      for (double& score : topic) score = gumbel();
+    if (t % kTopicTokens == 0) {
+      for (double& score : out.topics.emplace_back(kTables * kExperts)) score = draws.Gumbel();
     }
     for (uint32_t m = 0; m < kTables; ++m) {
-      std::vector<std::pair<double, uint16_t>> scores;
-      for (uint16_t e = 0; e < kExperts; ++e) scores.emplace_back(-(topic[m * kExperts + e] + noise * gumbel()), e);
-      std::partial_sort(scores.begin(), scores.begin() + kChoices, scores.end());
-      for (uint32_t i = 0; i < kChoices; ++i) {
-        out.profile.tables[m].trace.push_back(scores[i].second);
-        ++out.profile.tables[m].tokens[scores[i].second];
+      for (const uint16_t e : draws.Choose(&out.topics.back()[m * kExperts], noise)) {
+        out.profile.tables[m].trace.push_back(e);
+        ++out.profile.tables[m].tokens[e];
       }
     }
   }
   const TableProfile& first = out.profile.tables[0];
   out.srp = SegmentRoutingPerformance({first.trace, out.profile.sequence_start, first.experts, first.k}, 16);
   return out;
+}
+
+// What no policy exceeds on average that loads experts when they are chosen and does not see the choices to come, even if
+// it knows the topic. Given that, tokens choose independently of each other, and what a token finds was all in memory
+// before its first layer: at best the experts with the highest probabilities.
+double MostWithoutForesight(const Synthetic& synthetic, double share) {
+  constexpr int kSamples = 2000;
+  Draws draws(99);
+  double sum = 0;
+  for (const std::vector<double>& topic : synthetic.topics) {
+    std::vector<double> probability(topic.size());
+    for (uint32_t m = 0; m < kTables; ++m) {
+      for (int i = 0; i < kSamples; ++i) {
+        for (const uint16_t e : draws.Choose(&topic[m * kExperts], synthetic.noise))
+          probability[m * kExperts + e] += 1.0 / kSamples;
+      }
+    }
+    std::sort(probability.begin(), probability.end(), std::greater<>());
+    const auto room = static_cast<size_t>(share * static_cast<double>(probability.size()));
+    for (size_t e = 0; e < room; ++e) sum += probability[e];
+  }
+  return sum / static_cast<double>(synthetic.topics.size() * kTables * kChoices);
 }
 
 // The noise that brings the consistency to 50 percent, by bisection.
@@ -115,7 +154,7 @@ nlohmann::json Foresight(const CacheTrace& trace, const CachePolicy& policy) {
   return rows;
 }
 
-void Report(const Profile& chosen_on, const Profile& compared_on, double srp) {
+nlohmann::json MakeReport(const Profile& chosen_on, const Profile& compared_on, double srp) {
   ThreadPool pool(0);
   nlohmann::json json = {{"srp", srp}, {"tokens", compared_on.tables[0].trace.size() / compared_on.tables[0].k}};
   for (const bool unequal : {false, true}) {
@@ -128,14 +167,31 @@ void Report(const Profile& chosen_on, const Profile& compared_on, double srp) {
     json[unequal ? "unequal" : "equal"] = Compare(FromProfile(compared_on, unequal), policies, kShares);
     if (!unequal) json["foresight"] = Foresight(FromProfile(compared_on, false), chosen);
   }
-  cli::PrintJson(json);
+  return json;
+}
+
+nlohmann::json ReportSynthetic(const Synthetic& chosen_on, const Synthetic& compared_on) {
+  nlohmann::json json = MakeReport(chosen_on.profile, compared_on.profile, compared_on.srp);
+  nlohmann::json most = nlohmann::json::array();
+  for (const nlohmann::json& row : json["equal"]) {
+    if (row["name"] != "chosen") continue;
+    const double share = row["share"], belady = row["belady"], hits = MostWithoutForesight(compared_on, share);
+    most.push_back({{"share", share},
+                    {"name", "most without foresight"},
+                    {"policy", nullptr},
+                    {"hit_rate", hits},
+                    {"belady", belady},
+                    {"of_belady", hits / belady}});
+  }
+  for (nlohmann::json& row : most) json["equal"].push_back(std::move(row));
+  return json;
 }
 
 Status Run(int argc, char** argv) {
   if (argc >= 2 && std::string(argv[1]) == "synthetic") {
     const Synthetic chosen_on = MakeConsistent(2048, 11), compared_on = MakeConsistent(4096, 12);
     if (argc == 2) {
-      Report(chosen_on.profile, compared_on.profile, compared_on.srp);
+      cli::PrintJson(ReportSynthetic(chosen_on, compared_on));
       return Status::Ok();
     }
     ThreadPool pool(0);
@@ -151,7 +207,7 @@ Status Run(int argc, char** argv) {
   MOEPACK_ASSIGN_OR_RETURN(const Profile evaluation, ReadProfile(PosixEnv(), argv[2]));
   double srp = 0;
   for (const TableProfile& table : evaluation.tables) srp += table.srp / static_cast<double>(evaluation.tables.size());
-  Report(calibration, evaluation, srp);
+  cli::PrintJson(MakeReport(calibration, evaluation, srp));
   return Status::Ok();
 }
 

@@ -50,8 +50,8 @@ def prepare(work, wren):
 def policy_rows(name, report):
     rows = []
     for sizes in ("equal", "unequal"):
-        for r in report[sizes]:
-            if r["share"] != 0.25 and r["name"] not in ("LRU", "chosen"):
+        for r in sorted(report[sizes], key=lambda r: r["share"]):
+            if r["share"] != 0.25 and r["name"] not in ("LRU", "chosen", "most without foresight"):
                 continue
             label = f"chosen: {r['policy']}" if r["name"] == "chosen" else r["name"]
             rows.append((name, f"{report['srp']:.0f} %", sizes, f"{100 * r['share']:g} %", label, f"{100 * r['hit_rate']:.1f} %",

@@ -112,11 +112,11 @@ void PrintSummary(const CompressReport& report, bool dry_run, const std::string&
     std::printf("%-16s %8zu %14llu\n", name.c_str(), entry.first, static_cast<unsigned long long>(entry.second));
   }
   if (report.second_experts > 0)
-    std::printf("%-16s %8zu %14llu (experts)\n", "second precision", static_cast<size_t>(report.second_experts),
-                static_cast<unsigned long long>(report.second_bytes));
+    std::printf("%-16s %8s %14llu (%zu experts)\n", "second precision", "",
+                static_cast<unsigned long long>(report.second_bytes), static_cast<size_t>(report.second_experts));
   if (report.dense_units > 0)
-    std::printf("%-16s %8zu %14llu (units)\n", "dense fallback", static_cast<size_t>(report.dense_units),
-                static_cast<unsigned long long>(report.dense_bytes));
+    std::printf("%-16s %8s %14llu (%zu stand-ins)\n", "dense fallback", "",
+                static_cast<unsigned long long>(report.dense_bytes), static_cast<size_t>(report.dense_units));
   std::printf("bundle at most %llu bytes (%.3f bits per weight), resident %llu bytes\n",
               static_cast<unsigned long long>(plan.bundle_bytes),
               static_cast<double>(plan.bundle_bytes) * 8 / static_cast<double>(report.original_parameters),

@@ -232,8 +232,8 @@ Status RunPack(int argc, char** argv) {
       "zstd-level", po::value<int>()->default_value(PackOptions().zstd_level),
       "effort of the chunk coder, 1 to 22; 0 stores chunks as they are")(
       "unavailable", Text(),
-      "what a device may do, in this order, when an expert cannot be read: some of retry,lower,twin,renormalise,dense "
-      "(default: fail)");
+      "what a device may do, in this order, when an expert cannot be read: some of retry, lower, twin, "
+      "renormalise, dense with commas and no spaces between them (default: fail)");
   commands::AddGoldenOptions(&command);
   commands::AddPassphraseOption(&command);
   MOEPACK_RETURN_IF_ERROR(command.Parse(argc, argv));

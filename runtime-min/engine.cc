@@ -201,8 +201,8 @@ Result<std::unique_ptr<Engine>> Engine::Create(std::unique_ptr<UnitSource> sourc
   MOEPACK_ASSIGN_OR_RETURN(engine->executor_,
                            Executor::Create(program, *engine->weights_, *engine->state_, *engine->cache_, pool, execution));
   MOEPACK_RETURN_IF_ERROR(engine->cache_->Preload());
-  for (const std::string& name : engine->cache_->MissingDense()) {
-    if (options.notice) options.notice(name + ": cannot be read, so experts that are lost may fail");
+  for (const Status& reason : engine->cache_->MissingDense()) {
+    if (options.notice) options.notice(reason.message() + ": experts of the layer that are lost may fail");
   }
   return engine;
 }

@@ -29,8 +29,10 @@ Status ExpertCache::SetBudget() {
   if (options_.limit_bytes < minimum_bytes_) {
     return Status(
         ErrorCode::kUsage,
-        StrFormat("expert RAM of %llu bytes is too little: the experts of one token need %llu bytes, the least to give",
-                  static_cast<unsigned long long>(options_.limit_bytes), static_cast<unsigned long long>(minimum_bytes_)));
+        StrFormat("expert RAM of %llu bytes is too little: the experts of one token%s need %llu bytes, the least to give",
+                  static_cast<unsigned long long>(options_.limit_bytes),
+                  dense_.empty() ? "" : " and the dense stand-ins of the bundle's policy",
+                  static_cast<unsigned long long>(minimum_bytes_)));
   }
   options_.limit_bytes = std::min(options_.limit_bytes, all_bytes_);
   budget_bytes_ = std::clamp(options_.start_bytes, minimum_bytes_, options_.limit_bytes);
@@ -146,12 +148,17 @@ Status ExpertCache::KeepDense() {
   return Status::Ok();
 }
 
-std::vector<std::string> ExpertCache::MissingDense() const {
-  std::vector<std::string> names;
+std::vector<Status> ExpertCache::MissingDense() const {
+  std::vector<Status> reasons;
   for (const uint32_t index : dense_) {
-    if (!entries_[index].resident) names.push_back(NameOf(entries_[index]));
+    if (!entries_[index].resident) reasons.push_back(entries_[index].failure);
   }
-  return names;
+  return reasons;
+}
+
+void ExpertCache::GiveUp(uint32_t table, uint32_t expert, uint32_t variant) {
+  Entry& e = entries_[EntryIndex(table, expert, variant)];
+  if (e.given_up == 0) e.given_up = kPinsUntilNextTry;
 }
 
 uint32_t ExpertCache::EntryIndex(uint32_t table, uint32_t expert, uint32_t variant) const {
@@ -313,8 +320,9 @@ Status ExpertCache::LoadPending() {
       stats_.bytes_read += e.stored_bytes;
       continue;
     }
+    e.failure = status.With(NameOf(e));
     if (failure.ok() || (IsUnavailable(failure) && !IsUnavailable(status))) {
-      failure = status.With(NameOf(e));
+      failure = e.failure;
       failed_entry_ = index;
     }
     Evict(index);
@@ -324,6 +332,12 @@ Status ExpertCache::LoadPending() {
 
 Result<size_t> ExpertCache::Pin(uint32_t table, std::span<const uint32_t> experts, std::span<const uint32_t> variants) {
   FinishDoneLoads();
+  for (size_t i = 0; i < experts.size(); ++i) {
+    Entry& e = entries_[EntryIndex(table, experts[i], VariantOf(variants, i))];
+    if (e.resident || e.loading || e.given_up == 0 || --e.given_up == 0) continue;
+    failed_ = i;
+    return e.failure;
+  }
   pending_.clear();
   size_t pinned = 0;
   for (; pinned < experts.size(); ++pinned) {

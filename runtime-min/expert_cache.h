@@ -53,6 +53,7 @@ struct ExpertCacheStats {
 class ExpertCache {
  public:
   static constexpr uint64_t kGrowthLookups = 256, kGrowthShare = 8;  // an eighth of the limit
+  static constexpr uint32_t kPinsUntilNextTry = 256;                 // of an expert that was given up
 
   // `source` and `pool` must outlive it. `top_k[t]`: experts that one token of table t needs. kUsage, with the minimum,
   // when the limit cannot hold the experts of one token of every table; kNoMemory.
@@ -67,8 +68,8 @@ class ExpertCache {
   Status StartPrefetch(uint32_t lanes);
   // Loads the dense stand-ins that are kept, then experts of the hot list, hottest first, as long as they fit.
   Status Preload();
-  // Dense stand-ins that are to be kept and are not there, as messages name them.
-  std::vector<std::string> MissingDense() const;
+  // Why dense stand-ins that are to be kept are not there.
+  std::vector<Status> MissingDense() const;
   bool IsResident(uint32_t table, uint32_t expert, uint32_t variant = 0) const;
   // Whether a first variant is resident or a lane is loading it.
   bool IsComing(uint32_t table, uint32_t expert) const {
@@ -86,6 +87,13 @@ class ExpertCache {
   // are not resident. Returns how many, at least one when nothing else is pinned. Errors name layer and expert; nothing
   // stays pinned by the call then. Wrong bytes come before bytes that could not be read (IsUnavailable).
   Result<size_t> Pin(uint32_t table, std::span<const uint32_t> experts, std::span<const uint32_t> variants = {});
+  // It could not be read, and something else took its place: Pin fails alike for so many times before it reads it again.
+  void GiveUp(uint32_t table, uint32_t expert, uint32_t variant);
+  bool IsGivenUp(uint32_t table, uint32_t expert, uint32_t variant) const {
+    return entry(table, expert, variant).given_up > 0;
+  }
+  // As messages name it: "layer 3, expert 5".
+  std::string NameOf(uint32_t table, uint32_t expert) const { return NameOf(entry(table, expert)); }
   // After an error of Pin: the place in `experts` of the one it names.
   size_t failed() const { return failed_; }
   // A pinned expert's weights. Valid until the next Pin: weights may move to make room.
@@ -119,6 +127,8 @@ class ExpertCache {
     bool loading = false;     // a lane has it; its block is taken, its bytes count
     bool prefetched = false;  // resident since it was loaded ahead, and not used yet
     bool kept = false;        // hot, or a dense stand-in: never leaves
+    uint32_t given_up = 0;    // pins until it is read again
+    Status failure;           // of the last try to read it
     uint64_t expected = 0;    // Expect call that named it
     uint64_t routed = 0;      // Route call that chose it
     ExpertUse use;

@@ -29,7 +29,9 @@ void ExpertCache::Expect(uint32_t table, std::span<const uint32_t> experts) {
   expectation_[table] = ++calls_;
   for (const uint32_t expert : experts) entries_[EntryIndex(table, expert)].expected = calls_;
   DropUnexpected(table);
-  for (const uint32_t expert : experts) expected_.push_back(EntryIndex(table, expert));
+  for (const uint32_t expert : experts) {
+    if (!IsGivenUp(table, expert, 0)) expected_.push_back(EntryIndex(table, expert));
+  }
 }
 
 // Takes what is left of an earlier Expect of `table` back; loads under way go on.

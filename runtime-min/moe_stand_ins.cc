@@ -84,7 +84,9 @@ size_t MoeExecutor::LeaveOutBesideOthers(Group* group, uint32_t k) {
 Status MoeExecutor::Bridge(const MoeNode& node, const Status& failure, size_t index, size_t* done) {
   if (!IsUnavailable(failure)) return failure;
   Group& group = groups_[index];
+  const auto give_up = [&] { cache_->GiveUp(node.table, group.expert, group.variant); };
   const auto use = [&](uint32_t variant, VariantKind kind) {
+    give_up();
     group.variant = turn_variants_[index] = variant;
     group.stand_in = kind;
     group.retries = 0;
@@ -107,7 +109,7 @@ Status MoeExecutor::Bridge(const MoeNode& node, const Status& failure, size_t in
     VariantKind kind = VariantKind::kFirst;
     switch (step) {
       case Unavailable::kRetry:
-        if (group.retries == kRetries) continue;
+        if (group.retries == kRetries || cache_->IsGivenUp(node.table, group.expert, group.variant)) continue;
         ++group.retries;
         ReportBridge(group, node.table, step, failure);
         return Status::Ok();
@@ -125,6 +127,7 @@ Status MoeExecutor::Bridge(const MoeNode& node, const Status& failure, size_t in
         }
         alone = group.rows() > 0;
         if (alone) continue;
+        give_up();
         std::swap(groups_[index], groups_[*done]);
         std::swap(turn_experts_[index], turn_experts_[*done]);
         std::swap(turn_variants_[index], turn_variants_[*done]);
@@ -139,6 +142,8 @@ Status MoeExecutor::Bridge(const MoeNode& node, const Status& failure, size_t in
     ReportBridge(group, node.table, step, failure);
     return use(*variant, kind);
   }
+  if (group.stand_in != VariantKind::kFirst)
+    return failure.With(cache_->NameOf(node.table, group.expert) + " cannot be read, nor what stands in for it");
   return alone ? failure.With("of the experts that a token needs none can be read") : failure;
 }
 

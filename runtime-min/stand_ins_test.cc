@@ -314,9 +314,32 @@ TEST_F(StandInsTest, ADenseStandInThatCannotBeReadHelpsNobodyAndWrongOnesAreRefu
       EXPECT_NE(engine.status().message().find("layer 0, dense stand-in"), std::string::npos) << engine.status().message();
     } else {
       ASSERT_EQ(notices_.size(), 1u);
-      EXPECT_NE(notices_[0].find("layer 0, dense stand-in: cannot be read"), std::string::npos) << notices_[0];
-      EXPECT_EQ((*engine)->Run(ToyTokens(kTokens)).code(), ErrorCode::kAccess);
+      EXPECT_NE(notices_[0].find("layer 0, dense stand-in: chunk at offset 8192"), std::string::npos) << notices_[0];
+      const Status status = (*engine)->Run(ToyTokens(kTokens));
+      EXPECT_EQ(status.code(), ErrorCode::kAccess);
+      EXPECT_NE(status.message().find(" cannot be read, nor what stands in for it: layer 0, dense stand-in"),
+                std::string::npos)
+          << status.message();
     }
+  }
+}
+
+TEST_F(StandInsTest, WhatIsLostIsNotReadAgainForEveryToken) {
+  for (const std::vector<Unavailable>& policy :
+       {std::vector{Unavailable::kRetry, Unavailable::kDense}, {Unavailable::kRenormalise}}) {
+    auto source = Units(policy);
+    AddDense(source.get());
+    constexpr int kTimes = 5;
+    source->missing[{0, 5}] = kTimes;  // then it is back
+    std::atomic<int> reads{0};
+    source->before_read = [&reads](uint32_t table, uint32_t physical) { reads += table == 0 && physical == 5; };
+    const auto engine = MakeEngine(std::move(source));
+    const uint64_t bridged_at_once = (Logits(*engine, 1), engine->stand_ins().bridged());
+    EXPECT_GT(bridged_at_once, 4u);
+    EXPECT_LE(reads, 3) << "with two retries";
+    for (int pass = 0; pass < 400 && reads <= kTimes; ++pass) Logits(*engine, 1);
+    EXPECT_GT(reads, kTimes);
+    EXPECT_EQ(Logits(*engine, 1), Intact()) << "a chunk that comes back is used";
   }
 }
 

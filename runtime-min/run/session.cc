@@ -330,14 +330,24 @@ nlohmann::json MetricsJson(const runtime::RunMetrics& metrics) {
   return object;
 }
 
+// How often something took the place of an expert that could not be read; empty when nothing did.
+std::string BridgedText(const runtime::RunMetrics& m) {
+  uint64_t bridged = 0;
+  for (const std::optional<uint64_t>& step : {m.experts_bridged_retry, m.experts_bridged_lower, m.experts_bridged_twin,
+                                              m.experts_bridged_renormalise, m.experts_bridged_dense})
+    bridged += step.value_or(0);
+  return bridged == 0 ? "" : ", " + std::to_string(bridged) + " bridged";
+}
+
 std::string MetricsText(const runtime::RunMetrics& m) {
   std::string text = "first token " + Number(m.ttft_ms, 1, " ms") + ", prefill " +
                      Number(m.prefill_tokens_per_s, 0, " tokens/s") + ", decode " +
                      Number(m.decode_tokens_per_s, 0, " tokens/s") + " (a token: median " + Number(m.p50_ms, 2, "") +
                      ", 95% " + Number(m.p95_ms, 2, "") + ", 99% " + Number(m.p99_ms, 2, " ms") + ")\n";
   text += "expert cache: " + Number(m.hit_rate, 1, "% hits", 100) + PrefetchText(m) + ", " +
-          std::to_string(m.expert_loads.value_or(0)) + " loads, " + FormatBytes(m.expert_bytes_read.value_or(0)) +
-          " read; peak memory " + FormatBytes(m.peak_rss_bytes.value_or(0)) + (m.verified ? "; verified" : "; NOT verified");
+          std::to_string(m.expert_loads.value_or(0)) + " loads, " + FormatBytes(m.expert_bytes_read.value_or(0)) + " read" +
+          BridgedText(m) + "; peak memory " + FormatBytes(m.peak_rss_bytes.value_or(0)) +
+          (m.verified ? "; verified" : "; NOT verified");
   return text;
 }
 

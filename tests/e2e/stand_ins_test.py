@@ -149,7 +149,7 @@ class StandIns(DeviceCase):
         self.assertGreater(shown["bytes_stored"], plain["bytes_stored"])
         statement = json.loads((SOURCE / "tests/schemas/statement.schema.json").read_text())
         every = self.dir / "every.moeb"
-        run("pack", self.folder, "--key", WORK / "key.pem", "--unavailable", ",".join(STEPS), "-o", every)
+        run("pack", self.folder, "--key", WORK / "key.pem", "--product", "wren", "--unavailable", ",".join(STEPS), "-o", every)
         for packed in (bundle, every):
             jsonschema.validate(run("inspect", packed, "--trust", TRUST, "--json").json()["provenance"]["statement"], statement)
         run("verify", bundle, "--trust", TRUST)

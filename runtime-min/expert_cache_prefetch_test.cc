@@ -334,5 +334,17 @@ TEST_F(ExpertCachePrefetch, GuessesNeverChangeWhatIsInMemory) {
   }
 }
 
+TEST_F(ExpertCachePrefetch, WhatWasGivenUpIsNotLoadedAhead) {
+  ExpertCache cache = MakeCache({});
+  source_->missing[{0, 1}] = 1;
+  EXPECT_EQ(Use(cache, 0, {1}).code(), ErrorCode::kAccess);
+  cache.GiveUp(0, 1, 0);
+  ASSERT_EQ(gate_.reads(0, 1), 1);
+  cache.Expect(0, std::vector<uint32_t>{1, 2});
+  PinUntilResident(cache, 0, 2);  // named after it
+  EXPECT_EQ(gate_.reads(0, 1), 1);
+  EXPECT_FALSE(cache.IsResident(0, 1));
+}
+
 }  // namespace
 }  // namespace moepack::runtime

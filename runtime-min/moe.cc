@@ -229,7 +229,7 @@ void MoeExecutor::ExpandItem(const MoeNode& node, const Group& group, const Item
 // stand-in has none.
 void MoeExecutor::AddBias(const float* bias, size_t columns, const Group& group, const Item& item, float* values,
                           size_t stride) const {
-  if (bias == nullptr || !HasBiases(group)) return;
+  if (bias == nullptr || !group.has_biases()) return;
   const float* row = bias + group.expert * columns;
   for (size_t t = 0; t < group.rows(); ++t) {
     for (size_t r = item.row_begin; r < item.row_end; ++r) values[t * stride + r] += row[r];

@@ -58,9 +58,8 @@ class MoeExecutor {
     bool skipped = false;                        // by MissPolicy
     uint32_t retries = 0;                        // reads of this variant that were repeated
     size_t rows() const { return end - begin; }
+    bool has_biases() const { return stand_in != VariantKind::kDense; }  // the expert's own
   };
-  // Its matrices are the expert's own, or one of its kind: then the expert's biases belong to them.
-  static bool HasBiases(const Group& group) { return group.stand_in != VariantKind::kDense; }
   // Rows of one expert's matrix, the unit of work.
   struct Item {
     size_t group = 0;  // of the turn

@@ -21,7 +21,7 @@ from second_reader import Bundle  # noqa: E402
 MOEPACK, OUT = ROOT / "build/release/bin/moepack", ROOT / "docs/results/runtime.md"
 RECIPE = "version: 1\ndefaults: {codec: i8g64}\nsecond_precision: {codec: i2mg32}\ntwins: true\ndense_fallback: {codec: i8g64}\n"
 STEPS = ("lower", "twin", "renormalise", "dense", "renormalise,dense")
-SHARES = (0.125, 0.25, 0.5, 1)
+SHARES = (0, 0.125, 0.25, 0.5, 1)
 
 
 def prepare(work, wren, chunks):

@@ -162,8 +162,8 @@ bool Executor::IsCoarse(const Node& node) const {
          weights_.matrix(weight).codec().coded();
 }
 
-// Values of 8 bits with a step for each row. 127 of these steps are as many whole steps of the finer ones that all products
-// take, so these lose nothing more.
+// Values of 8 bits with a step for each row. All products take finer steps, 257 of which are one of these: nothing more is
+// lost.
 void Executor::PrepareCoarse(ValueId value, Rows rows) {
   const size_t width = Width(value);
   const float* x = Row(value, rows);

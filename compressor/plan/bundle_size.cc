@@ -69,42 +69,24 @@ void PlaceChunks(uint64_t first_offset, Tables* tables) {
   tables->chunk_area_bytes = end;
 }
 
-// A unit of the shapes of one expert's matrices, all in one codec.
-Result<Unit> UnitInCodec(std::span<const TensorRef> matrices, const RatedCodec& codec) {
-  Unit unit;
-  for (const TensorRef& ref : matrices) unit.tensors.push_back({static_cast<uint32_t>(ref.matrix), codec.codec, ref.shape});
+// Adds the units that `further` names, by table and expert, behind those that are there: each shaped as the first expert
+// that names it.
+Status AddFurtherUnits(std::span<const TensorRef> tensors, const ExpertIndex& further, const RatedCodec& codec,
+                       Tables* out) {
   const std::vector<RatedCodec> codecs(kExpertMatrices, codec);
-  MOEPACK_ASSIGN_OR_RETURN(const ExpertBytes bytes, BytesOfExpert(matrices, codecs));
-  AddChunks(true, bytes.stored, bytes.plain, &unit);
-  return unit;
-}
-
-// Adds the second units behind the first ones of every table.
-Status AddSecondUnits(std::span<const TensorRef> tensors, const ExpertIndex& seconds, const RatedCodec& codec, Tables* out) {
   for (size_t i = 0, count = 1; i < tensors.size(); i += count) {
     const TensorRef& first = tensors[i];
     count = 1;
     if (!first.is_expert()) continue;
     while (i + count < tensors.size() && tensors[i + count].unit == first.unit) ++count;
-    if (!seconds[first.table][first.expert]) continue;
-    MOEPACK_ASSIGN_OR_RETURN(Unit unit, UnitInCodec(tensors.subspan(i, count), codec));
-    out->experts[first.table].units.push_back(std::move(unit));
-  }
-  return Status::Ok();
-}
-
-// Adds the dense stand-ins, shaped as the first expert of each width, behind all other units of every table.
-Status AddDenseUnits(std::span<const TensorRef> tensors, const ExpertIndex& dense, const RatedCodec& codec, Tables* out) {
-  for (size_t i = 0; i < tensors.size();) {
-    const TensorRef& first = tensors[i];
-    size_t count = 1;
-    while (i + count < tensors.size() && first.is_expert() && tensors[i + count].unit == first.unit) ++count;
-    const std::span<const TensorRef> matrices = tensors.subspan(i, count);
-    i += count;
-    if (!first.is_expert()) continue;
     std::vector<Unit>& units = out->experts[first.table].units;
-    if (dense[first.table][first.expert] != units.size()) continue;
-    MOEPACK_ASSIGN_OR_RETURN(Unit unit, UnitInCodec(matrices, codec));
+    if (further[first.table][first.expert] != units.size()) continue;
+    const std::span<const TensorRef> matrices = tensors.subspan(i, count);
+    Unit unit;
+    for (const TensorRef& ref : matrices)
+      unit.tensors.push_back({static_cast<uint32_t>(ref.matrix), codec.codec, ref.shape});
+    MOEPACK_ASSIGN_OR_RETURN(const ExpertBytes bytes, BytesOfExpert(matrices, codecs));
+    AddChunks(true, bytes.stored, bytes.plain, &unit);
     units.push_back(std::move(unit));
   }
   return Status::Ok();
@@ -133,8 +115,8 @@ Result<Tables> MakeTables(const Program& program, std::span<const TensorRef> ten
     AddChunks(first.is_expert(), stored, plain, &unit);
     (first.is_expert() ? out.experts[first.table].units : out.dense.units).push_back(std::move(unit));
   }
-  if (extras.second) MOEPACK_RETURN_IF_ERROR(AddSecondUnits(tensors, further.seconds, *extras.second, &out));
-  if (extras.dense) MOEPACK_RETURN_IF_ERROR(AddDenseUnits(tensors, further.dense, *extras.dense, &out));
+  if (extras.second) MOEPACK_RETURN_IF_ERROR(AddFurtherUnits(tensors, further.seconds, *extras.second, &out));
+  if (extras.dense) MOEPACK_RETURN_IF_ERROR(AddFurtherUnits(tensors, further.dense, *extras.dense, &out));
   PlaceChunks(first_offset, &out);
   return out;
 }

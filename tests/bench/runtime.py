@@ -58,8 +58,8 @@ def ours(work, codec):
     """Prefill of a whole prompt, and decoding from an empty context as llama-bench does it, between two looks at the bandwidth."""
     prefill = bench(work, codec, PROMPT, 1)
     before, decode, after = bandwidth(), bench(work, codec, 1, DECODE), bandwidth()
-    return {"read": (before + after) / 2, "decode": decode["decode_tokens_per_s"], "prefill": prefill["prefill_tokens_per_s"], "rss": prefill["peak_rss_bytes"],
-            "weights": prefill["dense_bytes"] + prefill["expert_bytes"], "state": prefill["state_bytes"],
+    return {"read": (before + after) / 2, "decode": decode["decode_tokens_per_s"], "prefill": prefill["prefill_tokens_per_s"],
+            "rss": prefill["peak_rss_bytes"], "weights": prefill["dense_bytes"] + prefill["expert_bytes"], "state": prefill["state_bytes"],
             "token_bytes": decode["weight_bytes_per_token"]}
 
 
@@ -79,7 +79,7 @@ def measure(work, peer_bin, pairs, rounds):
     for i in range(rounds):
         for codec, peer in pairs:
             a, b = ours(work, codec), theirs(work, peer, peer_bin)
-            samples[codec].append({"read": a["read"], "ours": a, "theirs": b})
+            samples[codec].append({"ours": a, "theirs": b})
             print(f"{i} {codec}: decode {a['decode']:.1f} / {b['decode']:.1f}, prefill {a['prefill']:.0f} / {b['prefill']:.0f}, "
                   f"read {a['read']:.1f} GB/s", file=sys.stderr, flush=True)
     return samples
@@ -94,11 +94,11 @@ def speed_tables(samples, pairs):
              "|---|---|---|---|---|---|---|---|---|---|"]
     for codec, peer in pairs:
         rows = samples[codec]
-        roofline = [r["read"] * 1e9 / r["ours"]["token_bytes"] for r in rows]
+        roofline = [r["ours"]["read"] * 1e9 / r["ours"]["token_bytes"] for r in rows]
         target = [min(SPEEDUP * r["theirs"]["decode"], OF_ROOFLINE * limit) for r, limit in zip(rows, roofline)]
         lines.append(f"| {codec} | {peer} | {median(rows, lambda r: r['ours']['decode']):.1f} "
                      f"| {median(rows, lambda r: r['theirs']['decode']):.1f} "
-                     f"| {median(rows, lambda r: r['ours']['decode'] / r['theirs']['decode']):.2f} | {median(rows, lambda r: r['read']):.1f} "
+                     f"| {median(rows, lambda r: r['ours']['decode'] / r['theirs']['decode']):.2f} | {median(rows, lambda r: r['ours']['read']):.1f} "
                      f"| {rows[0]['ours']['token_bytes'] / 1e6:.1f} | {statistics.median(roofline):.1f} "
                      f"| {statistics.median(r['ours']['decode'] / limit for r, limit in zip(rows, roofline)):.2f} "
                      f"| {statistics.median(r['ours']['decode'] / aim for r, aim in zip(rows, target)):.2f} |")
